@@ -1,0 +1,2 @@
+// r1run: the front door.
+int main() { return 0; }

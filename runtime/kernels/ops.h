@@ -1,0 +1,145 @@
+// The operations of training and decoding: one free function each, dispatched on the tensors' device.
+//
+// Legend: T tokens of a micro-batch (rows * seq_len, or this rank's part of them), H hidden, F ffn (local), V vocabulary
+// (local part), D head dim, NQ/NKV query/key-value heads (local), IN/OUT dims of a linear layer.
+// All tensors are contiguous row-major unless a stride is named. Any count may be 0 (a rank without heads): no-op.
+// Every function enqueues on `s` and returns; on CPU it has run when it returns. On CPU all floats are fp32. On CUDA
+// activations and weights are bf16 (fp32 in verification mode), accumulation is fp32, `dw`, `db` gradients are fp32
+// (or bf16 with --state-dtype bf16), statistics (rstd, lse, loss) are fp32.
+// "+=" marks accumulation into the output; everything else overwrites. Results on CPU do not depend on the number of threads.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "runtime/device/tensor.h"
+
+namespace r1::kernels {
+
+// ---------------------------------------------------------------- linear (op: linear)
+
+/// y = x w^T + bias. x [T, IN], w [OUT, IN], bias [OUT] or empty, y [T, OUT].
+void linear_forward(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& y, const Stream& s);
+/// dx = dy w (accumulate: dx += dy w). dy [T, OUT], w [OUT, IN], dx [T, IN].
+void linear_backward_input(const Tensor& dy, const Tensor& w, const Tensor& dx, bool accumulate, const Stream& s);
+/// dw += dy^T x. dy [T, OUT], x [T, IN], dw [OUT, IN].
+void linear_backward_weight(const Tensor& dy, const Tensor& x, const Tensor& dw, const Stream& s);
+/// db += column sums of dy. dy [T, OUT], db [OUT].
+void bias_backward(const Tensor& dy, const Tensor& db, const Stream& s);
+
+// ---------------------------------------------------------------- embedding (op: embedding)
+
+/// y[t] = w[ids[t] - vocab_begin], or zeros where ids[t] is not in this rank's vocabulary part.
+/// ids [T] int32, w [V, H], y [T, H].
+void embedding_forward(const Tensor& ids, const Tensor& w, int64_t vocab_begin, const Tensor& y, const Stream& s);
+/// dw[ids[t] - vocab_begin] += dy[t] for the ids in this rank's part; a fixed order of summation.
+void embedding_backward(const Tensor& ids, const Tensor& dy, int64_t vocab_begin, const Tensor& dw, const Stream& s);
+
+// ---------------------------------------------------------------- RMSNorm (op: rmsnorm; Zhang & Sennrich 2019)
+
+/// y = x * rstd * w, rstd = 1/sqrt(mean(x^2) + eps). x, y [T, H], w [H], rstd [T] fp32.
+void rmsnorm_forward(const Tensor& x, const Tensor& w, float eps, const Tensor& y, const Tensor& rstd, const Stream& s);
+/// sum = x + delta; y = rmsnorm(sum). sum may alias x. The fused residual add of a block edge.
+void add_rmsnorm_forward(const Tensor& x, const Tensor& delta, const Tensor& w, float eps, const Tensor& sum,
+                         const Tensor& y, const Tensor& rstd, const Stream& s);
+/// dx = (gradient through the norm of dy) + residual; dw += ... . `residual` [T, H] is the gradient arriving on the
+/// skip path, or empty. dx may alias residual or dy.
+void rmsnorm_backward(const Tensor& dy, const Tensor& x, const Tensor& w, const Tensor& rstd, const Tensor& residual,
+                      const Tensor& dx, const Tensor& dw, const Stream& s);
+
+// ---------------------------------------------------------------- RoPE and q/k norm (op: rope)
+
+/// Rotation in the half-split convention of Hugging Face (rotate_half) of q and k inside a fused qkv tensor, in place.
+/// qkv [T, (NQ + 2 NKV) * D]: q heads, then k heads, then v heads; v is left alone. positions [T] int32.
+/// cos_sin [max_positions, D]: first D/2 columns cos, last D/2 sin, fp32 (attention scaling already multiplied in).
+/// `inverse` rotates back: the backward of the rotation applied to a gradient.
+struct RopeArgs {
+  int64_t q_heads = 0, kv_heads = 0, head_dim = 0;
+  bool inverse = false;
+};
+void rope(const Tensor& qkv, const Tensor& positions, const Tensor& cos_sin, const RopeArgs& args, const Stream& s);
+
+/// Qwen3's RMSNorm of each q and k head over D (before RoPE). raw and out [T, (NQ + 2 NKV) * D]: v is copied;
+/// q_weight, k_weight [D]; rstd [T, NQ + NKV] fp32. out must not alias raw.
+void qk_norm_forward(const Tensor& raw, const Tensor& q_weight, const Tensor& k_weight, float eps, const RopeArgs& args,
+                     const Tensor& out, const Tensor& rstd, const Stream& s);
+/// Backward of qk_norm_forward; d [T, (NQ + 2 NKV) * D] is the gradient of out on entry and of raw on return (in
+/// place); dq_weight, dk_weight [D] +=.
+void qk_norm_backward(const Tensor& d, const Tensor& raw, const Tensor& q_weight, const Tensor& k_weight,
+                      const Tensor& rstd, const RopeArgs& args, const Tensor& dq_weight, const Tensor& dk_weight,
+                      const Stream& s);
+
+// ---------------------------------------------------------------- attention (op: attention; Dao et al. 2022, 2023)
+
+/// Causal attention, confined to segments (packed samples), with grouped query heads.
+/// cu_seqlens [segments + 1] int32 on the device: segment i covers tokens [cu[i], cu[i+1]); host_cu is the same on the host.
+/// kv_of_q: for each local q head the local kv head it reads (host; size q_heads; non-decreasing). Uneven groups occur
+/// when tensor parallelism cuts inside a group.
+struct AttentionArgs {
+  int64_t q_heads = 0, kv_heads = 0, head_dim = 0;
+  std::span<const int32_t> kv_of_q;
+  float scale = 1.0F;  ///< multiplies q.k before the softmax (1/sqrt(D))
+  int64_t max_segment = 0;
+  std::span<const int32_t> host_cu;
+};
+/// o = softmax(q k^T * scale) v within each segment. qkv [T, (NQ + 2 NKV) * D], o [T, NQ * D], lse [NQ, T] fp32
+/// (log-sum-exp of the scaled scores, natural log). `workspace` from attention_workspace_bytes (uint8).
+void attention_forward(const Tensor& qkv, const Tensor& cu_seqlens, const AttentionArgs& args, const Tensor& o,
+                       const Tensor& lse, const Tensor& workspace, const Stream& s);
+/// dqkv (all three parts, overwritten) from do_ [T, NQ * D].
+void attention_backward(const Tensor& do_, const Tensor& qkv, const Tensor& o, const Tensor& lse,
+                        const Tensor& cu_seqlens, const AttentionArgs& args, const Tensor& dqkv,
+                        const Tensor& workspace, const Stream& s);
+/// Bytes of workspace that forward and backward need for T tokens. Pure, the plan calls it too. (CPU: 0.)
+[[nodiscard]] size_t attention_workspace_bytes(DeviceKind kind, int64_t tokens, int64_t q_heads, int64_t kv_heads,
+                                               int64_t head_dim);
+
+// ---------------------------------------------------------------- SwiGLU (op: swiglu; Shazeer 2020)
+
+/// h = silu(gate) * up. gate_up [T, 2 F] (gate columns first), h [T, F].
+void swiglu_forward(const Tensor& gate_up, const Tensor& h, const Stream& s);
+/// dgate_up from dh. dgate_up may alias gate_up.
+void swiglu_backward(const Tensor& dh, const Tensor& gate_up, const Tensor& dgate_up, const Stream& s);
+
+// ---------------------------------------------------------------- cross-entropy over a vocabulary part (op: cross_entropy)
+
+/// Per-token statistics of this rank's logits part, to be combined over tp:
+/// stats [3, C] fp32: row 0 maximum, row 1 sum of exp(logit - own maximum), row 2 logit of the target (0 when the target
+/// is not in this part or is negative). logits [C, V], targets [C] int32 (negative: not trained). V may be 0: max -inf, sum 0.
+void cross_entropy_stats(const Tensor& logits, const Tensor& targets, int64_t vocab_begin, const Tensor& stats,
+                         const Stream& s);
+/// Combines the parts of all tp ranks: all_stats [P, 3, C] -> lse [C] and loss [C] fp32 (0 where not trained).
+void cross_entropy_combine(const Tensor& all_stats, const Tensor& targets, const Tensor& lse, const Tensor& loss,
+                           const Stream& s);
+/// logits <- (softmax(logits) - onehot(target)) * scale in place, rows not trained become 0. lse [C].
+void cross_entropy_backward(const Tensor& logits, const Tensor& targets, int64_t vocab_begin, const Tensor& lse,
+                            float scale, const Stream& s);
+
+// ---------------------------------------------------------------- optimizer and small helpers (op: optim)
+
+/// One AdamW step (Loshchilov & Hutter 2019, decoupled decay) over n elements of flat ranges.
+/// p (weights, storage dtype), master (fp32, or empty when p is fp32 itself), g (gradient), m, v (moments).
+/// `grad_scale` multiplies g first (clipping). step counts from 1. PyTorch's order of operations:
+/// p *= 1 - lr*wd; m = b1 m + (1-b1) g; v = b2 v + (1-b2) g^2; p -= lr/(1-b1^t) * m / (sqrt(v)/sqrt(1-b2^t) + eps).
+struct AdamWArgs {
+  float lr = 0, beta1 = 0.9F, beta2 = 0.999F, eps = 1e-8F, weight_decay = 0;
+  int64_t step = 1;
+  uint64_t seed = 0;  ///< stochastic rounding of bf16 states, keyed by (seed, step, element)
+};
+/// grad_scale: fp32 scalar on the device (so that clipping needs no host round trip); 0 skips the step (weights unchanged).
+void adamw_step(const Tensor& p, const Tensor& master, const Tensor& g, const Tensor& m, const Tensor& v,
+                const Tensor& grad_scale, const AdamWArgs& args, const Stream& s);
+/// out[0] += sum of squares of x (fp64 accumulation, fixed order). out [1] fp64.
+void sum_of_squares(const Tensor& x, const Tensor& out, const Stream& s);
+/// dst += src; same shape, dtypes may differ.
+void add_into(const Tensor& dst, const Tensor& src, const Stream& s);
+/// out = a + b.
+void add(const Tensor& a, const Tensor& b, const Tensor& out, const Stream& s);
+/// dst = src converted to dst's dtype.
+void cast(const Tensor& src, const Tensor& dst, const Stream& s);
+/// x *= factor.
+void scale(const Tensor& x, float factor, const Stream& s);
+/// dst[r, :] = src[r, 0:cols] of a wider row: copies columns [begin, begin + dst.dim(1)) of src [R, C].
+void copy_columns(const Tensor& src, int64_t begin, const Tensor& dst, const Stream& s);
+
+}  // namespace r1::kernels

@@ -1,0 +1,2 @@
+// r1run-rank: one process per rank.
+int main() { return 0; }
