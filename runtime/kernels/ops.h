@@ -94,6 +94,31 @@ void attention_backward(const Tensor& do_, const Tensor& qkv, const Tensor& o, c
 [[nodiscard]] size_t attention_workspace_bytes(DeviceKind kind, int64_t tokens, int64_t q_heads, int64_t kv_heads,
                                                int64_t head_dim);
 
+// ---------------------------------------------------------------- decoding with a paged KV cache (op: decode_attention)
+
+/// Heads as in AttentionArgs. max_context is the largest of context_lens (host; it sizes the launch and the workspace).
+struct DecodeAttentionArgs {
+  int64_t q_heads = 0, kv_heads = 0, head_dim = 0;
+  std::span<const int32_t> kv_of_q;
+  float scale = 1.0F;
+  int64_t max_context = 0;
+};
+/// Writes k and v of each token into its slot of the paged cache. qkv [T, (NQ + 2 NKV) * D] (after RoPE); slots [T] int64:
+/// block * block_size + offset, negative: the token is not stored (padding). k_cache, v_cache [blocks, block_size, NKV, D].
+/// No slot may occur twice.
+void kv_cache_append(const Tensor& qkv, const Tensor& slots, const DecodeAttentionArgs& args, const Tensor& k_cache,
+                     const Tensor& v_cache, const Stream& s);
+/// o = softmax(q k^T * scale) v of one query token a sequence against all keys of its context (the token's own k and v
+/// are in the cache already). q [B, >= NQ * D]: the first NQ * D columns of each row are read, so that the fused qkv row
+/// serves as it is. block_table [B, max_blocks] int32: the cache block that holds positions [i * block_size, (i + 1) *
+/// block_size) of sequence b; entries past the context are not read. context_lens [B] int32; 0: o row is 0. o [B, NQ * D].
+void decode_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, const Tensor& block_table,
+                      const Tensor& context_lens, const DecodeAttentionArgs& args, const Tensor& o,
+                      const Tensor& workspace, const Stream& s);
+/// Bytes of workspace decode_attention needs for B sequences. Pure. (CPU: 0.)
+[[nodiscard]] size_t decode_attention_workspace_bytes(DeviceKind kind, int64_t sequences, int64_t q_heads,
+                                                      int64_t head_dim, int64_t max_context);
+
 // ---------------------------------------------------------------- SwiGLU (op: swiglu; Shazeer 2020)
 
 /// h = silu(gate) * up. gate_up [T, 2 F] (gate columns first), h [T, F].
