@@ -397,10 +397,12 @@ RankPlan plan_rank(const ModelSpec& spec, const MeshShape& mesh, const MeshCoord
     add("token loss", {tokens}, DType::kF32);
   }
   if (needs.workspace_bytes > 0) add("workspace", {needs.workspace_bytes}, DType::kU8);
-  add("token ids", {tokens}, DType::kI32);
-  add("targets", {tokens}, DType::kI32);
-  add("positions", {tokens}, DType::kI32);
-  add("cu_seqlens", {tokens + 1}, DType::kI32);
+  // All micro-batches of a step: the backward reads positions and segments again.
+  const int64_t m = schedule.microbatches;
+  add("token ids", {m, tokens}, DType::kI32);
+  add("targets", {m, tokens}, DType::kI32);
+  add("positions", {m, tokens}, DType::kI32);
+  add("cu_seqlens", {m, tokens + 1}, DType::kI32);
   add("rope table", {c.max_positions < tokens ? c.max_positions : tokens, c.head_dim}, DType::kF32);
   return plan;
 }
