@@ -311,6 +311,17 @@ ParamLayout param_layout(const std::vector<ParamSpec>& params, int tp_rank) {
   return out;
 }
 
+int64_t shared_gradient_elems(const std::vector<ParamSpec>& params) {
+  int64_t n = 0;
+  for (const ParamSpec& p : params) {
+    int64_t row = 1;
+    for (size_t d = 0; d < p.shape.size(); ++d)
+      if (static_cast<int>(d) != p.shard.dim()) row *= p.shape[d];
+    for (const Interval& i : p.shard.shared()) n += i.size() * row;
+  }
+  return n;
+}
+
 int64_t laid_out_bytes(const std::vector<PlannedTensor>& tensors) {
   int64_t n = 0;
   for (const PlannedTensor& t : tensors) n += (t.bytes() + kPlanAlign - 1) / kPlanAlign * kPlanAlign;
@@ -383,6 +394,10 @@ RankPlan plan_rank(const ModelSpec& spec, const MeshShape& mesh, const MeshCoord
       add("gradient 0", {ts, c.hidden}, act);
       add("gradient 1", {ts, c.hidden}, act);
     }
+    int64_t shared = 0;
+    if (mesh.tp > 1)
+      for (const RankPlan::Chunk& ch : plan.chunks) shared = std::max(shared, shared_gradient_elems(spec.stage_params(ch.stage)));
+    add("shared gradients", {shared}, format.gradients);
     for (int i = 0; i < kGradientSendRing; ++i)
       scratch.push_back({"input gradient " + std::to_string(i), {ts, c.hidden}, act});
   }

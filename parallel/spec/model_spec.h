@@ -155,6 +155,9 @@ struct ParamLayout {
 };
 [[nodiscard]] ParamLayout param_layout(const std::vector<ParamSpec>& params, int tp_rank);
 
+/// Elements of a stage that several tp ranks hold: packed into one buffer for their sum.
+[[nodiscard]] int64_t shared_gradient_elems(const std::vector<ParamSpec>& params);
+
 /// What a training rank needs: parameters, gradients, optimizer state, activations at the schedule's peak, scratch.
 [[nodiscard]] RankPlan plan_rank(const ModelSpec& spec, const MeshShape& mesh, const MeshCoord& coord,
                                  const Schedule& schedule, int64_t tokens, Recompute recompute,

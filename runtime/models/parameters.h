@@ -21,6 +21,7 @@ class StageParameters {
   [[nodiscard]] int stage() const { return stage_; }
   [[nodiscard]] int tp_rank() const { return tp_rank_; }
   [[nodiscard]] const std::vector<parallel::ParamSpec>& specs() const { return specs_; }
+  [[nodiscard]] const parallel::ParamLayout& layout() const { return layout_; }
   [[nodiscard]] int64_t elems() const { return layout_.elems; }
 
   /// Whole flat blocks [elems]; empty when not allocated (no master beside fp32 weights, inference).

@@ -34,6 +34,8 @@ class RankModel : public parallel::StageRunner {
   [[nodiscard]] const std::vector<StageParameters>& parameters() const { return params_; }
   [[nodiscard]] const parallel::ModelSpec& spec() const { return spec_; }
   [[nodiscard]] const parallel::RankPlan& plan() const { return plan_; }
+  /// A planned scratch tensor by name.
+  [[nodiscard]] Tensor scratch(const std::string& name) const;
   /// Bytes allocated, by the plan's categories: equal to plan.bytes() exactly.
   [[nodiscard]] parallel::RankPlan::Bytes allocated() const;
 
@@ -74,7 +76,6 @@ class RankModel : public parallel::StageRunner {
   [[nodiscard]] nn::LayerActs acts(Chunk& c, int microbatch, size_t layer, bool backward);
   [[nodiscard]] nn::LayerGrads grads(Chunk& c, int microbatch, size_t layer, bool split);
   [[nodiscard]] Tensor layer_input(Chunk& c, int microbatch, size_t layer);
-  [[nodiscard]] Tensor scratch(const std::string& name) const;
   [[nodiscard]] nn::Batch batch(int microbatch) const;
 
   const parallel::ModelSpec& spec_;
