@@ -62,7 +62,7 @@ int setup_threads(const RankContext& ctx) {
   else if (threads > cores && ctx.first())
     log::warn("--threads {}: this rank may use {} core{} only (mpirun binds ranks to cores; --bind-to none frees them)",
               threads, cores, cores == 1 ? "" : "s");
-  cpu::set_threads(threads);
+  set_cpu_threads(threads);
   return threads;
 }
 
@@ -94,9 +94,7 @@ EngineOptions engine_options(const JobConfig& cfg, const parallel::MeshShape& me
 void check_memory(const RankContext& ctx, const parallel::ModelConfig& config, const EngineOptions& options) {
   const int64_t available = available_memory();
   const int64_t wanted = bytes_on_host(ctx.world, config, options);
-  const int64_t fits = reduce(ctx.world, int64_t{wanted <= available}, comm::ReduceOp::kMax);
   const int64_t misfits = reduce(ctx.world, int64_t{wanted > available}, comm::ReduceOp::kMax);
-  static_cast<void>(fits);
   if (misfits == 0) return;
   std::string advice;
   for (const parallel::Recompute r : {parallel::Recompute::kCheap, parallel::Recompute::kSelective, parallel::Recompute::kFull}) {
@@ -104,11 +102,11 @@ void check_memory(const RankContext& ctx, const parallel::ModelConfig& config, c
     smaller.recompute = r;
     const int64_t bytes = bytes_on_host(ctx.world, config, smaller);
     if (bytes > available || r <= options.recompute) continue;
-    advice = fmt::format("--recompute {} would need {}", recompute_name(r), human_bytes(bytes));
+    advice = fmt::format("--recompute {} would need {}", recompute_name(r), human_bytes(static_cast<double>(bytes)));
     break;
   }
-  throw MemoryError("the ranks of this host need {} and {} are available{}{}", human_bytes(wanted),
-                    human_bytes(available), advice.empty() ? "" : ": ",
+  throw MemoryError("the ranks of this host need {} and {} are available{}{}", human_bytes(static_cast<double>(wanted)),
+                    human_bytes(static_cast<double>(available)), advice.empty() ? "" : ": ",
                     advice.empty() ? "; take more hosts, a smaller --micro-batch or a shorter --seq-len" : advice);
 }
 
@@ -129,7 +127,7 @@ data::DataOptions data_options(const RankContext& ctx, const std::vector<std::st
   o.template_name = cfg.template_name;
   o.parse_special = cfg.parse_special;
   o.cache_dir = cache;
-  o.threads = cpu::threads();
+  o.threads = cpu_threads();
   o.vocab_size = model.vocab;
   o.progress = [&ctx](const data::DataProgress&) { ctx.check_stop(); };
   return o;

@@ -7,7 +7,5 @@ namespace r1::train {
 
 /// Runs the job. Collective over ctx.world. Returns the exit code; throws the errors of runtime/core/error.h.
 [[nodiscard]] ExitCode run_train(const RankContext& ctx);
-/// `r1run eval`: loss and perplexity of each --data file.
-[[nodiscard]] ExitCode run_eval(const RankContext& ctx);
 
 }  // namespace r1::train
