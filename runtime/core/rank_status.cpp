@@ -63,7 +63,10 @@ bool load(const detail::SeqBlock<N>& block, T* out) noexcept {
   static_assert(sizeof(T) == N);
   std::array<uint64_t, N / 8> words;
   bool consistent = false;
-  for (int attempt = 0; attempt < 1000 && !consistent; ++attempt) {
+  // A writer may lose its core in the middle of a write: give it time to come back, but not for
+  // ever, it may be dead.
+  for (int attempt = 0; attempt < 2000 && !consistent; ++attempt) {
+    if (attempt > 1000) usleep(100);
     const uint64_t before = block.sequence.load(std::memory_order_acquire);
     for (size_t i = 0; i < words.size(); ++i)
       words[i] = block.words[i].load(std::memory_order_relaxed);
