@@ -33,9 +33,11 @@ const Look* look_of(ActionKind kind) {
 }
 
 /// Later chunks of a rank are darker.
+int lightness(const Look& look, int chunk, int chunks) {
+  return look.lightness - (chunks > 1 ? 26 * chunk / (chunks - 1) : 0);
+}
 std::string color(const Look& look, int chunk, int chunks) {
-  const int darker = chunks > 1 ? 26 * chunk / (chunks - 1) : 0;
-  return fmt::format("hsl({},{}%,{}%)", look.hue, look.saturation, look.lightness - darker);
+  return fmt::format("hsl({},{}%,{}%)", look.hue, look.saturation, lightness(look, chunk, chunks));
 }
 
 /// A round step (1, 2 or 5 times a power of ten) for about ten ticks.
@@ -114,8 +116,9 @@ std::string gantt_svg(const Schedule& s, const Simulation& sim) {
           x.start, x.end);
       const auto number = fmt::format("{}", x.action.microbatch);
       if (box < 7.0 * static_cast<double>(number.size()) + 2) continue;  // it would not fit
-      out += fmt::format("<text x=\"{:.2f}\" y=\"{:.1f}\" text-anchor=\"middle\">{}</text>\n",
-                         left + box / 2, y + kRow / 2 + 4, number);
+      const bool dark = lightness(*look, x.action.stage / s.pp, s.virtual_stages) < 55;
+      out += fmt::format("<text x=\"{:.2f}\" y=\"{:.1f}\" text-anchor=\"middle\"{}>{}</text>\n",
+                         left + box / 2, y + kRow / 2 + 4, dark ? " fill=\"#fff\"" : "", number);
     }
   }
 
