@@ -1,0 +1,28 @@
+// `r1run verify --layouts …`: one job a layout, one verdict.
+#pragma once
+
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "launch/arguments.h"
+#include "launch/detect.h"
+
+namespace r1::launch {
+
+/// The worst over the results of several layouts, in the form of one result: every error is the
+/// largest met, `grads` the largest per tensor, loss and loss_ref those of the layout with the
+/// largest relative error, `pass` only if all passed; `layouts` holds each layout's own result. A
+/// value that is not a number counts as the worst. Throws DataError when a result lacks a key.
+[[nodiscard]] nlohmann::json merge_verify_results(
+    const std::vector<std::pair<std::string, nlohmann::json>>& results);
+
+/// Runs `verify` once per layout on this machine, prints a table, writes the merged result to
+/// --json. Without a
+/// --reference, the first layout writes one for the others (--write-reference). Returns 0 only if
+/// all layouts pass, else the first failing layout's code. Throws UsageError for a malformed
+/// layout.
+[[nodiscard]] int verify_layouts(const Arguments& a, const Environment& env);
+
+}  // namespace r1::launch
