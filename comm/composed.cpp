@@ -145,9 +145,10 @@ void ComposedCommunicator::finish(Batch& batch, const char* operation) {
   if (batch.done()) return;
   const auto start = Clock::now();
   auto next_stop = start + kStopInterval;
+  const bool yield = !done_yields();
   do {
     // Others may need this core to send what is awaited here: ranks beyond the cores must yield.
-    sched_yield();
+    if (yield) sched_yield();
     const auto now = Clock::now();
     if (now < next_stop) continue;
     next_stop = now + kStopInterval;

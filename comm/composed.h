@@ -67,6 +67,9 @@ class ComposedCommunicator : public Communicator {
   ComposedCommunicator(std::string name, int rank, std::vector<int> world_ranks,
                        std::shared_ptr<Wires> wires);
   [[nodiscard]] virtual std::unique_ptr<Batch> make_batch() = 0;
+  /// Whether Batch::done() of this backend yields the core itself when nothing moves: yielding
+  /// twice a look doubles the time until a message is seen when ranks share cores.
+  [[nodiscard]] virtual bool done_yields() const { return false; }
   /// A group of the given world ranks with an id that no other group of any of these processes has.
   /// Local.
   [[nodiscard]] virtual std::unique_ptr<Communicator> make_group(std::string name, int rank,
