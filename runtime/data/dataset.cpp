@@ -228,6 +228,12 @@ struct OpenedSource {
 
 }  // namespace
 
+std::optional<int32_t> end_of_text_id(const fs::path& model_dir, const text::Tokenizer& tokenizer) {
+  DataOptions options;
+  options.model_dir = model_dir;
+  return tokenizer_settings(options, &tokenizer).end_id;
+}
+
 std::span<const std::string_view> format_names() { return kFormatNames; }
 
 DataSource parse_data_source(std::string_view text) {
