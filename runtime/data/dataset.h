@@ -37,6 +37,11 @@ struct DataSource {
 /// Throws UsageError when the weight is not a positive number.
 [[nodiscard]] DataSource parse_data_source(std::string_view text);
 
+/// The token that ends a text: "eos_token" of tokenizer_config.json in `model_dir` (empty: where
+/// the tokenizer was loaded from), else the first known end token that the tokenizer has.
+[[nodiscard]] std::optional<int32_t> end_of_text_id(const std::filesystem::path& model_dir,
+                                                    const text::Tokenizer& tokenizer);
+
 /// What Dataset::open is doing; given to DataOptions::progress a few times a second, on the calling
 /// thread.
 struct DataProgress {

@@ -620,13 +620,11 @@ ParsedRow parse_row(Format format, std::string_view text) {
         break;
     }
   }
-  if (out.kind == ParsedRow::Kind::kConversation) {
-    const auto last =
-        std::find_if(out.messages.rbegin(), out.messages.rend(),
-                     [](const text::Message& m) { return m.role == text::Role::kAssistant; });
-    if (last == out.messages.rend()) bad("no assistant turn: there is nothing to train on");
+  const auto last =
+      std::find_if(out.messages.rbegin(), out.messages.rend(),
+                   [](const text::Message& m) { return m.role == text::Role::kAssistant; });
+  if (last != out.messages.rend())
     out.empty_answer = last->tool_calls.empty() && last->content.value_or("").empty();
-  }
   return out;
 }
 
