@@ -8,6 +8,7 @@
 #include <array>
 
 #include "runtime/checkpoint/crc32c.h"
+#include "tests/support/expect_error.h"
 #include "tests/support/tiny_hf.h"
 
 namespace r1::checkpoint {
@@ -16,25 +17,6 @@ namespace {
 using test::random_tensor;
 using test::TempDir;
 using test::TinyTensor;
-
-// The message of the DataError that `f` throws; a failure when it throws none.
-template <class F>
-std::string data_error(F&& f) {
-  try {
-    f();
-  } catch (const DataError& e) {
-    return e.what();
-  }
-  ADD_FAILURE() << "no DataError";
-  return {};
-}
-#define EXPECT_DATA_ERROR(expr, ...)                                         \
-  do {                                                                       \
-    const std::string r1_message = data_error([&] { (void)(expr); });        \
-    for (const std::string& r1_part : std::vector<std::string>{__VA_ARGS__}) \
-      EXPECT_NE(r1_message.find(r1_part), std::string::npos)                 \
-          << r1_part << "\n  in: " << r1_message;                            \
-  } while (false)
 
 std::vector<TinyTensor> small_model() {
   return {random_tensor("model.embed_tokens.weight", DType::kBF16, {11, 6}),
