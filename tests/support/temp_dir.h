@@ -1,6 +1,8 @@
 // A fresh directory that goes away with the object.
 #pragma once
 
+#include <unistd.h>
+
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -12,8 +14,14 @@ namespace r1::test {
 
 class TempDir {
  public:
-  TempDir() {
-    std::string name = (std::filesystem::temp_directory_path() / "r1run-test-XXXXXX").string();
+  enum class Where {
+    kDisk,
+    kMemory,  ///< where fsync costs nothing, if there is such a place
+  };
+  explicit TempDir(Where where = Where::kDisk) {
+    std::filesystem::path parent = std::filesystem::temp_directory_path();
+    if (where == Where::kMemory && ::access("/dev/shm", W_OK | X_OK) == 0) parent = "/dev/shm";
+    std::string name = (parent / "r1run-test-XXXXXX").string();
     if (::mkdtemp(name.data()) == nullptr) throw std::runtime_error("mkdtemp " + name);
     path_ = name;
   }

@@ -13,7 +13,7 @@ using test::TempDir;
 using test::TinyParameter;
 
 TEST(CheckpointReader, WhatOneLayoutWroteEveryOtherReads) {
-  const TempDir dir;
+  const TempDir dir(TempDir::Where::kMemory);
   for (const auto& [dp, tp] :
        std::vector<std::pair<int, int>>{{1, 1}, {2, 1}, {1, 3}, {2, 2}, {3, 4}, {8, 1}, {1, 8}}) {
     SCOPED_TRACE(fmt::format("dp {} tp {}", dp, tp));
@@ -69,7 +69,7 @@ TEST(CheckpointReader, WhatOneLayoutWroteEveryOtherReads) {
 }
 
 TEST(CheckpointReader, IsAHuggingFaceDirectory) {
-  const TempDir dir;
+  const TempDir dir(TempDir::Where::kMemory);
   const HfModelDir model = HfModelDir::open(test::write_tiny_checkpoint(dir.path(), 7, "run"));
   EXPECT_EQ(model.names().size(), test::tiny_parameters().size());
   for (const TinyParameter& p : test::tiny_parameters()) {
@@ -82,7 +82,7 @@ TEST(CheckpointReader, IsAHuggingFaceDirectory) {
 }
 
 TEST(CheckpointReader, Refusals) {
-  const TempDir dir;
+  const TempDir dir(TempDir::Where::kMemory);
   EXPECT_DATA_ERROR(CheckpointReader::open(dir / "missing"), "missing", "no such directory");
   EXPECT_DATA_ERROR(CheckpointReader::open(dir.path()), "not a checkpoint of r1run",
                     "r1run/manifest.json");
@@ -113,7 +113,7 @@ TEST(CheckpointReader, Refusals) {
 
 // Everything that a checkpoint consists of, with one bit flipped: noticed, and the file named.
 TEST(CheckpointReader, EveryBitFlipIsNoticedAndNamed) {
-  const TempDir dir;
+  const TempDir dir(TempDir::Where::kMemory);
   const fs::path path = test::write_tiny_checkpoint(dir.path(), 7, "run", 1, 2);
   const auto flip_and_check = [&](const fs::path& file, uint64_t bit) {
     std::string content = test::read_file(file);
@@ -148,7 +148,7 @@ TEST(CheckpointReader, EveryBitFlipIsNoticedAndNamed) {
 
 // A flip in a piece is noticed by reading it, without verify_all().
 TEST(CheckpointReader, ReadingNoticesDamage) {
-  const TempDir dir;
+  const TempDir dir(TempDir::Where::kMemory);
   const fs::path path = test::write_tiny_checkpoint(dir.path(), 7, "run", 2, 2);
   const CheckpointReader good = CheckpointReader::open(path);
   const Piece* piece = nullptr;
@@ -182,7 +182,7 @@ TEST(CheckpointReader, ReadingNoticesDamage) {
 }
 
 TEST(CheckpointReader, PartsOfTheVerificationMakeTheWhole) {
-  const TempDir dir;
+  const TempDir dir(TempDir::Where::kMemory);
   const fs::path path = test::write_tiny_checkpoint(dir.path(), 7, "run", 2, 2);
   const CheckpointReader reader = CheckpointReader::open(path);
   const CheckpointReader::Verified all = reader.verify_all();

@@ -29,7 +29,7 @@ std::vector<TinyTensor> small_model() {
 
 TEST(HfModelDir, SingleAndSharded) {
   for (const int files : {1, 2, 3, 6}) {
-    const TempDir dir;
+    const TempDir dir(TempDir::Where::kMemory);
     const std::vector<TinyTensor> tensors = small_model();
     test::write_hf_dir(dir.path(), tensors, files);
     const HfModelDir model = HfModelDir::open(dir.path());
@@ -57,7 +57,7 @@ TEST(HfModelDir, SingleAndSharded) {
 }
 
 TEST(HfModelDir, RandomShardsEqualAPlainSlice) {
-  const TempDir dir;
+  const TempDir dir(TempDir::Where::kMemory);
   const Rng rng(11, "shards");
   uint64_t draw = 0;
   const auto below = [&](uint64_t n) { return rng.below(draw++, n); };
@@ -117,7 +117,7 @@ TEST(HfModelDir, RandomShardsEqualAPlainSlice) {
 }
 
 TEST(HfModelDir, RefusesWrongShapesAndDtypes) {
-  const TempDir dir;
+  const TempDir dir(TempDir::Where::kMemory);
   TinyTensor ids{{"ids", DType::kI64, {3}}, std::string(24, '\1')};
   test::write_hf_dir(dir.path(), {random_tensor("w", DType::kF32, {4, 3}), ids});
   const HfModelDir model = HfModelDir::open(dir.path());
@@ -141,7 +141,7 @@ TEST(HfModelDir, RefusesWrongShapesAndDtypes) {
 }
 
 TEST(HfModelDir, DirectoriesThatAreNoModels) {
-  const TempDir dir;
+  const TempDir dir(TempDir::Where::kMemory);
   EXPECT_DATA_ERROR(HfModelDir::open(dir / "missing"), "missing", "no such directory");
   test::write_file(dir / "file", "x");
   EXPECT_DATA_ERROR(HfModelDir::open(dir / "file"), "not a directory");
@@ -167,7 +167,7 @@ TEST(HfModelDir, DirectoriesThatAreNoModels) {
 }
 
 TEST(HfModelDir, HalfADownload) {
-  const TempDir dir;
+  const TempDir dir(TempDir::Where::kMemory);
   test::write_hf_dir(dir.path(), small_model(), 3);
   const fs::path second = dir / "model-00002-of-00003.safetensors";
   const std::string whole = test::read_file(second);
@@ -185,7 +185,7 @@ TEST(HfModelDir, HalfADownload) {
 }
 
 TEST(HfModelDir, FileCutShortWhileOpen) {
-  const TempDir dir;
+  const TempDir dir(TempDir::Where::kMemory);
   const TinyTensor w = random_tensor("w", DType::kF32, {1000});
   test::write_hf_dir(dir.path(), {w});
   const HfModelDir model = HfModelDir::open(dir.path());
@@ -198,7 +198,7 @@ TEST(HfModelDir, FileCutShortWhileOpen) {
 }
 
 TEST(HfModelDir, IndexAndFilesMustAgree) {
-  const TempDir dir;
+  const TempDir dir(TempDir::Where::kMemory);
   test::write_hf_dir(dir.path(), small_model(), 2);
   const std::string index = test::read_file(dir / "model.safetensors.index.json");
   const auto replace = [&](const std::string& from, const std::string& to) {
@@ -273,7 +273,7 @@ TEST(HfModelDir, SymbolicLinksAsInACache) {
 }
 
 TEST(HfModelDir, SideFilesButNoCode) {
-  const TempDir dir;
+  const TempDir dir(TempDir::Where::kMemory);
   test::write_hf_dir(dir / "in", {random_tensor("w", DType::kF32, {2})});
   for (const std::string_view name :
        {"tokenizer.json", "tokenizer_config.json", "generation_config.json", "merges.txt",

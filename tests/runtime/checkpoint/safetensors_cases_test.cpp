@@ -58,7 +58,7 @@ TEST(SafetensorsCases, DecisionsAreOursAndTheReferences) {
   EXPECT_EQ(reference.size(), cases.size())
       << "record them again: tests/data/safetensors/ORIGIN.md";
   EXPECT_GE(cases.size(), 300u);
-  const test::TempDir dir;
+  const test::TempDir dir(test::TempDir::Where::kMemory);
   size_t accepted = 0, stricter = 0;
   for (const SafetensorsCase& c : cases) {
     SCOPED_TRACE(line_name(c.name));
