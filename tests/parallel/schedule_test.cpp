@@ -196,6 +196,54 @@ TEST(Schedule, SendsAndReceivesPairUp) {
   });
 }
 
+/// The executor has few buffers for what it sends: before a backward it waits until an earlier
+/// gradient was taken, and in evaluation (forwards alone) before a send until the last one was.
+/// With one buffer of each, nothing may wait in a circle.
+TEST(Schedule, RunsThroughWithOneSendBuffer) {
+  for_all_small([](const ScheduleKind& kind, int pp, int v, int m) {
+    const auto s = make_schedule(kind.name, pp, v, m);
+    for (const bool forward_only : {false, true}) {
+      const auto is_forward = [](K k) {
+        return k == K::kForward || k == K::kSendForward || k == K::kRecvForward;
+      };
+      std::map<std::pair<int, int>, int> unread;  // messages from one rank to another
+      std::vector<int> gradients_out(static_cast<size_t>(pp)),
+          activations_out(static_cast<size_t>(pp));
+      std::vector<size_t> at(static_cast<size_t>(pp), 0);
+      for (bool moved = true; moved;) {
+        moved = false;
+        for (int me = 0; me < pp; ++me) {
+          const auto r = static_cast<size_t>(me);
+          for (; at[r] < s.ranks[r].size(); ++at[r], moved = true) {
+            const auto& a = s.ranks[r][at[r]];
+            if (forward_only && !is_forward(a.kind)) continue;
+            if (a.kind == K::kRecvForward || a.kind == K::kRecvBackward) {
+              const int peer = peer_of(a, pp);
+              if (unread[{peer, me}] == 0) break;
+              --unread[{peer, me}];
+              --(a.kind == K::kRecvForward ? activations_out
+                                           : gradients_out)[static_cast<size_t>(peer)];
+            } else if (a.kind == K::kSendForward) {
+              if (forward_only && activations_out[r] > 0) break;
+              ++activations_out[r];
+              ++unread[{me, peer_of(a, pp)}];
+            } else if (a.kind == K::kSendBackward) {
+              ++gradients_out[r];
+              ++unread[{me, peer_of(a, pp)}];
+            } else if (a.kind == K::kBackward || a.kind == K::kBackwardInput) {
+              if (gradients_out[r] > 0) break;
+            }
+          }
+        }
+      }
+      for (size_t r = 0; r < s.ranks.size(); ++r) {
+        ASSERT_EQ(at[r], s.ranks[r].size())
+            << "rank " << r << " waits, forward only " << forward_only;
+      }
+    }
+  });
+}
+
 TEST(Schedule, ActivationsInFlight) {
   for_all_small([](const ScheduleKind& kind, int pp, int v, int m) {
     const auto schedule = make_schedule(kind.name, pp, v, m);
