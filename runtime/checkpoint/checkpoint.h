@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -21,14 +22,19 @@ enum class PartialReads {
 /// Move-only; reads are thread-safe.
 class CheckpointReader {
  public:
-  /// Reads the manifest, opens every file and compares sizes, tensors, dtypes and shapes with it.
-  /// Throws DataError naming the file.
+  /// Reads the manifest and compares the size of every file with it; a file's header is
+  /// checked (against the manifest, with its checksum) at its first use. Throws DataError naming
+  /// the file.
   [[nodiscard]] static CheckpointReader open(const fs::path& dir);
+  CheckpointReader(CheckpointReader&&) noexcept;
+  CheckpointReader& operator=(CheckpointReader&&) noexcept;
+  ~CheckpointReader();
   [[nodiscard]] const fs::path& path() const { return dir_; }
   [[nodiscard]] const Manifest& manifest() const { return manifest_; }
   [[nodiscard]] bool has(std::string_view kind, std::string_view tensor) const;
   [[nodiscard]] const std::vector<int64_t>& global_shape(std::string_view kind,
                                                          std::string_view tensor) const;
+  [[nodiscard]] DType dtype(std::string_view kind, std::string_view tensor) const;
   /// Reads the part of `rank` (dense, spec.local_shape(rank)) of a tensor of any kind, from
   /// whatever pieces hold it, converting to `dtype`. Throws DataError: no such tensor, another
   /// shape, a checksum that differs (file, tensor, both sums).
@@ -51,14 +57,18 @@ class CheckpointReader {
   Verified verify_part(int part, int parts) const;
 
  private:
-  CheckpointReader() = default;
-  void read_piece(const Piece& piece, const Box& want, DType dtype, void* dst,
-                  PartialReads partial) const;
+  struct Files;
+  CheckpointReader();
+  [[nodiscard]] const std::vector<size_t>& pieces_of(std::string_view kind,
+                                                     std::string_view tensor) const;
+  /// Opens the file at its first use and checks its header against the manifest.
+  [[nodiscard]] const SafetensorsFile& file(const std::string& name) const;
+  [[nodiscard]] std::string mismatch(const Piece& piece, uint32_t found) const;
   fs::path dir_;
   Manifest manifest_;
-  std::unordered_map<std::string, std::unique_ptr<SafetensorsFile>>
-      files_;                                                    // by name in the manifest
-  std::unordered_map<std::string, std::vector<size_t>> pieces_;  // "kind:tensor" to pieces
+  std::unique_ptr<Files> files_;
+  std::unordered_map<std::string, std::vector<size_t>> pieces_;          // "kind:tensor" to pieces
+  std::unordered_map<std::string, std::vector<size_t>> pieces_of_file_;  // file to pieces
 };
 
 /// "model.norm.weight" for a whole weight, "exp_avg:model.norm.weight[0:128]" for others: the
@@ -85,5 +95,14 @@ class PieceWriter {
   std::vector<Piece> pieces_;
   std::unique_ptr<SafetensorsWriter> writer_;
 };
+
+/// Writes a small file of a staged checkpoint (config.json, ...); the record is for the manifest.
+FileRecord write_staged_text(const fs::path& stage, const std::string& file, std::string_view text,
+                             SyscallHook* hook = nullptr);
+/// Writes model.safetensors.index.json from the weights among `pieces` (of all ranks) when they are
+/// in several files; transformers needs none when there is one.
+std::optional<FileRecord> write_weight_index(const fs::path& stage,
+                                             const std::vector<Piece>& pieces,
+                                             SyscallHook* hook = nullptr);
 
 }  // namespace r1::checkpoint

@@ -3,6 +3,7 @@
 // trusted: sizes are checked before anything is allocated.
 #pragma once
 
+#include <map>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -22,13 +23,18 @@ struct FileRecord {
   friend bool operator==(const FileRecord&, const FileRecord&) = default;
 };
 
+/// [A-Za-z0-9._-]{1,255} without a leading dot: a name that cannot leave its directory.
+[[nodiscard]] bool plain_file_name(std::string_view name);
+
 /// The weight map of a model.safetensors.index.json: tensor name to file. Pure. Throws DataError;
 /// file names must be plain base names ([A-Za-z0-9._-]{1,255}, no leading dot), tensor names
 /// unique.
 [[nodiscard]] std::unordered_map<std::string, std::string> parse_weight_index(
     std::string_view json, std::string_view source);
-/// The same, to be written: {"metadata": {"total_size": ...}, "weight_map": {...}} sorted by name.
-[[nodiscard]] std::string weight_index_json(const std::vector<FileSummary>& files);
+/// The same, to be written: {"metadata": {"total_size": ...}, "weight_map": {tensor: file}} sorted
+/// by name. `total_bytes`: of all tensors.
+[[nodiscard]] std::string weight_index_json(const std::map<std::string, std::string>& weight_map,
+                                            uint64_t total_bytes);
 /// "model.safetensors" for one file, else "model-00002-of-00005.safetensors" (`index` from 0).
 [[nodiscard]] std::string weight_file_name(int index, int count);
 

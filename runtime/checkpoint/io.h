@@ -32,7 +32,7 @@ enum class SyscallKind {
 struct Syscall {
   SyscallKind kind;
   fs::path path;               ///< file or directory it acts on
-  fs::path to;                 ///< kRename, kExchange: the other name
+  fs::path to = {};            ///< kRename, kExchange: the other name
   const void* data = nullptr;  ///< kWrite
   size_t bytes = 0;     ///< kWrite, kAllocate; a hook may lower it for kWrite (a short write)
   uint64_t offset = 0;  ///< kWrite
@@ -94,10 +94,12 @@ class NewFile {
 
  private:
   [[noreturn]] void fail(std::string_view what, int error);
+  void flush(const char* data, size_t bytes);
   fs::path target_, temporary_;
   SyscallHook* hook_;
   int fd_ = -1;
-  uint64_t written_ = 0, expect_bytes_ = 0;
+  uint64_t written_ = 0, on_disk_ = 0, expect_bytes_ = 0;
+  std::string buffer_;  // small writes, gathered
 };
 
 void write_text_file(const fs::path& path, std::string_view text, SyscallHook* hook = nullptr);
@@ -119,6 +121,6 @@ void require_free_space(const fs::path& path, uint64_t bytes);
 
 /// Text from a file made safe to show: quoted, control and non-ASCII bytes escaped, cut at `max`
 /// bytes.
-[[nodiscard]] std::string quoted(std::string_view text, size_t max = 120);
+[[nodiscard]] std::string shown(std::string_view text, size_t max = 120);
 
 }  // namespace r1::checkpoint

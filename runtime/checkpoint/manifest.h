@@ -14,6 +14,8 @@
 namespace r1::checkpoint {
 
 inline constexpr int kManifestVersion = 1;
+/// Relative to the checkpoint's directory.
+inline constexpr std::string_view kManifestFile = "r1run/manifest.json";
 inline constexpr size_t kMaxManifestBytes = 512u << 20;
 
 /// Kinds of pieces. A kind is any name of [a-z0-9_]{1,32}; these are the ones r1run writes.

@@ -85,14 +85,18 @@ class SafetensorsFile {
   }
   /// `bytes` bytes of the tensor from `offset` bytes into it, by pread.
   void read_bytes(const TensorEntry& tensor, uint64_t offset, void* dst, size_t bytes) const;
+  /// CRC-32C of everything before the data: the length and the header.
+  [[nodiscard]] uint32_t header_crc32c() const { return header_crc_; }
   /// Throws DataError when the file's size has changed since it was opened.
   void check_unchanged() const { file_.check_unchanged(); }
 
  private:
-  SafetensorsFile(ReadFile file, SafetensorsHeader header, uint64_t data_begin);
+  SafetensorsFile(ReadFile file, SafetensorsHeader header, uint64_t data_begin,
+                  uint32_t header_crc);
   ReadFile file_;
   SafetensorsHeader header_;
   uint64_t data_begin_ = 0;
+  uint32_t header_crc_ = 0;
   std::unordered_map<std::string_view, size_t> index_;  // views into header_.tensors
 };
 

@@ -89,7 +89,7 @@ std::string allowed_text(const Option& o) {
       return fmt::format("none, or some of {} with commas", fmt::join(o.choices, ", "));
     return fmt::format("{}", fmt::join(o.choices, ", "));
   }
-  std::string out = o.form == Form::kDuration ? "a time such as 500ms, 2s, 10m or 1h"
+  std::string out = o.form == Form::kDuration ? "a time"
                     : o.form == Form::kCommas ? "whole numbers with commas"
                     : is_whole(o)             ? "a whole number"
                                               : "a number";
@@ -106,6 +106,7 @@ std::string allowed_text(const Option& o) {
                          o.range.open_most ? "below" : "at most", number(o.range.most));
     }
   }
+  if (o.form == Form::kDuration) out += ", such as 500ms, 2s, 10m or 1h";
   if (!o.choices.empty()) out += fmt::format(", or {}", o.choices.front());
   return out;
 }
@@ -470,7 +471,12 @@ std::string quoted(const std::string& text) {
   return out + "\"";
 }
 
-std::vector<Given> read_file(std::string_view command, const std::string& path) {
+/// What a file says in general, and what it says in the section of `command`, which beats that.
+struct FileContent {
+  std::vector<Given> general, section;
+};
+
+FileContent read_file(std::string_view command, const std::string& path) {
   errno = 0;
   std::ifstream in(path, std::ios::binary);
   in.peek();  // a directory opens, and fails here
@@ -478,8 +484,8 @@ std::vector<Given> read_file(std::string_view command, const std::string& path) 
     throw UsageError("--config {}: cannot be read ({})", path,
                      std::generic_category().message(errno));
   }
-  std::vector<Given> out;
-  std::map<const Option*, int> line_of;
+  FileContent out;
+  std::map<std::pair<const Option*, bool>, int> line_of;
   std::string section;
   std::string line;
   for (int n = 1; std::getline(in, line); ++n) {
@@ -530,12 +536,14 @@ std::vector<Given> read_file(std::string_view command, const std::string& path) 
       unknown_option(reader, name, name, place + ": ");
     }
     if (o == nullptr || reader != command) continue;
-    if (const auto [at, is_new] = line_of.emplace(o, n); !is_new && !repeats(*o)) {
+    if (const auto [at, is_new] = line_of.emplace(std::pair(o, section.empty()), n);
+        !is_new && !repeats(*o)) {
       throw UsageError("{}: {} was already given in line {}", place, name, at->second);
     }
     const auto& value = found.front().value;
     const auto text = unquoted(value.empty() ? "" : value.front(), place);
-    out.push_back({o, text, {Origin::Kind::kFile, place}});
+    (section.empty() ? out.general : out.section)
+        .push_back({o, text, {Origin::Kind::kFile, place}});
   }
   return out;
 }
@@ -732,7 +740,10 @@ JobConfig parse_options(std::string_view command, std::span<const std::string> a
     return cfg;
   }
   for (const auto& g : flags) {
-    if (g.option->name == "config") apply_source(cfg, read_file(command, g.text));
+    if (g.option->name != "config") continue;
+    const auto file = read_file(command, g.text);
+    apply_source(cfg, file.general);
+    apply_source(cfg, file.section);
   }
   apply_source(cfg, flags);
   check_combinations(cfg);
@@ -881,12 +892,16 @@ std::string nearest(std::string_view word, std::span<const std::string> candidat
       best_distance = d;
     }
   }
-  // "--micro" for --micro-batch: the only one that begins so.
-  if (best.empty() && word.size() >= 3) {
+  // "--micro" for --micro-batch, "--sched" for --schedule: the one that all that begin so begin
+  // with.
+  if (best.empty() && word.size() >= 2) {
     for (const auto& c : candidates) {
       if (!c.starts_with(word)) continue;
-      if (!best.empty()) return "";
-      best = c;
+      if (best.empty() || best.starts_with(c)) {
+        best = c;
+      } else if (!c.starts_with(best)) {
+        return "";
+      }
     }
   }
   return best;

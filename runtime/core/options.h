@@ -130,10 +130,11 @@ struct JobConfig {
 /// Reads the options of one subcommand: defaults, then the files of --config in order, then flags;
 /// checks each value and the combinations that can be known without a model. Throws UsageError
 /// naming the option, the value, where it was given, what is allowed and, for a mistyped word, the
-/// nearest one. In a file: `name = value` a line, `#` begins a comment, sections ([train]) hold
-/// keys for one subcommand; keys of other subcommands are skipped, so one file can serve train,
-/// plan and generate. A value with `#`, quotes or outer blanks is written "in quotes" with the
-/// escapes \\ \" \n \r \t \xHH. Relative paths are relative to the working directory.
+/// nearest one.
+/// In a file: `name = value` a line, `#` begins a comment. Keys below a section ([train]) are for
+/// that subcommand and beat those above; keys of other subcommands are skipped, so one file can
+/// serve train, plan and generate. A value with `#`, quotes or outer blanks is written "in quotes"
+/// with the escapes \\ \" \n \r \t \xHH. Relative paths are relative to the working directory.
 [[nodiscard]] JobConfig parse_options(std::string_view command, std::span<const std::string> args);
 
 /// The resolved configuration as INI text with a note where each value came from; parse_options

@@ -13,9 +13,11 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 namespace r1::text {
@@ -56,12 +58,17 @@ struct DataOptions {
       "last";                ///< "last" or "all": which assistant turns keep <think>...</think>
   int64_t max_bad_rows = 0;  ///< more bad rows than this in all sources together are a DataError
   std::string too_long = "error";  ///< "error", "truncate" or "drop": samples longer than seq_len
-  std::string template_name;       ///< empty: the one that the tokenizer's chat_template is
-  bool parse_special = false;      ///< control tokens spelled out in the text become control tokens
+  std::string template_name;       ///< empty: that of model_dir
+  /// Holds tokenizer_config.json (chat template, end and pad token); empty: where the tokenizer was
+  /// loaded from.
+  std::filesystem::path model_dir;
+  /// Control tokens spelled out in raw text (text, prompt-completion) become control tokens.
+  bool parse_special = false;
   /// Shared by ranks and runs. Empty: an unnamed temporary file of this process alone.
   std::filesystem::path cache_dir;
   int threads = 1;
-  int64_t vocab_size = 0;  ///< of the model; larger ids are a DataError. 0: not checked
+  int64_t vocab_size = 0;         ///< of the model; larger ids are a DataError. 0: not checked
+  std::optional<int32_t> pad_id;  ///< empty: the tokenizer's pad token, else its end token, else 0
   /// May throw to stop the work (StoppedError on a signal); the exception leaves Dataset::open.
   std::function<void(const DataProgress&)> progress;
 };
@@ -101,6 +108,7 @@ struct SourceStats {
   int64_t bad_rows = 0;
   int64_t too_long = 0;        ///< longer than seq_len
   int64_t unclosed_think = 0;  ///< answers that open <think> and never close it
+  int64_t empty_answers = 0;   ///< samples whose last answer says nothing
   bool cached = false;         ///< taken from the cache, not tokenised now
 };
 
@@ -111,7 +119,7 @@ struct DatasetStats {
       0;  ///< tokens in one epoch, padding left out (with fractional weights: expected)
   int64_t trained_tokens = 0;  ///< as tokens; before truncation where samples are truncated
   double fill = 0.0;           ///< tokens / (rows * seq_len)
-  int64_t bad_rows = 0, too_long = 0, unclosed_think = 0;
+  int64_t bad_rows = 0, too_long = 0, unclosed_think = 0, empty_answers = 0;
   std::vector<SourceStats> sources;
   std::vector<BadRow> bad_row_examples;  ///< the first few of each source
 };
@@ -130,6 +138,8 @@ class Dataset {
   /// at once: one works, the others wait for it or take over when it dies. Throws UsageError,
   /// DataError (file:line), StorageError.
   [[nodiscard]] static Dataset open(const DataOptions& options, const text::Tokenizer& tokenizer);
+  /// As above; without a tokenizer (null) only input-ids files can be read.
+  [[nodiscard]] static Dataset open(const DataOptions& options, const text::Tokenizer* tokenizer);
   /// The same rows from samples in memory (options.sources and the tokenising options are not
   /// used).
   [[nodiscard]] static Dataset from_tokens(std::vector<TokenSample> samples,

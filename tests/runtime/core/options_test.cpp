@@ -418,8 +418,11 @@ TEST(OptionsFile, SectionsAndKeysOfOtherSubcommands) {
   const auto gen = parse_ini(text, {}, "generate");
   EXPECT_EQ(gen.temperature, 0.5);
   EXPECT_EQ(gen.top_k, 3);
-  // The same key, in general and for one subcommand, twice for that one.
-  EXPECT_THAT(refused_ini(text, "verify"), HasSubstr(":8: pp was already given in line 1"));
+  EXPECT_EQ(parse_ini(text, {}, "verify").pp, 4);  // the section beats the rest
+  EXPECT_EQ(parse_ini(text, {"--pp", "8"}, "verify").pp, 8);
+  EXPECT_THAT(refused_ini("[train]\npp = 1\npp = 2\n"),
+              HasSubstr(":3: pp was already given in line 2"));
+  EXPECT_THAT(parse_ini("data = a\ndata = b\n[train]\ndata = c\n").data, ElementsAre("c"));
 }
 
 TEST(OptionsFile, ErrorsNameFileAndLine) {
@@ -508,6 +511,8 @@ TEST(Nearest, EditDistance) {
   EXPECT_EQ(nearest("trian", words), "train");
   EXPECT_EQ(nearest("evl", words), "eval");
   EXPECT_EQ(nearest("micro", words), "micro-batch");
+  EXPECT_EQ(nearest("sched", Args{"schedule-print", "schedule"}), "schedule");
+  EXPECT_EQ(nearest("beta", Args{"beta-one", "beta-two"}), "");
   EXPECT_EQ(nearest("zzz", words), "");
   EXPECT_EQ(nearest("", words), "");
   EXPECT_EQ(nearest("a", Args{"b"}), "");  // replacing all of it is no hint
