@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <cstring>
 #include <cstdio>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -10,6 +11,7 @@
 #include "runtime/core/human.h"
 #include "runtime/core/log.h"
 #include "runtime/data/default/default_job.h"
+#include "runtime/device/cpu/thread_pool.h"
 #include "runtime/train/sample.h"
 #include "runtime/train/setup.h"
 #include "runtime/train/weights_io.h"
