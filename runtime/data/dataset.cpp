@@ -30,7 +30,7 @@ namespace fs = std::filesystem;
 namespace {
 
 // Part of every cache key: raise it when the same row would become other tokens.
-constexpr uint64_t kEncodingVersion = 1;
+constexpr uint64_t kEncodingVersion = 2;
 constexpr uint32_t kTrainedBit = 0x80000000u;
 
 constexpr std::array<std::string_view, 9> kFormatNames = {"auto",
