@@ -146,8 +146,9 @@ void cross_entropy_backward(const Tensor& logits, const Tensor& targets, int64_t
 /// p (weights, storage dtype), master (fp32, or empty when p is fp32 itself), g (gradient), m, v (moments).
 /// `grad_scale` multiplies g first (clipping). step counts from 1. PyTorch's order of operations:
 /// p *= 1 - lr*wd; m = b1 m + (1-b1) g; v = b2 v + (1-b2) g^2; p -= lr/(1-b1^t) * m / (sqrt(v)/sqrt(1-b2^t) + eps).
+/// The scalar factors are formed in fp64 and rounded to fp32 once, as PyTorch does with Python's floats.
 struct AdamWArgs {
-  float lr = 0, beta1 = 0.9F, beta2 = 0.999F, eps = 1e-8F, weight_decay = 0;
+  double lr = 0, beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weight_decay = 0;  ///< double: 1 - 0.999F is off by 1.3e-5
   int64_t step = 1;
   uint64_t seed = 0;  ///< stochastic rounding of bf16 states, keyed by (seed, step, element)
 };
