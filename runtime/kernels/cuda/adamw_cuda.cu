@@ -1,7 +1,8 @@
 // AdamW in one pass: every state is read and written once (30 bytes a parameter with fp32 states and bf16 weights, 14
 // with bf16 states). bf16 states without an fp32 master are rounded stochastically: the random bits come from Philox
 // keyed by (seed, step, element), so a step repeats bit for bit.
-#include "runtime/core/rng.h"
+#include <cmath>
+
 #include "runtime/kernels/cuda/common.cuh"
 
 namespace r1::kernels::cuda {
@@ -10,11 +11,10 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kVec = 4;
 
+// The scalar factors, formed in fp64 and rounded once.
 struct Step {
-  float lr, beta1, beta2, eps, decay;  // decay = 1 - lr * weight_decay
-  float step_size, denominator_scale;  // lr / (1 - b1^t), 1 / sqrt(1 - b2^t)
-  uint64_t seed;
-  uint32_t step;
+  float decay, beta1, one_minus_beta1, beta2, one_minus_beta2, inverse_correction2, eps, minus_step_size;
+  uint2 seed, step;
 };
 
 __device__ __forceinline__ uint4 philox(uint4 c, uint2 k) {
@@ -69,29 +69,22 @@ __global__ void __launch_bounds__(kThreads) adamw_kernel(P* __restrict__ p, floa
       var.v[j] = to_float(v[e]);
     }
   }
-  uint32_t random[8];
-  if constexpr (kRandomP || kRandomM) {
-    const uint2 key{static_cast<uint32_t>(a.seed), static_cast<uint32_t>(a.seed >> 32)};
-    const uint4 c{static_cast<uint32_t>(index), static_cast<uint32_t>(index >> 32), a.step, 0u};
-    const uint4 r0 = philox(c, key);
-    random[0] = r0.x, random[1] = r0.y, random[2] = r0.z, random[3] = r0.w;
-    if constexpr (kRandomM) {
-      const uint4 r1 = philox({c.x, c.y, c.z, 1u}, key);
-      random[4] = r1.x, random[5] = r1.y, random[6] = r1.z, random[7] = r1.w;
-    }
-  }
 #pragma unroll
   for (int j = 0; j < kVec; ++j) {
     const float x = grad.v[j] * scale;
     w.v[j] *= a.decay;
-    mean.v[j] = a.beta1 * mean.v[j] + (1.0F - a.beta1) * x;
-    var.v[j] = a.beta2 * var.v[j] + (1.0F - a.beta2) * x * x;
-    w.v[j] -= a.step_size * mean.v[j] / (sqrtf(var.v[j]) * a.denominator_scale + a.eps);
-    if constexpr (kRandomM) {
-      mean.v[j] = stochastic(mean.v[j], random[4 + j]);
-      var.v[j] = stochastic(var.v[j], random[4 + j] >> 16);
+    mean.v[j] = mean.v[j] * a.beta1 + x * a.one_minus_beta1;
+    var.v[j] = var.v[j] * a.beta2 + x * x * a.one_minus_beta2;
+    w.v[j] += a.minus_step_size * (mean.v[j] / (sqrtf(var.v[j]) / a.inverse_correction2 + a.eps));
+    if constexpr (kRandomP || kRandomM) {  // the words of rounding.h: 0 for p, 1 for m, 2 for v
+      const auto e = static_cast<uint64_t>(i + j);
+      const uint4 random = philox({static_cast<uint32_t>(e), static_cast<uint32_t>(e >> 32), a.step.x, a.step.y}, a.seed);
+      if constexpr (kRandomP) w.v[j] = stochastic(w.v[j], random.x);
+      if constexpr (kRandomM) {
+        mean.v[j] = stochastic(mean.v[j], random.y);
+        var.v[j] = stochastic(var.v[j], random.z);
+      }
     }
-    if constexpr (kRandomP) w.v[j] = stochastic(w.v[j], random[j]);
   }
   if (whole) {
     if constexpr (kMaster) store<kVec>(master + i, w);
@@ -116,16 +109,18 @@ void adamw_step(const Tensor& p, const Tensor& master, const Tensor& g, const Te
   if (n == 0) return;
   R1_CHECK(m.dtype == v.dtype, "adamw_step: m is {}, v is {}", dtype_name(m.dtype), dtype_name(v.dtype));
   const Launch l(s);
-  const double t = static_cast<double>(args.step);
-  const Step step{.lr = args.lr,
-                  .beta1 = args.beta1,
-                  .beta2 = args.beta2,
-                  .eps = args.eps,
-                  .decay = 1.0F - args.lr * args.weight_decay,
-                  .step_size = static_cast<float>(args.lr / (1.0 - std::pow(static_cast<double>(args.beta1), t))),
-                  .denominator_scale = static_cast<float>(1.0 / std::sqrt(1.0 - std::pow(static_cast<double>(args.beta2), t))),
-                  .seed = args.seed,
-                  .step = static_cast<uint32_t>(args.step)};
+  const auto t = static_cast<double>(args.step);
+  const auto count = static_cast<uint64_t>(args.step);
+  const Step step{.decay = static_cast<float>(1.0 - args.lr * args.weight_decay),
+                  .beta1 = static_cast<float>(args.beta1),
+                  .one_minus_beta1 = static_cast<float>(1.0 - args.beta1),
+                  .beta2 = static_cast<float>(args.beta2),
+                  .one_minus_beta2 = static_cast<float>(1.0 - args.beta2),
+                  .inverse_correction2 = static_cast<float>(std::sqrt(1.0 - std::pow(args.beta2, t))),
+                  .eps = static_cast<float>(args.eps),
+                  .minus_step_size = static_cast<float>(-args.lr / (1.0 - std::pow(args.beta1, t))),
+                  .seed = {static_cast<uint32_t>(args.seed), static_cast<uint32_t>(args.seed >> 32)},
+                  .step = {static_cast<uint32_t>(count), static_cast<uint32_t>(count >> 32)}};
   const bool vector = all_aligned16(p.data, master.data, g.data, m.data, v.data);
   const auto blocks = static_cast<unsigned>(ceil_div(n, int64_t{kThreads} * kVec));
   dispatch(p.dtype, [&](auto* pt) {

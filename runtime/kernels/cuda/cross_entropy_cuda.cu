@@ -68,16 +68,15 @@ __global__ void __launch_bounds__(256) combine_kernel(const float* __restrict__ 
   if (c >= rows) return;
   float top = -INFINITY;
   for (int p = 0; p < parts; ++p) top = fmaxf(top, all[p * 3 * rows + c]);
-  float sum = 0, target = 0;
+  double sum = 0, target = 0;
   for (int p = 0; p < parts; ++p) {
     const float* s = all + p * 3 * rows + c;
-    if (s[rows] != 0.0F) sum += s[rows] * expf(s[0] - top);
-    target += s[2 * rows];
+    if (s[rows] != 0.0F) sum += static_cast<double>(s[rows]) * exp(static_cast<double>(s[0]) - static_cast<double>(top));
+    target += static_cast<double>(s[2 * rows]);
   }
-  const float value = top + logf(sum);
-  const bool trained = targets[c] >= 0;
-  lse[c] = trained ? value : 0.0F;
-  loss[c] = trained ? value - target : 0.0F;
+  const double value = static_cast<double>(top) + log(sum);
+  lse[c] = static_cast<float>(value);
+  loss[c] = targets[c] < 0 ? 0.0F : static_cast<float>(value - target);
 }
 
 template <class T>
@@ -93,19 +92,22 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(T* __restrict__ logi
     for_row<T, kW>(row, v, [&](int64_t c) { store<kW>(row + c, zero); }, [&](int64_t c) { row[c] = from_float<T>(0.0F); });
     return;
   }
-  const float shift = lse[blockIdx.x] * kLog2e;
+  const float log_sum = lse[blockIdx.x], shift = log_sum * kLog2e;
   const int64_t hit = target - vocab_begin;
+  // expm1 for the target: where p is near 1, p - 1 would lose its digits.
+  const auto gradient = [&](float x, bool is_target) {
+    return (is_target ? expm1f(x - log_sum) : exp2f(fmaf(x, kLog2e, -shift))) * scale;
+  };
   for_row<T, kW>(
       row, v,
       [&](int64_t c) {
         Floats<kW> x = load<kW>(row + c);
 #pragma unroll
-        for (int j = 0; j < kW; ++j) x.v[j] = (exp2f(fmaf(x.v[j], kLog2e, -shift)) - (c + j == hit ? 1.0F : 0.0F)) * scale;
+        for (int j = 0; j < kW; ++j) x.v[j] = gradient(x.v[j], c + j == hit);
         store<kW>(row + c, x);
       },
       [&](int64_t c) {
-        const float x = to_float(row[c]);
-        row[c] = from_float<T>((exp2f(fmaf(x, kLog2e, -shift)) - (c == hit ? 1.0F : 0.0F)) * scale);
+        row[c] = from_float<T>(gradient(to_float(row[c]), c == hit));
       });
 }
 
