@@ -81,7 +81,8 @@ inline void for_lanes(int64_t n, F&& f) {
 /// polynomial of degree 6 for e^r on |r| <= ln(2)/2 (coefficients of Cephes' expf, Moshier).
 inline V exp(V x) {
   const V high = set(88.7228394F), low = set(-87.3365448F);
-  const V in = x > high ? high : x;
+  V in = x > high ? high : x;
+  in = in < low ? low : in;
   const V round = set(12582912.0F);  // 1.5 * 2^23: adding it rounds to an integer
   const V n = (in * set(1.44269504088896341F) + round) - round;
   V r = in - n * set(0.693359375F);
