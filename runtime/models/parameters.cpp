@@ -121,8 +121,11 @@ void set_weights(const StageParameters& params, size_t i, const float* values, c
 }
 
 std::vector<float> host_values(const StageParameters& params, const Tensor& block, size_t i, const Stream& s) {
+  return host_floats(params.part(block, i), s);
+}
+
+std::vector<float> host_floats(const Tensor& t, const Stream& s) {
   DeviceBackend& backend = backend_of(s.device.kind);
-  const Tensor t = params.part(block, i);
   std::vector<float> out(static_cast<size_t>(t.numel()));
   if (t.dtype == DType::kF32) {
     backend.copy(out.data(), t.data, t.bytes(), s);

@@ -110,6 +110,7 @@ class Job {
   std::optional<data::Dataset> data_;
   std::vector<std::pair<std::string, data::Dataset>> eval_;
   BatchLayout rows_;
+  Device device_;
   std::optional<Engine> engine_;
   Progress progress_;
   std::string run_id_;
@@ -168,7 +169,8 @@ void Job::open() {
   }
 
   rows_ = {.batch = cfg_.batch, .micro_batch = cfg_.micro_batch, .seq_len = data_->seq_len(), .dp = mesh.dp};
-  const EngineOptions options = engine_options(cfg_, mesh, rows_, true);
+  device_ = choose_device(ctx_, cache);
+  const EngineOptions options = engine_options(cfg_, source_->config, mesh, rows_, device_, true);
   check_memory(ctx_, source_->config, options);
   ctx_.status.set_phase("building the model");
   engine_.emplace(source_->config, options, ctx_.world);
@@ -247,7 +249,9 @@ void Job::print_start(double gemm_rate, int64_t total_steps) {
   const auto h = [](int64_t n) { return human_bytes(static_cast<double>(n)); };
   fmt::print("memory     rank 0: {} (weights {}, gradients {}, optimizer {}, activations {}, scratch {})\n", h(b.total()),
              h(b.weights), h(b.gradients), h(b.optimizer), h(b.activations), h(b.scratch));
-  fmt::print("machine    {} together in fp32 GEMM, {} thread(s) a rank\n", human_si(gemm_rate, "FLOP/s"), cpu_threads());
+  fmt::print("machine    {}, {} together in {} GEMM, {} thread(s) a rank\n",
+             device_.kind == DeviceKind::kCuda ? "GPU" : "CPU", human_si(gemm_rate, "FLOP/s"),
+             dtype_name(engine_->plan().format.weights), cpu_threads());
   fmt::print("steps      {} to {}, {} rows each\n\n", progress_.step + 1, total_steps, rows_.batch);
   std::fflush(stdout);
   std::ofstream(output_ / "config.ini") << resolved_ini(cfg_);
@@ -355,7 +359,7 @@ ExitCode Job::finish(const char* why) {
 
 ExitCode Job::run() {
   open();
-  gemm_rate_ = measure_gemm_rate(ctx_);
+  gemm_rate_ = measure_gemm_rate(ctx_, device_, engine_->plan().format.weights);
   print_start(gemm_rate_, total_steps_);
   if (ctx_.first()) {
     metrics_ = std::fopen((output_ / "metrics.jsonl").c_str(), "a");

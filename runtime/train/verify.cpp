@@ -180,6 +180,7 @@ class Verifier {
   Reference reference_;
   bool own_rows_ = false;
   parallel::MeshShape mesh_;
+  Device device_;
   /// Filled by the first run when there is no reference: what R1RUN_VERIFY_WRITE gets.
   double own_loss_ = 0;
   std::vector<float> own_logits_;
@@ -189,7 +190,7 @@ class Verifier {
 Result Verifier::run_one(const std::string& schedule, int virtual_stages, parallel::Recompute recompute) {
   const parallel::ModelConfig& config = source_->config;
   BatchLayout rows{.batch = reference_.rows, .micro_batch = cfg_.micro_batch, .seq_len = reference_.seq_len, .dp = mesh_.dp};
-  EngineOptions options = engine_options(cfg_, mesh_, rows, true);
+  EngineOptions options = engine_options(cfg_, config, mesh_, rows, device_, true);
   options.schedule = schedule;
   options.virtual_stages = virtual_stages;
   options.recompute = recompute;
@@ -218,14 +219,10 @@ Result Verifier::run_one(const std::string& schedule, int virtual_stages, parall
   Result result;
   const parallel::Interval vocab = engine.spec().local(groups.tp().rank()).vocab;
   const int64_t v = config.vocab;
-  DeviceBackend& backend = backend_of(engine.stream().device.kind);
   const bool record = own_rows_ && own_logits_.empty();
   if (record) own_logits_.assign(static_cast<size_t>(reference_.rows * reference_.seq_len * v), 0.0F);
   engine.model().set_logits_sink([&](int microbatch, int64_t first, const Tensor& logits) {
-    std::vector<float> local(static_cast<size_t>(logits.numel()));
-    R1_CHECK(logits.dtype == DType::kF32, "logits of dtype {}", dtype_name(logits.dtype));
-    backend.copy(local.data(), logits.data, logits.bytes(), engine.stream());
-    backend.synchronize(engine.stream());
+    const std::vector<float> local = models::host_floats(logits, engine.stream());
     for (int64_t c = 0; c < logits.dim(0); ++c) {
       const int64_t token = first + c;
       const int64_t r = row_of[static_cast<size_t>(microbatch * rows.micro_batch + token / rows.seq_len)];
@@ -296,6 +293,7 @@ ExitCode Verifier::run() {
   if (cfg_.model.empty()) throw UsageError("verify needs --model DIR");
   mesh_ = mesh_of(ctx_, ranks_on_this_host(ctx_.world));
   setup_threads(ctx_);
+  device_ = choose_device(ctx_, {});
   source_.emplace(open_model_source(ctx_, "."));
   own_rows_ = cfg_.reference.empty();
   reference_ = own_rows_ ? made_rows(source_->config, cfg_.seed) : read_reference(cfg_.reference, source_->config);
