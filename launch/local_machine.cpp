@@ -8,38 +8,42 @@
 #include "launch/process.h"
 #include "launch/shim.h"
 #include "launch/supervise.h"
+#include "parallel/mesh/mesh.h"
 #include "runtime/core/error.h"
 
 namespace r1::launch {
 namespace {
 
-std::vector<std::string> single_rank(const Arguments& a) {
+std::vector<std::string> single_rank(const Request& request) {
   std::vector<std::string> argv{sibling_program("r1run-rank")};
-  argv.insert(argv.end(), a.for_ranks.begin(), a.for_ranks.end());
+  argv.insert(argv.end(), request.for_ranks.begin(), request.for_ranks.end());
   return argv;
 }
 
-Command local_command(const Arguments& a, const Environment& env) {
+Command local_command(const Request& request, const Environment& env) {
+  const parallel::MeshShape mesh{
+      .pp = request.config.pp, .dp = request.config.dp, .tp = request.config.tp};
   const auto mpirun = find_in_path("mpirun", env.get("PATH"));
   if (!mpirun)
     throw UsageError(
         "{} needs {} ranks but there is no mpirun in $PATH: install Open MPI (Debian: "
         "openmpi-bin), or "
         "run a single rank (--pp 1 --dp 1 --tp 1)",
-        a.mesh.str(), a.mesh.world());
+        mesh.str(), mesh.world());
   const RankProgram program{.path = executable_dir() + "/r1run",
-                            .arguments = a.for_ranks,
-                            .ranks = a.mesh.world(),
-                            .threads = a.threads};
-  return local_mpirun(*mpirun, program, local_machine(), keepalive_for(a.peer_timeout_s));
+                            .arguments = request.for_ranks,
+                            .ranks = mesh.world(),
+                            .threads = request.config.threads};
+  return local_mpirun(*mpirun, program, local_machine(),
+                      keepalive_for(request.config.peer_timeout));
 }
 
-int supervise_command(const Arguments& a, const Command& command, Announce announce) {
+int supervise_command(const Request& request, const Command& command, Announce announce) {
   if (announce == Announce::kYes)
     for (const auto& w : command.warnings) std::fprintf(stderr, "r1run: warning: %s\n", w.c_str());
   SuperviseOptions options;
-  options.saves_on_request = a.subcommand == "train";
-  options.forward_stdin = a.subcommand == "generate" || isatty(STDIN_FILENO) == 0;
+  options.saves_on_request = request.config.command == "train";
+  options.forward_stdin = request.config.command == "generate" || isatty(STDIN_FILENO) == 0;
   return supervise(command, options);
 }
 
@@ -58,19 +62,19 @@ LocalMachine local_machine() {
   return m;
 }
 
-int launch_local(const Arguments& a, const Environment& env, Announce announce) {
-  const bool single = a.mesh.world() == 1;
-  const Command command = single
-                              ? Command{.argv = single_rank(a), .environment = {}, .warnings = {}}
-                              : local_command(a, env);
-  if (a.dry_run) {
+int launch_local(const Request& request, const Environment& env, Announce announce) {
+  const bool single = request.world() == 1;
+  const Command command =
+      single ? Command{.argv = single_rank(request), .environment = {}, .warnings = {}}
+             : local_command(request, env);
+  if (request.config.dry_run) {
     for (const auto& w : command.warnings) std::fprintf(stderr, "r1run: warning: %s\n", w.c_str());
     std::printf("%s\n", shell_line(command.argv).c_str());
     return 0;
   }
   // One rank needs no MPI launcher; its parent still has the last word when it dies.
-  if (single) return run_shim(shim_options(env, Whereabouts{}, a.for_ranks));
-  return supervise_command(a, command, announce);
+  if (single) return run_shim(shim_options(env, Whereabouts{}, request.for_ranks));
+  return supervise_command(request, command, announce);
 }
 
 }  // namespace r1::launch

@@ -6,15 +6,13 @@
 #include <cstdio>
 #include <exception>
 
-#include "launch/arguments.h"
-#include "launch/command.h"
 #include "launch/detect.h"
 #include "launch/local_machine.h"
 #include "launch/process.h"
 #include "launch/shim.h"
-#include "launch/supervise.h"
 #include "launch/verify_layouts.h"
 #include "runtime/core/error.h"
+#include "runtime/core/options.h"
 
 namespace {
 
@@ -24,6 +22,12 @@ using namespace r1::launch;
 bool file_exists(const std::string& path) {
   struct stat st {};
   return stat(path.c_str(), &st) == 0;
+}
+
+bool runs_ranks(const std::string& command) {
+  for (const Subcommand& s : subcommands())
+    if (s.name == command) return s.runs_ranks;
+  return false;
 }
 
 [[noreturn]] void become_rank_program(const std::vector<std::string>& arguments) {
@@ -38,10 +42,27 @@ int run(const std::vector<std::string>& arguments) {
   if (is_rank(where)) return run_shim(shim_options(env, where, arguments));
   refuse_unusable(where);
 
-  const Arguments a = read_arguments(arguments);
-  if (a.help || a.version || !needs_ranks(a.subcommand)) become_rank_program(a.for_ranks);
-  if (a.subcommand == "verify" && !a.layouts.empty()) return verify_layouts(a, env);
-  return launch_local(a, env, Announce::kYes);
+  const Invocation inv = split_command(arguments);
+  if (inv.version) {
+    std::printf("r1run %s\n", R1RUN_VERSION);
+    return 0;
+  }
+  if (inv.help) {
+    std::printf("%s", program_help().c_str());
+    return 0;
+  }
+  Request request{.config = parse_options(inv.command, inv.args), .for_ranks = {inv.command}};
+  if (request.config.help) {
+    std::printf("%s", options_help(inv.command).c_str());
+    return 0;
+  }
+  for (const std::string& word :
+       inv.args)  // the printed command is the one that would start the job
+    if (word != "--dry-run") request.for_ranks.push_back(word);
+  if (!runs_ranks(inv.command)) become_rank_program(request.for_ranks);
+  if (inv.command == "verify" && !request.config.layouts.empty())
+    return verify_layouts(request, env);
+  return launch_local(request, env, Announce::kYes);
 }
 
 }  // namespace

@@ -14,6 +14,7 @@
 #include <fstream>
 
 #include "launch/process.h"
+#include "runtime/core/options.h"
 #include "runtime/core/rank_status.h"
 
 namespace r1::launch {
@@ -258,18 +259,6 @@ class Shim {
   ExitCode verdict_code_ = ExitCode::kTemporary;
 };
 
-/// "2s", "500ms", "2" → seconds; nullopt otherwise (the rank program reports the bad value).
-std::optional<double> seconds_of(const std::string& text) {
-  char* end = nullptr;
-  const double value = std::strtod(text.c_str(), &end);
-  if (end == text.c_str() || !(value > 0) || value > 1e6) return std::nullopt;
-  const std::string unit(end);
-  if (unit.empty() || unit == "s") return value;
-  if (unit == "ms") return value * 1e-3;
-  if (unit == "min" || unit == "m") return value * 60;
-  return std::nullopt;
-}
-
 }  // namespace
 
 ShimOptions shim_options(const Environment& env, const Whereabouts& where,
@@ -282,12 +271,12 @@ ShimOptions shim_options(const Environment& env, const Whereabouts& where,
   if (where.situation == Situation::kOpenMpiRank) o.end_grace_s = 0.7;
   if (where.world > 1 && !where.job.empty() && where.job.find('/') == std::string::npos)
     o.job_dir = env.get("PMIX_SERVER_TMPDIR").value_or("");
-  for (size_t i = 0; i < o.arguments.size(); ++i) {
-    const std::string& a = o.arguments[i];
-    std::optional<double> s;
-    if (a == "--peer-timeout" && i + 1 < o.arguments.size()) s = seconds_of(o.arguments[i + 1]);
-    if (a.starts_with("--peer-timeout=")) s = seconds_of(a.substr(std::strlen("--peer-timeout=")));
-    if (s) o.peer_timeout_s = *s;
+  try {
+    const Invocation inv = split_command(o.arguments);
+    const JobConfig config = parse_options(inv.command, inv.args);
+    if (config.peer_timeout > 0) o.peer_timeout_s = config.peer_timeout;
+  } catch (const UsageError&) {
+    // The rank program says what is wrong with the arguments; the default serves until then.
   }
   return o;
 }

@@ -2,6 +2,7 @@
 
 #include <stdlib.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -85,43 +86,65 @@ json merge_verify_results(const std::vector<std::pair<std::string, json>>& resul
   return merged;
 }
 
-int verify_layouts(const Arguments& a, const Environment& env) {
+std::vector<std::string> without_options(const std::vector<std::string>& arguments,
+                                         const std::vector<std::string>& names) {
+  std::vector<std::string> out;
+  for (size_t i = 0; i < arguments.size(); ++i) {
+    const std::string& word = arguments[i];
+    const bool named = std::find(names.begin(), names.end(), word) != names.end();
+    const bool with_value = std::any_of(names.begin(), names.end(), [&](const std::string& n) {
+      return word.starts_with(n + "=");
+    });
+    if (named) {
+      ++i;  // and its value
+    } else if (!with_value) {
+      out.push_back(word);
+    }
+  }
+  return out;
+}
+
+int verify_layouts(const Request& request, const Environment& env) {
+  const std::vector<std::string>& layouts = request.config.layouts;
+  const std::string& json_file = request.config.json;
   std::vector<parallel::MeshShape> shapes;
-  for (const auto& text : a.layouts) shapes.push_back(parallel::parse_layout(text));
+  for (const auto& text : layouts) shapes.push_back(parallel::parse_layout(text));
   const TemporaryDirectory scratch;
   const std::vector<std::string> base =
-      without_options(a.for_ranks, {"--layouts", "--json", "--pp", "--dp", "--tp"});
+      without_options(request.for_ranks, {"--layouts", "--json", "--pp", "--dp", "--tp"});
   std::vector<std::pair<std::string, json>> results;
   std::vector<int> codes;
   int verdict = 0;
   for (size_t i = 0; i < shapes.size(); ++i) {
     const auto& m = shapes[i];
     const std::string out = scratch.file(fmt::format("layout-{}.json", i));
-    Arguments one = a;
-    one.mesh = m;
+    Request one = request;
+    one.config.pp = m.pp;
+    one.config.dp = m.dp;
+    one.config.tp = m.tp;
     one.for_ranks = base;
     one.for_ranks.insert(one.for_ranks.end(),
                          {"--pp", std::to_string(m.pp), "--dp", std::to_string(m.dp), "--tp",
                           std::to_string(m.tp), "--json", out});
-    if (!a.reference && shapes.size() > 1)
+    if (request.config.reference.empty() && shapes.size() > 1)
       one.for_ranks.insert(one.for_ranks.end(), {i == 0 ? "--write-reference" : "--reference",
                                                  scratch.file("first-layout.safetensors")});
     const int code = launch_local(one, env, i == 0 ? Announce::kYes : Announce::kNo);
-    if (a.dry_run) continue;
+    if (request.config.dry_run) continue;
     codes.push_back(code);
     if (code != 0 && verdict == 0) verdict = code;
     std::ifstream in(out);
     const json result = in ? json::parse(in, nullptr, false) : json();
     if (result.is_object()) {
-      results.emplace_back(a.layouts[i], result);
+      results.emplace_back(layouts[i], result);
     } else if (code == 0) {
-      throw InternalError("verify of layout {} ended well but wrote no result", a.layouts[i]);
+      throw InternalError("verify of layout {} ended well but wrote no result", layouts[i]);
     } else {
       std::fprintf(stderr, "r1run: layout %s ended with code %d and no result\n",
-                   a.layouts[i].c_str(), code);
+                   layouts[i].c_str(), code);
     }
   }
-  if (a.dry_run) return 0;
+  if (request.config.dry_run) return 0;
 
   json merged = results.empty() ? json{{"pass", false}} : merge_verify_results(results);
   if (verdict != 0 || results.size() != shapes.size()) merged["pass"] = false;
@@ -135,12 +158,13 @@ int verify_layouts(const Arguments& a, const Environment& env) {
         r["worst_grad"].contains("name") ? r["worst_grad"]["name"].get<std::string>().c_str() : "");
   std::printf("%s: %zu of %zu layouts gave a result\n",
               merged["pass"].get<bool>() ? "pass" : "FAIL", results.size(), shapes.size());
-  if (a.json) {
-    std::ofstream file(*a.json);
+  if (!json_file.empty() && json_file != "-") {
+    std::ofstream file(json_file);
     file << merged.dump(2) << '\n';
     if (!file.flush())
-      throw StorageError("--json {}: cannot write: {}", *a.json, std::strerror(errno));
+      throw StorageError("--json {}: cannot write: {}", json_file, std::strerror(errno));
   }
+  if (json_file == "-") std::printf("%s\n", merged.dump(2).c_str());
   if (!merged["pass"].get<bool>()) return verdict != 0 ? verdict : 1;
   return 0;
 }

@@ -6,8 +6,8 @@
 #include <utility>
 #include <vector>
 
-#include "launch/arguments.h"
 #include "launch/detect.h"
+#include "launch/local_machine.h"
 
 namespace r1::launch {
 
@@ -18,11 +18,15 @@ namespace r1::launch {
 [[nodiscard]] nlohmann::json merge_verify_results(
     const std::vector<std::pair<std::string, nlohmann::json>>& results);
 
+/// The arguments without the options named (each with its value, in either spelling).
+[[nodiscard]] std::vector<std::string> without_options(const std::vector<std::string>& arguments,
+                                                       const std::vector<std::string>& names);
+
 /// Runs `verify` once per layout on this machine, prints a table, writes the merged result to
 /// --json. Without a
 /// --reference, the first layout writes one for the others (--write-reference). Returns 0 only if
 /// all layouts pass, else the first failing layout's code. Throws UsageError for a malformed
 /// layout.
-[[nodiscard]] int verify_layouts(const Arguments& a, const Environment& env);
+[[nodiscard]] int verify_layouts(const Request& request, const Environment& env);
 
 }  // namespace r1::launch

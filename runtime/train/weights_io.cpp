@@ -170,20 +170,17 @@ void write_stage_state(Engine& engine, const fs::path& stage, Written& out) {
 
 /// Writes model.safetensors.index.json of a sharded model.
 checkpoint::FileRecord write_index(const fs::path& dir, const std::vector<Piece>& pieces) {
-  std::map<std::string, checkpoint::FileSummary> files;
+  std::map<std::string, std::string> files;
+  uint64_t bytes = 0;
   for (const Piece& p : pieces) {
     if (p.kind != checkpoint::kKindWeight) continue;
-    checkpoint::FileSummary& f = files[p.file];
-    f.name = p.file;
-    f.tensors.push_back({.name = p.tensor,
-                         .bytes = static_cast<uint64_t>(p.box.elems() * dtype_bytes(p.dtype)), .crc32c = p.crc32c});
+    files[p.tensor] = p.file;
+    bytes += static_cast<uint64_t>(p.box.elems() * dtype_bytes(p.dtype));
   }
-  std::vector<checkpoint::FileSummary> list;
-  for (auto& [name, f] : files) list.push_back(std::move(f));
-  const std::string text = checkpoint::weight_index_json(list);
+  const std::string text = checkpoint::weight_index_json(files, bytes);
   const std::string name = "model.safetensors.index.json";
   checkpoint::write_text_file(dir / name, text);
-  return {.name = name, .bytes = text.size(), .crc32c = checkpoint::crc32c(text.data(), text.size())};
+  return {.name = name, .bytes = text.size(), .crc32c = checkpoint::crc32c(text)};
 }
 
 }  // namespace

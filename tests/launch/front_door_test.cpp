@@ -27,13 +27,23 @@ class FrontDoor : public ::testing::Test {
       const std::vector<std::string>& arguments) const {
     std::vector<std::string> argv{"mpirun", "-np", "4", r1run().string()};
     argv.insert(argv.end(), arguments.begin(), arguments.end());
-    argv.insert(argv.end(), {"--pids", (dir_.path() / "pids").string()});
     return argv;
+  }
+  using Env = std::vector<std::pair<std::string, std::string>>;
+  /// Environment for the stand-in rank program; `mpi`: the bare mpirun needs Open MPI's own
+  /// variables too.
+  [[nodiscard]] Env asking(bool mpi, const std::string& fault = "", int on = -2,
+                           int steps = 5) const {
+    Env env = mpi ? mpi_environment() : Env{};
+    env.insert(env.end(), {{"R1TEST_FAULT", fault},
+                           {"R1TEST_ON", std::to_string(on)},
+                           {"R1TEST_STEPS", std::to_string(steps)},
+                           {"R1TEST_PIDS", (dir_.path() / "pids").string()}});
+    return env;
   }
   [[nodiscard]] std::vector<std::string> alone(const std::vector<std::string>& arguments) const {
     std::vector<std::string> argv{r1run().string()};
     argv.insert(argv.end(), arguments.begin(), arguments.end());
-    argv.insert(argv.end(), {"--pids", (dir_.path() / "pids").string()});
     return argv;
   }
   /// Rank processes that still run; waits up to `patience_s` for them to go.
@@ -80,8 +90,8 @@ class UnderMpirun : public FrontDoor, public ::testing::WithParamInterface<Fault
 
 TEST_P(UnderMpirun, OneLineTheRightRankTheRightCode) {
   const Fault f = GetParam();
-  const Result r = run(under_mpirun(
-      {"train", "--peer-timeout", "1s", "--fault", f.name, "--on", std::to_string(f.on)}));
+  const Result r =
+      run(under_mpirun({"train", "--peer-timeout", "1s"}), 30, asking(true, f.name, f.on));
   ASSERT_FALSE(r.timed_out) << r.output;
   EXPECT_EQ(r.code, f.code) << r.output;
   EXPECT_EQ(count(r.output, "r1run: FATAL"), 1) << r.output;
@@ -112,28 +122,28 @@ INSTANTIATE_TEST_SUITE_P(Faults, UnderMpirun,
                          });
 
 TEST_F(FrontDoor, UsageErrorOfAllRanksIsSaidOnce) {
-  const Result r = run(under_mpirun({"train", "--fault", "usage"}));
+  const Result r = run(under_mpirun({"train"}), 30, asking(true, "usage"));
   EXPECT_EQ(r.code, 64);
   EXPECT_EQ(count(r.output, "r1run: error: --tp 3: not a size"), 1) << r.output;
   EXPECT_EQ(count(r.output, "FATAL"), 0) << r.output;
 }
 
 TEST_F(FrontDoor, SingletonsAreStopped) {
-  const Result r = run(under_mpirun({"train", "--fault", "wrong-world", "--steps", "100000"}));
+  const Result r = run(under_mpirun({"train"}), 30, asking(true, "wrong-world", -2, 100000));
   EXPECT_EQ(r.code, 64) << r.output;
   EXPECT_EQ(count(r.output, "4 tasks but MPI sees a world of 1"), 1) << r.output;
   EXPECT_EQ(left_behind(), 0);
 }
 
 TEST_F(FrontDoor, FinishesWithZero) {
-  const Result r = run(under_mpirun({"train"}));
+  const Result r = run(under_mpirun({"train"}), 30, asking(true));
   EXPECT_EQ(r.code, 0) << r.output;
   EXPECT_EQ(count(r.output, "done after 5 steps with 4 ranks"), 1) << r.output;
 }
 
 TEST_F(FrontDoor, Usr1ToMpirunReachesEveryRankOnce) {
   const Result r =
-      run(under_mpirun({"train", "--steps", "100000"}), 30, mpi_environment(), send_once(SIGUSR1));
+      run(under_mpirun({"train"}), 30, asking(true, "", -2, 100000), send_once(SIGUSR1));
   EXPECT_EQ(r.code, 75) << r.output;
   EXPECT_EQ(count(r.output, " saved step "), 4) << r.output;
   EXPECT_EQ(count(r.output, "FATAL"), 0) << r.output;
@@ -141,7 +151,7 @@ TEST_F(FrontDoor, Usr1ToMpirunReachesEveryRankOnce) {
 
 TEST_F(FrontDoor, TermToMpirunLeavesNobody) {
   const Result r =
-      run(under_mpirun({"train", "--steps", "100000"}), 30, mpi_environment(), send_once(SIGTERM));
+      run(under_mpirun({"train"}), 30, asking(true, "", -2, 100000), send_once(SIGTERM));
   EXPECT_FALSE(r.timed_out);
   EXPECT_EQ(count(r.output, "FATAL"), 0) << r.output;
   EXPECT_EQ(left_behind(2), 0);
@@ -149,20 +159,19 @@ TEST_F(FrontDoor, TermToMpirunLeavesNobody) {
 
 TEST_F(FrontDoor, KillingMpirunLeavesNobody) {
   const Result r =
-      run(under_mpirun({"train", "--steps", "100000"}), 30, mpi_environment(), send_once(SIGKILL));
+      run(under_mpirun({"train"}), 30, asking(true, "", -2, 100000), send_once(SIGKILL));
   EXPECT_EQ(r.code, 128 + SIGKILL);
   EXPECT_EQ(left_behind(5), 0);
 }
 
 TEST_F(FrontDoor, StartsTheRanksItself) {
-  const Result r = run(alone({"train", "--dp", "2", "--tp=2"}), 30, {});
+  const Result r = run(alone({"train", "--dp", "2", "--tp=2"}), 30, asking(false));
   EXPECT_EQ(r.code, 0) << r.output;
   EXPECT_EQ(count(r.output, "done after 5 steps with 4 ranks"), 1) << r.output;
 }
 
 TEST_F(FrontDoor, LauncherPrintsOneCauseAndCountsEchoes) {
-  const Result r =
-      run(alone({"train", "--tp", "4", "--fault", "kill-then-echo", "--on", "2"}), 30, {});
+  const Result r = run(alone({"train", "--tp", "4"}), 30, asking(false, "kill-then-echo", 2));
   EXPECT_EQ(r.code, 75) << r.output;
   EXPECT_EQ(count(r.output, "r1run: FATAL rank=2 "), 1) << r.output;
   EXPECT_EQ(count(r.output, "FATAL"), 1) << r.output;
@@ -173,7 +182,7 @@ TEST_F(FrontDoor, LauncherPrintsOneCauseAndCountsEchoes) {
 
 TEST_F(FrontDoor, TermToTheLauncherSavesFirst) {
   const Result r =
-      run(alone({"train", "--tp", "4", "--steps", "100000"}), 30, {}, send_once(SIGTERM));
+      run(alone({"train", "--tp", "4"}), 30, asking(false, "", -2, 100000), send_once(SIGTERM));
   EXPECT_EQ(r.code, 75) << r.output;
   EXPECT_EQ(count(r.output, " saved step "), 4) << r.output;
   EXPECT_EQ(left_behind(), 0);
@@ -181,14 +190,15 @@ TEST_F(FrontDoor, TermToTheLauncherSavesFirst) {
 
 TEST_F(FrontDoor, KillingTheLauncherLeavesNobody) {
   const Result r =
-      run(alone({"train", "--tp", "4", "--steps", "100000"}), 30, {}, send_once(SIGKILL));
+      run(alone({"train", "--tp", "4"}), 30, asking(false, "", -2, 100000), send_once(SIGKILL));
   EXPECT_EQ(r.code, 128 + SIGKILL);
   EXPECT_EQ(left_behind(5), 0);
 }
 
 TEST_F(FrontDoor, OneRankNeedsNoMpirun) {
-  const Result r =
-      run(alone({"train", "--fault", "kill", "--on", "0"}), 30, {{"PATH", "/nowhere"}});
+  Env env = asking(false, "kill", 0);
+  env.emplace_back("PATH", "/nowhere");
+  const Result r = run(alone({"train"}), 30, env);
   EXPECT_EQ(r.code, 75) << r.output;
   EXPECT_EQ(count(r.output, "r1run: FATAL rank=0 "), 1) << r.output;
 }

@@ -35,15 +35,13 @@ int main(int argc, char** argv) {
   signal(SIGUSR1, on_usr1);
   signal(SIGTERM, on_term);
   const auto status = r1::RankStatusWriter::from_environment();
-  std::string fault, pids;
-  int on = -2, steps = 5;
-  for (int i = 1; i + 1 < argc; ++i) {
-    const std::string a = argv[i];
-    if (a == "--fault") fault = argv[i + 1];
-    if (a == "--on") on = std::atoi(argv[i + 1]);
-    if (a == "--steps") steps = std::atoi(argv[i + 1]);
-    if (a == "--pids") pids = argv[i + 1];
-  }
+  const auto text = [](const char* name) {
+    const char* value = std::getenv(name);
+    return std::string(value == nullptr ? "" : value);
+  };
+  const std::string fault = text("R1TEST_FAULT"), pids = text("R1TEST_PIDS");
+  const int on = text("R1TEST_ON").empty() ? -2 : std::stoi(text("R1TEST_ON"));
+  const int steps = text("R1TEST_STEPS").empty() ? 5 : std::stoi(text("R1TEST_STEPS"));
   if (fault == "usage")
     leave(*status, r1::ReportKind::kPrimary, r1::ExitCode::kUsage,
           "--tp 3: not a size\nallowed: 1, 2");

@@ -8,7 +8,6 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
-#include "launch/arguments.h"
 #include "launch/shim.h"
 #include "launch/verify_layouts.h"
 #include "runtime/core/error.h"
@@ -153,17 +152,7 @@ TEST(Command, ShellLineSurvivesAShell) {
   EXPECT_EQ(out, "a b\n$(id)\nit's\n\n`x`\n\\\n*\n!\n");
 }
 
-TEST(Arguments, MeshAndOwnOptions) {
-  const Arguments a = read_arguments(
-      {"train", "--pp=2", "--tp", "4", "--dry-run", "--model", "m", "--hostfile", "h"});
-  EXPECT_EQ(a.mesh.world(), 8);
-  EXPECT_TRUE(a.dry_run);
-  EXPECT_EQ(a.hostfile, "h");
-  EXPECT_EQ(a.for_ranks,
-            (std::vector<std::string>{"train", "--pp=2", "--tp", "4", "--model", "m"}));
-  EXPECT_EQ(read_arguments({"--pp", "2"}).subcommand, "train");
-  EXPECT_THROW((void)read_arguments({"--pp", "two"}), UsageError);
-  EXPECT_THROW((void)read_arguments({"--pp"}), UsageError);
+TEST(VerifyLayouts, OptionsAreTakenOut) {
   EXPECT_EQ(without_options({"verify", "--json", "x", "--json=y", "--jsonx", "z"}, {"--json"}),
             (std::vector<std::string>{"verify", "--jsonx", "z"}));
 }
