@@ -126,7 +126,8 @@ class ComposedCommunicator : public Communicator {
   std::unique_ptr<char, Free> scratch_;
   size_t scratch_bytes_ = 0;
   std::vector<const void*> sources_;
-  std::vector<int64_t> parts_, part_bytes_;
+  std::vector<int64_t> parts_, part_bytes_, before_;
+  std::vector<char> held_;
 };
 
 }  // namespace r1::comm

@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 
 #include "conformance.h"
@@ -33,15 +34,19 @@ int rank_main(int& argc, char**& argv,
   _exit(1);  // without MPI_Finalize
 }
 
-size_t run_conformance(Communicator& c) {
+size_t run_conformance(Communicator& c, std::span<const std::string> names) {
+  size_t count = 0;
   for (const Case& test : conformance_cases()) {
+    if (!names.empty() && std::find(names.begin(), names.end(), test.name) == names.end()) continue;
     try {
       test.run(c);
     } catch (const std::exception& e) {
       throw std::runtime_error(fmt::format("{}: {}", test.name, e.what()));
     }
+    ++count;
   }
-  return conformance_cases().size();
+  if (count < names.size()) throw UsageError("{} of {} cases exist", count, names.size());
+  return count;
 }
 
 }  // namespace r1::comm::test
