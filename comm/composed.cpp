@@ -68,7 +68,7 @@ class ComposedCommunicator::Lease {
   Batch* operator->() { return batch_.get(); }
   void finish() {
     finished_ = false;
-    comm_.finish(*batch_, operation_);
+    comm_.poll(operation_, [this] { return batch_->done(); });
     finished_ = true;
   }
 
@@ -141,18 +141,18 @@ void ComposedCommunicator::check_message(const char* operation, const Tensor& x,
   check_peer(*this, operation, peer);
 }
 
-void ComposedCommunicator::finish(Batch& batch, const char* operation) {
-  if (batch.done()) return;
-  const auto start = Clock::now();
-  auto next_stop = start + kStopInterval;
-  do {
-    // Others may need this core to send what is awaited here: ranks beyond the cores must yield.
-    sched_yield();
-    const auto now = Clock::now();
-    if (now < next_stop) continue;
-    next_stop = now + kStopInterval;
-    if (wires_->stop) wires_->stop(*this, operation, now - start);
-  } while (!batch.done());
+ComposedCommunicator::Wait ComposedCommunicator::begin_wait() const {
+  const auto now = Clock::now();
+  return {now, now + kStopInterval, !done_yields()};
+}
+
+void ComposedCommunicator::keep_waiting(Wait& wait, const char* operation) {
+  // Others may need this core to send what is awaited here: ranks beyond the cores must yield.
+  if (wait.yield) sched_yield();
+  const auto now = Clock::now();
+  if (now < wait.next_stop) return;
+  wait.next_stop = now + kStopInterval;
+  if (wires_->stop) wires_->stop(*this, operation, now - wait.begin);
 }
 
 char* ComposedCommunicator::scratch(size_t bytes) {

@@ -67,6 +67,9 @@ class ComposedCommunicator : public Communicator {
   ComposedCommunicator(std::string name, int rank, std::vector<int> world_ranks,
                        std::shared_ptr<Wires> wires);
   [[nodiscard]] virtual std::unique_ptr<Batch> make_batch() = 0;
+  /// Whether Batch::done() of this backend yields the core itself when nothing moves: yielding
+  /// twice a look doubles the time until a message is seen when ranks share cores.
+  [[nodiscard]] virtual bool done_yields() const { return false; }
   /// A group of the given world ranks with an id that no other group of any of these processes has.
   /// Local.
   [[nodiscard]] virtual std::unique_ptr<Communicator> make_group(std::string name, int rank,
@@ -75,6 +78,16 @@ class ComposedCommunicator : public Communicator {
   [[nodiscard]] const std::vector<int>& world_ranks() const { return world_ranks_; }
   [[nodiscard]] Wires& wires() const { return *wires_; }
   [[nodiscard]] const std::shared_ptr<Wires>& shared_wires() const { return wires_; }
+  [[nodiscard]] bool closed() const { return closed_; }
+  /// The waiting loop: until done(), yielding the core, asking the StopCheck every few
+  /// milliseconds.
+  template <class Done>
+  void poll(const char* operation, Done done) {
+    if (done()) return;
+    Wait wait = begin_wait();
+    do keep_waiting(wait, operation);
+    while (!done());
+  }
 
  private:
   friend class ComposedPending;
@@ -82,9 +95,12 @@ class ComposedCommunicator : public Communicator {
 
   void check_open(const char* operation) const;
   void check_message(const char* operation, const Tensor& x, int peer) const;
-  /// Polls until the batch is done, yielding the core, and asks the StopCheck every few
-  /// milliseconds.
-  void finish(Batch& batch, const char* operation);
+  struct Wait {
+    std::chrono::steady_clock::time_point begin, next_stop;
+    bool yield;
+  };
+  [[nodiscard]] Wait begin_wait() const;
+  void keep_waiting(Wait& wait, const char* operation);
   [[nodiscard]] char* scratch(size_t bytes);
 
   void gather_bytes(const char* operation, const char* in, char* out,

@@ -23,7 +23,8 @@ std::string mpi_error_text(int code) {
 }
 
 struct MpiWorld::State : Wires {
-  int64_t tag_limit = 32767;  // MPI_TAG_UB; the standard promises this much
+  int64_t tag_limit = 32767;    // MPI_TAG_UB; the standard promises this much
+  bool library_yields = false;  // inside MPI_Testall
   bool abandoned = false;
   bool made = false;    // world() was called
   bool closed = false;  // and closed by all
@@ -122,10 +123,12 @@ class MpiBatch final : public Batch {
 class MpiCommunicator final : public ComposedCommunicator {
  public:
   MpiCommunicator(std::string name, int rank, std::vector<int> world_ranks,
-                  std::shared_ptr<Wires> wires, int64_t id, int64_t tag_limit, bool* closed)
+                  std::shared_ptr<Wires> wires, int64_t id, int64_t tag_limit, bool library_yields,
+                  bool* closed)
       : ComposedCommunicator(std::move(name), rank, std::move(world_ranks), std::move(wires)),
         id_(id),
         tag_limit_(tag_limit),
+        library_yields_(library_yields),
         world_closed_(closed) {
     if (2 * id_ + 1 > tag_limit_)
       throw CommError(
@@ -141,15 +144,20 @@ class MpiCommunicator final : public ComposedCommunicator {
   std::unique_ptr<Batch> make_batch() override {
     return std::make_unique<MpiBatch>(*this, world_ranks(), id_);
   }
+  // Open MPI yields in each look that finds nothing, as it was told to (MpiWorld); with that
+  // switched off it spins, which is then the user's wish.
+  bool done_yields() const override { return library_yields_; }
   std::unique_ptr<Communicator> make_group(std::string name, int rank, std::vector<int> world_ranks,
                                            int64_t id) override {
     return std::make_unique<MpiCommunicator>(std::move(name), rank, std::move(world_ranks),
-                                             shared_wires(), id, tag_limit_, nullptr);
+                                             shared_wires(), id, tag_limit_, library_yields_,
+                                             nullptr);
   }
 
  private:
   int64_t id_;
   int64_t tag_limit_;
+  bool library_yields_;
   bool* world_closed_;  // in the shared state; the world's group only
 };
 
@@ -170,6 +178,10 @@ MpiWorld::MpiWorld(int* argc, char*** argv) : state_(std::make_shared<State>()) 
         provided, MPI_THREAD_FUNNELED);
   MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
   MPI_Comm_set_errhandler(MPI_COMM_SELF, MPI_ERRORS_RETURN);
+  char version[MPI_MAX_LIBRARY_VERSION_STRING] = "";
+  int length = 0;
+  MPI_Get_library_version(version, &length);
+  state_->library_yields = std::string_view(version).starts_with("Open MPI");
   void* limit = nullptr;
   int found = 0;
   MPI_Comm_get_attr(MPI_COMM_WORLD, MPI_TAG_UB, static_cast<void*>(&limit), &found);
@@ -188,7 +200,8 @@ std::unique_ptr<Communicator> MpiWorld::world(StopCheck stop) {
   std::iota(ranks.begin(), ranks.end(), 0);
   std::string name = group_name("world", ranks);
   return std::make_unique<MpiCommunicator>(std::move(name), rank, std::move(ranks), state_, 0,
-                                           state_->tag_limit, &state_->closed);
+                                           state_->tag_limit, state_->library_yields,
+                                           &state_->closed);
 }
 
 void MpiWorld::abandon() noexcept { state_->abandoned = true; }

@@ -673,6 +673,7 @@ Simulation simulate(const Schedule& s, const ScheduleCosts& costs) {
   if (!run.stuck.empty()) fail_stuck(s, run.stuck);
 
   Simulation sim;
+  const bool transfers = has_transfers(s);
   const auto stages = static_cast<size_t>(s.stages());
   double busy = 0;
   struct Count {
@@ -680,43 +681,41 @@ Simulation simulate(const Schedule& s, const ScheduleCosts& costs) {
     explicit Count(size_t n) : now(n), peak(n) {}
     void begin(size_t stage) { peak[stage] = std::max(peak[stage], ++now[stage]); }
     void end(size_t stage) { --now[stage]; }
-  } in_flight(stages), stash(stages), held(stages);
+  } in_flight(stages), stash(stages);
   for (const auto& list : run.ranks) {
     if (!list.empty()) sim.makespan = std::max(sim.makespan, list.back().end);
     // A stage lives on one rank, so the order of that rank's list is the order in time.
     for (const auto& x : list) {
       const auto stage = static_cast<size_t>(x.action.stage);
+      if (!is_transfer(x.action.kind)) busy += x.end - x.start;
       switch (x.action.kind) {
-        case ActionKind::kForward:
+        case ActionKind::kRecvForward:
           in_flight.begin(stage);
-          held.begin(stage);
+          break;
+        case ActionKind::kForward:
+          if (stage == 0 || !transfers) in_flight.begin(stage);
           break;
         case ActionKind::kBackward:
           in_flight.end(stage);
-          held.end(stage);
           break;
         case ActionKind::kBackwardInput:
           stash.begin(stage);
-          in_flight.end(stage);
           break;
         case ActionKind::kBackwardWeight:
           stash.end(stage);
-          held.end(stage);
+          in_flight.end(stage);
           break;
         case ActionKind::kSendForward:
-        case ActionKind::kRecvForward:
         case ActionKind::kSendBackward:
         case ActionKind::kRecvBackward:
-          continue;
+          break;
       }
-      busy += x.end - x.start;
     }
   }
   if (sim.makespan > 0)
     sim.bubble_fraction = 1.0 - busy / (static_cast<double>(s.pp) * sim.makespan);
   sim.peak_in_flight = std::move(in_flight.peak);
   sim.peak_stash = std::move(stash.peak);
-  sim.peak_held = std::move(held.peak);
   sim.ranks = std::move(run.ranks);
   return sim;
 }

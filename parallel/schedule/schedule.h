@@ -86,10 +86,10 @@ struct Simulation {
   double makespan = 0;          ///< finish time of the slowest rank
   double bubble_fraction = 0;   ///< idle share of pp * makespan
   std::vector<std::vector<SimulatedAction>> ranks;
-  /// Per virtual stage, micro-batches at once: from the start of F to the end of B, or of I where the backward is split.
+  /// Per virtual stage: micro-batches whose activations are held at once, from the receive of the input (F where there is
+  /// none) to the end of B, or of W where the backward is split.
   std::vector<int> peak_in_flight;
-  std::vector<int> peak_stash;  ///< per virtual stage, micro-batches at once: from the start of I to the end of W
-  std::vector<int> peak_held;   ///< per virtual stage, micro-batches at once: from the start of F to the end of B or W
+  std::vector<int> peak_stash;  ///< per virtual stage: micro-batches between the start of I and the end of W at once
 };
 /// Runs the schedule on paper. Throws InternalError on a deadlock, naming the waiting actions.
 [[nodiscard]] Simulation simulate(const Schedule& s, const ScheduleCosts& costs);

@@ -125,8 +125,8 @@ StagedCheckpoint StagedCheckpoint::create(const fs::path& root, int64_t step,
   s.hook_ = hook;
   if (is_real_directory(s.stage_)) remove_tree(s.stage_, hook);  // an earlier attempt that failed
   if (need_bytes > 0) require_free_space(root, need_bytes);
+  s.creator_ = s.open_ = true;  // from here on `s` cleans up after a failure
   make_directory(s.stage_, /*may_exist=*/false, hook);
-  s.creator_ = s.open_ = true;
   make_directory(s.state_dir(), /*may_exist=*/false, hook);
   return s;
 }

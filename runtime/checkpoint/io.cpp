@@ -329,11 +329,11 @@ void write_text_file(const fs::path& path, std::string_view text, SyscallHook* h
 }
 
 void make_directory(const fs::path& path, bool may_exist, SyscallHook* hook) {
-  const int e =
-      guarded(hook, SyscallKind::kMkdir, path, {}, [&] { return ::mkdir(path.c_str(), 0777); });
+  int e = guarded(hook, SyscallKind::kMkdir, path, {}, [&] { return ::mkdir(path.c_str(), 0777); });
   if (e == EEXIST && may_exist) {
     struct stat st {};
     if (::stat(path.c_str(), &st) == 0 && S_ISDIR(st.st_mode)) return;
+    e = ENOTDIR;
   }
   if (e != 0)
     throw StorageError("making directory {}: {}{}", path.string(), reason(e), advice(path, e));

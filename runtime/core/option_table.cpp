@@ -9,18 +9,21 @@ namespace {
 
 constexpr Subcommand kSubcommands[] = {
     {"train", "fine-tune a model (the default)", "", true},
-    {"eval", "loss and perplexity of a model on data, or the accuracy of its answers", "", true},
-    {"generate", "complete prompts or chats", "", true},
+    {"eval", "loss and perplexity of a model on data, or the accuracy of its answers", "", true,
+     true},
+    {"generate", "complete prompts or chats", "", true, true},
     {"tokenize", "text to token ids and back, loss masks, statistics of a data set", "", false},
     {"verify", "compare loss, logits and gradients with a reference and between layouts", "", true},
-    {"plan", "what a job will take: layout, schedule, memory, time; starts nothing", "", false},
-    {"topo", "draw the topology of this machine, a file or the hosts of a hostfile", "input",
-     false},
-    {"probe", "gather the topology of all hosts of a hostfile and compare them", "", false},
-    {"doctor", "check drivers, libraries, devices and limits of all hosts", "", false},
-    {"sbatch", "write or submit a Slurm script for a job", "", false},
-    {"mpijob", "write a Kubernetes MPIJob for a job", "", false},
-    {"bench", "measure matrix multiplication, copies and collectives of this machine", "", true},
+    {"plan", "what a job will take: layout, schedule, memory, time; starts nothing", "", false,
+     true},
+    {"topo", "draw the topology of this machine, a file or the hosts of a hostfile", "input", false,
+     true},
+    {"probe", "gather the topology of all hosts of a hostfile and compare them", "", false, true},
+    {"doctor", "check drivers, libraries, devices and limits of all hosts", "", false, true},
+    {"sbatch", "write or submit a Slurm script for a job", "", false, true},
+    {"mpijob", "write a Kubernetes MPIJob for a job", "", false, true},
+    {"bench", "measure matrix multiplication, copies and collectives of this machine", "", true,
+     true},
 };
 
 }  // namespace
@@ -306,7 +309,8 @@ const std::vector<Option>& table() {
        .fallback = "false",
        .help = "print the schedule and write it as schedule.svg beside the output",
        .group = Group::kLayout,
-       .commands = kTrain | kPlan},
+       .commands = kTrain | kPlan,
+       .planned = true},
       {.name = "recompute",
        .field = &C::recompute,
        .fallback = "none",
@@ -340,7 +344,8 @@ const std::vector<Option>& table() {
        .metavar = "STAGE",
        .help = "1: optimizer state sharded over the data-parallel replicas",
        .group = Group::kLayout,
-       .commands = kJob},
+       .commands = kJob,
+       .planned = true},
       {.name = "comm",
        .field = &C::comm,
        .fallback = "auto",
@@ -348,7 +353,8 @@ const std::vector<Option>& table() {
        .metavar = "NAME",
        .help = "what carries tensors between ranks",
        .group = Group::kLayout,
-       .commands = kOnRanks | kJob},
+       .commands = kOnRanks | kJob,
+       .planned = true},
 
       // -- optimisation
       {.name = "steps",
@@ -694,7 +700,8 @@ const std::vector<Option>& table() {
        .metavar = "TYPE",
        .help = "master weights and moments of the optimizer",
        .group = Group::kMachine,
-       .commands = kJob},
+       .commands = kJob,
+       .planned = true},
       {.name = "threads",
        .field = &C::threads,
        .fallback = "auto",
@@ -717,7 +724,8 @@ const std::vector<Option>& table() {
        .help =
            "bit-equal from run to run, and over --pp, --schedule, --recompute and --micro-batch",
        .group = Group::kMachine,
-       .commands = kJob},
+       .commands = kJob,
+       .planned = true},
       {.name = "profile",
        .field = &C::profile,
        .fallback = "0",
@@ -725,7 +733,8 @@ const std::vector<Option>& table() {
        .metavar = "STEPS",
        .help = "time each operation over this many steps and print the table; 0: off",
        .group = Group::kMachine,
-       .commands = kTrain},
+       .commands = kTrain,
+       .planned = true},
 
       // -- launch and faults
       {.name = "hostfile",
@@ -772,7 +781,8 @@ const std::vector<Option>& table() {
        .metavar = "N",
        .help = "restarts from the last checkpoint after a fault",
        .group = Group::kLaunch,
-       .commands = kJob},
+       .commands = kJob,
+       .planned = true},
 
       // -- general
       {.name = "input",

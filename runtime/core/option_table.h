@@ -96,6 +96,9 @@ struct Option {
   std::string_view help{};
   Group group = Group::kGeneral;
   uint32_t commands = 0;
+  /// Has its place and its default, but nothing acts on it: left out of the help, and refused when
+  /// given.
+  bool planned = false;
 };
 
 [[nodiscard]] const std::vector<Option>& table();

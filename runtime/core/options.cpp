@@ -66,6 +66,21 @@ const Option* find_option(std::string_view command, std::string_view name) {
   return nullptr;
 }
 
+/// Names of the subcommands that are there.
+std::vector<std::string> command_names() {
+  std::vector<std::string> names;
+  for (const auto& c : subcommands()) {
+    if (!c.planned) names.emplace_back(c.name);
+  }
+  return names;
+}
+
+/// Nothing may be accepted that nothing acts on.
+void check_available(const Option& o, std::string_view place) {
+  if (o.planned)
+    throw UsageError("{}--{}: this version of r1run cannot do that yet", place, o.name);
+}
+
 /// Subcommands that have an option of this name; empty when none has.
 std::vector<std::string_view> commands_with(std::string_view name) {
   std::vector<std::string_view> out;
@@ -303,7 +318,7 @@ struct Given {
                                  std::string_view name, std::string_view place) {
   std::vector<std::string> names;
   for (const auto& o : table()) {
-    if ((o.commands & command_bit(command)) != 0) names.emplace_back(o.name);
+    if ((o.commands & command_bit(command)) != 0 && !o.planned) names.emplace_back(o.name);
   }
   std::string plain(name);
   std::ranges::replace(plain, '_', '-');
@@ -314,7 +329,8 @@ struct Given {
     if (plain == other && find_option(command, ours) != nullptr) near = ours;
   }
   if (near.empty()) near = nearest(plain, names);
-  const auto elsewhere = commands_with(plain);
+  auto elsewhere = commands_with(plain);
+  std::erase_if(elsewhere, [](std::string_view c) { return subcommand(c).planned; });
   std::string hint;
   if (!near.empty()) {
     hint = fmt::format(" Did you mean --{}?", near);
@@ -383,6 +399,7 @@ std::vector<Given> read_flags(std::string_view command, std::span<const std::str
     }
     const auto* o = find_option(command, f.string_key);
     R1_CHECK(o != nullptr && f.value.size() <= 1, "option {}", f.string_key);
+    check_available(*o, "");
     const std::string text = f.value.empty() ? "true" : f.value.front();
     // "--lr --steps 5": the next option is no value.
     if (text.starts_with("--") &&
@@ -506,8 +523,7 @@ FileContent read_file(std::string_view command, const std::string& path) {
       const auto end = line.find(']');
       section = end == std::string::npos ? "" : line.substr(begin + 1, end - begin - 1);
       if (std::ranges::find(subcommands(), section, &Subcommand::name) == subcommands().end()) {
-        std::vector<std::string> names;
-        for (const auto& c : subcommands()) names.emplace_back(c.name);
+        const auto names = command_names();
         throw UsageError("{}: a section is a subcommand in brackets, one of {}; found {}", place,
                          fmt::join(names, ", "), line.substr(begin));
       }
@@ -536,6 +552,7 @@ FileContent read_file(std::string_view command, const std::string& path) {
       unknown_option(reader, name, name, place + ": ");
     }
     if (o == nullptr || reader != command) continue;
+    check_available(*o, place + ": ");
     if (const auto [at, is_new] = line_of.emplace(std::pair(o, section.empty()), n);
         !is_new && !repeats(*o)) {
       throw UsageError("{}: {} was already given in line {}", place, name, at->second);
@@ -688,8 +705,12 @@ Invocation split_command(std::span<const std::string> args) {
   const bool help_of = first == "help";
   const auto& name = help_of ? args[1] : first;
   if (!help_of && name.starts_with('-')) return call;
-  std::vector<std::string> names;
-  for (const auto& c : subcommands()) names.emplace_back(c.name);
+  const auto names = command_names();
+  if (std::ranges::find(subcommands(), name, &Subcommand::name) != subcommands().end() &&
+      subcommand(name).planned) {
+    throw UsageError("r1run {}: this version of r1run cannot do that yet; it can: {}", name,
+                     fmt::join(names, ", "));
+  }
   if (std::ranges::find(names, name) == names.end()) {
     const auto near = nearest(name, names);
     throw UsageError(
@@ -755,8 +776,8 @@ std::string resolved_ini(const JobConfig& cfg) {
   for (const auto& [group, title] : kGroups) {
     bool titled = false;
     for (const auto& o : table()) {
-      if (o.group != group || find_option(cfg.command, o.name) != &o || o.name == "config" ||
-          o.name == "help")
+      if (o.group != group || find_option(cfg.command, o.name) != &o || o.planned ||
+          o.name == "config" || o.name == "help")
         continue;
       if (!titled) out += fmt::format("\n# {}\n", title);
       titled = true;
@@ -781,7 +802,8 @@ std::string resolved_ini(const JobConfig& cfg) {
 std::vector<std::string> given_flags(const JobConfig& cfg) {
   std::vector<std::string> out;
   for (const auto& o : table()) {
-    if (find_option(cfg.command, o.name) != &o || !cfg.is_set(o.name) || o.name == "config")
+    if (find_option(cfg.command, o.name) != &o || o.planned || !cfg.is_set(o.name) ||
+        o.name == "config")
       continue;
     for (const auto& text : texts_of(cfg, o)) {
       if (is_flag(o)) {
@@ -804,7 +826,9 @@ std::string program_help() {
       "       srun --mpi=pmix r1run train --config job.ini\n"
       "       r1run train --hostfile hosts --pp 2 --tp 4\n\n"
       "Subcommands\n";
-  for (const auto& c : subcommands()) out += fmt::format("  {:<10} {}\n", c.name, c.summary);
+  for (const auto& c : subcommands()) {
+    if (!c.planned) out += fmt::format("  {:<10} {}\n", c.name, c.summary);
+  }
   out +=
       "\n`r1run <subcommand> --help` lists its options; each is also a key of an INI file "
       "(--config).\n"
@@ -827,7 +851,7 @@ std::string options_help(std::string_view command) {
   for (const auto& [group, title] : kGroups) {
     bool titled = false;
     for (const auto& o : table()) {
-      if (o.group != group || find_option(command, o.name) != &o) continue;
+      if (o.group != group || find_option(command, o.name) != &o || o.planned) continue;
       if (!titled) out += fmt::format("\n{}\n", title);
       titled = true;
       std::string text(o.help);
@@ -852,7 +876,7 @@ std::string options_markdown(std::string_view command) {
   };
   for (const auto& [group, title] : kGroups) {
     for (const auto& o : table()) {
-      if (o.group != group || find_option(command, o.name) != &o) continue;
+      if (o.group != group || find_option(command, o.name) != &o || o.planned) continue;
       const auto left = fmt::format("--{}{}{}", o.name, o.metavar.empty() ? "" : " ", o.metavar);
       const auto allowed = allowed_in_help(o);
       out += fmt::format(

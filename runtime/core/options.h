@@ -23,6 +23,8 @@ struct Subcommand {
   std::string_view
       positional;           ///< option that takes bare arguments ("input"); empty: none are taken
   bool runs_ranks = false;  ///< true: needs ranks; false: one process of its own, on a login node
+  bool planned = false;     ///< has its place and options but is not there yet: not in the help,
+                            ///< refused when asked for
 };
 [[nodiscard]] std::span<const Subcommand> subcommands();
 

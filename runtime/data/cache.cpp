@@ -141,8 +141,12 @@ bool CacheFile::map(Fd fd, const Hash128& key, std::string* damage) {
   struct stat st {};
   if (::fstat(fd.get(), &st) != 0) return broken(std::strerror(errno));
   const auto size = static_cast<uint64_t>(st.st_size);
-  if (size < kHeaderBytes || !read_at(fd.get(), &h, sizeof h, 0))
+  std::array<char, kHeaderBytes> head;
+  if (size < kHeaderBytes || !read_at(fd.get(), head.data(), head.size(), 0))
     return broken("shorter than its header");
+  std::memcpy(&h, head.data(), sizeof h);
+  if (std::any_of(head.begin() + sizeof h, head.end(), [](char c) { return c != 0; }))
+    return broken("the header is not as it was written");
   if (h.magic != kMagic) return broken("not a cache file of this version");
   if (h.self != header_hash(h)) return broken("the header's checksum does not match");
   if (h.key != key) return broken("made for other data or settings");

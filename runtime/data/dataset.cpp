@@ -30,7 +30,7 @@ namespace fs = std::filesystem;
 namespace {
 
 // Part of every cache key: raise it when the same row would become other tokens.
-constexpr uint64_t kEncodingVersion = 1;
+constexpr uint64_t kEncodingVersion = 2;
 constexpr uint32_t kTrainedBit = 0x80000000u;
 
 constexpr std::array<std::string_view, 9> kFormatNames = {"auto",
@@ -196,15 +196,15 @@ struct OpenedSource {
     return out;
   }
   const fs::path file = options.cache_dir / (out.key.hex() + ".r1data");
-  const auto look = [&] {
+  const auto look = [&](bool warn) {
     std::string damage;
     out.cache = CacheFile::open(file, out.key, &damage);
-    if (out.cache == nullptr && !damage.empty())
+    if (out.cache == nullptr && !damage.empty() && warn)
       log::warn("{}: damaged cache file ({}); the data is tokenised again", file.string(), damage);
     return out.cache != nullptr;
   };
   out.cached = true;
-  if (look()) return out;
+  if (look(false)) return out;
   DataProgress waiting{.path = source.path, .bytes_total = input.stored_bytes(), .waiting = true};
   auto last_report = std::chrono::steady_clock::now();
   std::optional<CacheLock> lock;
@@ -218,7 +218,7 @@ struct OpenedSource {
       options.progress(waiting);
     }
   }
-  if (look()) return out;
+  if (look(true)) return out;
   out.cached = false;
   remove_stale_temporaries(file);
   CacheWriter writer(CacheWriter::Place::kNamed, file, out.key);
@@ -227,6 +227,12 @@ struct OpenedSource {
 }
 
 }  // namespace
+
+std::optional<int32_t> end_of_text_id(const fs::path& model_dir, const text::Tokenizer& tokenizer) {
+  DataOptions options;
+  options.model_dir = model_dir;
+  return tokenizer_settings(options, &tokenizer).end_id;
+}
 
 std::span<const std::string_view> format_names() { return kFormatNames; }
 

@@ -37,6 +37,11 @@ struct DataSource {
 /// Throws UsageError when the weight is not a positive number.
 [[nodiscard]] DataSource parse_data_source(std::string_view text);
 
+/// The token that ends a text: "eos_token" of tokenizer_config.json in `model_dir` (empty: where
+/// the tokenizer was loaded from), else the first known end token that the tokenizer has.
+[[nodiscard]] std::optional<int32_t> end_of_text_id(const std::filesystem::path& model_dir,
+                                                    const text::Tokenizer& tokenizer);
+
 /// What Dataset::open is doing; given to DataOptions::progress a few times a second, on the calling
 /// thread.
 struct DataProgress {
@@ -54,8 +59,11 @@ struct DataOptions {
   bool pack = true, shuffle = true;
   uint64_t seed = 0;
   bool train_on_prompt = false;
-  std::string think_history =
-      "last";                ///< "last" or "all": which assistant turns keep <think>...</think>
+  /// "all": every assistant turn keeps its thoughts and is trained. "last": where earlier turns
+  /// have thoughts, those are left out as the chat template leaves them out in use, and only the
+  /// last turn is trained; conversations without earlier thoughts are trained on every assistant
+  /// turn.
+  std::string think_history = "last";
   int64_t max_bad_rows = 0;  ///< more bad rows than this in all sources together are a DataError
   std::string too_long = "error";  ///< "error", "truncate" or "drop": samples longer than seq_len
   std::string template_name;       ///< empty: that of model_dir

@@ -63,7 +63,8 @@ struct ParsedRow {
   bool empty_answer = false;  // the last assistant turn says nothing
 };
 
-/// Reads a JSON row. Throws RowError.
+/// Reads a JSON row. Throws RowError. A conversation need not hold an assistant turn (encode_row
+/// asks for one).
 [[nodiscard]] ParsedRow parse_row(Format format, std::string_view row);
 
 /// What tokenising depends on besides the row.

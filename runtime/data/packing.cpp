@@ -12,9 +12,9 @@
 namespace r1::data {
 namespace {
 
-/// Rows open at once when the file's order is kept. GSM8K at 2,048: 16 rows fill 99.3 %, 64
-/// rows 99.8 %.
-constexpr size_t kOrderedWindow = 64;
+/// Rows open at once when the file's order is kept. GSM8K with the R1-Distill-Qwen tokenizer at
+/// 2,048: 1 row 95.5 % full, 4 rows 98.4 %, 16 or 64 rows 98.7 %.
+constexpr size_t kOrderedWindow = 16;
 
 /// A set of small integers with "smallest member >= x", as a tree of 64-bit words.
 class IntegerSet {

@@ -45,6 +45,7 @@ void rope(const Tensor& qkv, const Tensor& positions, const Tensor& cos_sin, con
 void qk_norm_forward(const Tensor& raw, const Tensor& q_weight, const Tensor& k_weight, float eps,
                      const RopeArgs& args, const Tensor& out, const Tensor& rstd, const Stream&) {
   const int64_t tokens = raw.dim(0), heads = args.q_heads + args.kv_heads, dim = args.head_dim;
+  if (heads == 0) return;
   parallel_ranges(tokens, kRows, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       const float* in = raw.ptr<float>() + t * width(args);

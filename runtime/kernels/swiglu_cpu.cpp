@@ -38,8 +38,8 @@ void swiglu_backward(const Tensor& dh, const Tensor& gate_up, const Tensor& dgat
         const simd::V g = simd::load(gate + i, part...), u = simd::load(gate + ffn + i, part...);
         const simd::V dy = simd::load(d + i, part...);
         const simd::V s = sigmoid(g), silu = g * s;
-        // silu'(g) = s (1 + g (1 - s)) = s + silu - silu s
-        simd::store(dgate + i, dy * u * (s + silu - silu * s), part...);
+        // silu'(g) = s (1 + g (1 - s)) = s + silu (1 - s)
+        simd::store(dgate + i, dy * u * (s + silu * (simd::set(1.0F) - s)), part...);
         simd::store(dgate + ffn + i, dy * silu, part...);
       });
     }

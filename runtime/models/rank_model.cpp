@@ -190,8 +190,7 @@ void RankModel::acquire(int stage, int microbatch) {
 void RankModel::release(int stage, int microbatch) {
   Chunk& c = chunk(stage);
   c.slot_of.erase(microbatch);
-  c.stash_of.erase(microbatch);
-  c.ring_of.erase(microbatch);
+  c.stash_of.erase(microbatch);  // the gradient ring's entry stays: its send comes after the release
 }
 
 Arena& RankModel::slot(Chunk& c, int microbatch) {

@@ -12,6 +12,7 @@
 #include "runtime/core/log.h"
 #include "runtime/data/default/default_job.h"
 #include "runtime/device/cpu/thread_pool.h"
+#include "runtime/tokenizer/byte_level.h"
 #include "runtime/train/sample.h"
 #include "runtime/train/setup.h"
 #include "runtime/train/weights_io.h"
@@ -136,8 +137,11 @@ void Job::open() {
 
   ctx_.status.set_phase("opening the model");
   source_.emplace(open_model_source(ctx_, output_));
-  tokenizer_.emplace(text::Tokenizer::load(source_->dir.path()));
-  if (tokenizer_->vocab_size() > source_->config.vocab)
+  // Pre-tokenised data needs no tokenizer; anything else is refused below.
+  const bool has_tokenizer = fs::exists(source_->dir.path() / "tokenizer.json");
+  tokenizer_.emplace(has_tokenizer ? text::Tokenizer::load(source_->dir.path())
+                                   : text::Tokenizer::from_json(text::byte_level_tokenizer_json(), "no tokenizer"));
+  if (has_tokenizer && tokenizer_->vocab_size() > source_->config.vocab)
     throw DataError("{}: the tokenizer has ids up to {}, but the model's embedding has {} rows (vocab_size in config.json)",
                     (source_->dir.path() / "tokenizer.json").string(), tokenizer_->vocab_size() - 1, source_->config.vocab);
 
@@ -152,6 +156,11 @@ void Job::open() {
     files = {file.string()};
   }
   data_.emplace(data::Dataset::open(data_options(ctx_, files, cache, seq_len, source_->config), *tokenizer_));
+  if (!has_tokenizer)
+    for (const data::SourceStats& source : data_->stats().sources)
+      if (source.format != "input-ids")
+        throw DataError("{}: has no tokenizer.json, which --data {} (format {}) needs; without one, rows must be input_ids and labels",
+                        source_->dir.path().string(), source.path.string(), source.format);
   for (const std::string& file : cfg_.eval_data) {
     data::DataOptions o = data_options(ctx_, {file}, cache, seq_len, source_->config);
     o.shuffle = false;

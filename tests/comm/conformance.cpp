@@ -17,8 +17,12 @@ constexpr DType kAll[] = {DType::kF32, DType::kBF16, DType::kF16, DType::kF64,
 constexpr DType kReducible[] = {DType::kF32, DType::kBF16, DType::kF16,
                                 DType::kF64, DType::kI32,  DType::kI64};
 // 0, 1, primes below and above every protocol switch (gather of all up to 4 KiB, eager limits of a
-// few KiB).
-constexpr int64_t kSizes[] = {0, 1, 7, 97, 1009, 4099, 20011};
+// few KiB); the largest for two types only, to keep the suite short.
+std::vector<int64_t> sizes(DType dtype) {
+  std::vector<int64_t> all = {0, 1, 7, 97, 1009, 4099};
+  if (dtype == DType::kF32 || dtype == DType::kI64) all.push_back(20011);
+  return all;
+}
 
 class Failed : public std::runtime_error {
  public:
@@ -219,10 +223,10 @@ std::vector<int64_t> counts_of(int ranks, int shape) {
         n = r % 3 == 1 ? 0 : 11 * r + 1;
         break;  // uneven with holes
       case 3:
-        n = r == ranks - 1 ? 20011 : 0;
+        n = r == ranks - 1 ? 9001 : 0;
         break;  // all on the last rank
       case 4:
-        n = 3001 + 613 * ((r * 5) % ranks);
+        n = 1201 + 257 * ((r * 5) % ranks);
         break;  // uneven, beyond eager limits
     }
   }
@@ -247,7 +251,7 @@ void identity(Communicator& c) {
 
 void all_reduce_sum(Communicator& c) {
   for (DType dtype : kReducible)
-    for (int64_t n : kSizes) {
+    for (int64_t n : sizes(dtype)) {
       const auto in = inputs(c, dtype, n, "all_reduce_sum");
       Host own = filled(dtype, n, "all_reduce_sum", c.rank());
       c.all_reduce(own, ReduceOp::kSum, {});
@@ -279,7 +283,7 @@ void all_reduce_large(Communicator& c) {
 
 void all_reduce_max(Communicator& c) {
   for (DType dtype : kReducible)
-    for (int64_t n : kSizes) {
+    for (int64_t n : sizes(dtype)) {
       const auto in = inputs(c, dtype, n, "all_reduce_max");
       Host x = filled(dtype, n, "all_reduce_max", c.rank());
       c.all_reduce(x, ReduceOp::kMax, {});
@@ -356,7 +360,7 @@ void reduce_scatter(Communicator& c) {
 
 void broadcast(Communicator& c) {
   for (DType dtype : kAll)
-    for (int64_t n : kSizes)
+    for (int64_t n : sizes(dtype))
       for (int root = 0; root < c.size(); ++root) {
         Host x = filled(dtype, n, "broadcast", c.rank());
         c.broadcast(x, root, {});
@@ -375,7 +379,7 @@ void all_to_all(Communicator& c) {
       case 2:
         return (from + 2 * to) % 3 == 0 ? 0 : 5 * from + to + 1;
       default:
-        return (from * 3 + to) % 4 * 2503;
+        return (from * 3 + to) % 4 * 1103;
     }
   };
   for (DType dtype : kAll)
@@ -407,7 +411,7 @@ void all_to_all(Communicator& c) {
 // Every pair, both ways, one after the other, empty messages included.
 void send_recv(Communicator& c) {
   for (DType dtype : kAll)
-    for (int64_t n : kSizes)
+    for (int64_t n : sizes(dtype))
       for (int from = 0; from < c.size(); ++from)
         for (int to = 0; to < c.size(); ++to) {
           if (c.rank() == from) c.send(filled(dtype, n, "send", from * 100 + to), to, {});
@@ -603,10 +607,10 @@ void split_reversed_and_nested(Communicator& c) {
 void random_program(Communicator& c) {
   const Rng rng(kSeed, "program");
   const auto half = c.split(c.rank() * 2 < c.size() ? 0 : 1, 0, "half");
-  for (uint64_t i = 0; i < 300; ++i) {
+  for (uint64_t i = 0; i < 150; ++i) {
     Communicator& g = rng.below(i * 8, 3) == 0 ? *half : c;
     const auto n =
-        static_cast<int64_t>(rng.below(i * 8 + 1, rng.below(i * 8 + 2, 8) == 0 ? 40000 : 500));
+        static_cast<int64_t>(rng.below(i * 8 + 1, rng.below(i * 8 + 2, 8) == 0 ? 20000 : 500));
     const DType dtype = kReducible[rng.below(i * 8 + 3, std::size(kReducible))];
     const std::string purpose = fmt::format("program {}", i);
     const int root = static_cast<int>(i) % g.size();

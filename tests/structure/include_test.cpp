@@ -45,7 +45,7 @@ const std::map<std::string, Folders> kAllowed = {
     {"parallel/exec", kExec},
     {"runtime/nn", kExec},
     {"runtime/models", kModels},
-    {"runtime/optim", kPlan + kKernels + Folders{"comm"}},
+    {"runtime/optim", kExec},  // sums over the process groups
     {"runtime/checkpoint", kPlan + kDevice},
     {"runtime/tokenizer", {"runtime/core"}},
     {"runtime/data", {"runtime/core", "runtime/tokenizer"}},
