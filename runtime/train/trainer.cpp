@@ -254,6 +254,13 @@ void Job::print_start(double gemm_rate, int64_t total_steps) {
              device_.kind == DeviceKind::kCuda ? "GPU" : "CPU", human_si(gemm_rate, "FLOP/s"),
              dtype_name(engine_->plan().format.weights), cpu_threads());
   fmt::print("steps      {} to {}, {} rows each\n\n", progress_.step + 1, total_steps, rows_.batch);
+  if (cfg_.schedule_print) {
+    const parallel::Schedule& schedule = engine_->schedule();
+    fmt::print("{}\n", parallel::print(schedule));
+    // A backward costs twice a forward, its halves one each.
+    std::ofstream(output_ / "schedule.svg") << parallel::gantt_svg(schedule, parallel::simulate(schedule, {}));
+    fmt::print("schedule   {}\n\n", (output_ / "schedule.svg").string());
+  }
   std::fflush(stdout);
   std::ofstream(output_ / "config.ini") << resolved_ini(cfg_);
 }
