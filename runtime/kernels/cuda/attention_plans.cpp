@@ -41,6 +41,7 @@ std::string AttentionShape::str() const {
 struct AttentionPlans::Plan {
   std::unique_ptr<fe::graph::Graph> graph;  // null: cuDNN has no kernel
   int64_t workspace = -1;
+  std::string reason;  // why there is none
 };
 
 AttentionPlans::AttentionPlans(int device) : device_(device) {}
@@ -140,7 +141,8 @@ void AttentionPlans::build(const AttentionShape& s, Plan& plan) {
   }
   auto status = graph->build(handle_, {fe::HeurMode_t::A});
   if (status.is_bad()) {
-    log::debug("cuDNN has no attention for {}: {}", s.str(), status.get_message());
+    plan.reason = status.get_message();
+    log::debug("cuDNN has no attention for {}: {}", s.str(), plan.reason);
     return;
   }
   int64_t bytes = 0;
@@ -185,7 +187,7 @@ void AttentionPlans::run(const AttentionShape& shape, const AttentionPointers& p
 std::vector<std::pair<std::string, int64_t>> AttentionPlans::plans() {
   const std::scoped_lock lock(mutex_);
   std::vector<std::pair<std::string, int64_t>> all;
-  for (const auto& [shape, plan] : plans_) all.emplace_back(shape.str(), plan->workspace);
+  for (const auto& [shape, plan] : plans_) all.emplace_back(plan->reason.empty() ? shape.str() : fmt::format("{} (own kernel; cuDNN: {})", shape.str(), plan->reason), plan->workspace);
   return all;
 }
 
