@@ -11,6 +11,7 @@
 #include "runtime/core/error.h"
 #include "runtime/device/cuda/check.h"
 #include "runtime/device/cuda/context.h"
+#include "runtime/kernels/cuda/attention_plans.h"
 #include "runtime/kernels/cuda/gemm_plans.h"
 
 namespace r1::cuda {
@@ -122,6 +123,16 @@ class Backend final : public DeviceBackend, public Api {
     for (auto& [index, ctx] : contexts_) {
       if (!ctx->has_gemm()) continue;
       const auto some = ctx->gemm().choices();
+      all.insert(all.end(), some.begin(), some.end());
+    }
+    return all;
+  }
+  std::vector<std::pair<std::string, int64_t>> attention_plans() override {
+    const std::scoped_lock lock(mutex_);
+    std::vector<std::pair<std::string, int64_t>> all;
+    for (auto& [index, ctx] : contexts_) {
+      if (!ctx->has_attention()) continue;
+      const auto some = ctx->attention().plans();
       all.insert(all.end(), some.begin(), some.end());
     }
     return all;

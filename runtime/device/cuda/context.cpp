@@ -97,7 +97,7 @@ GemmPlans& DeviceContext::gemm() {
 
 AttentionPlans& DeviceContext::attention() {
   const std::scoped_lock lock(mutex_);
-  if (!attention_) attention_ = std::make_unique<AttentionPlans>(*this);
+  if (!attention_) attention_ = std::make_unique<AttentionPlans>(index_);
   return *attention_;
 }
 

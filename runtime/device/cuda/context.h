@@ -87,6 +87,7 @@ class DeviceContext {
   void forget_stream(cudaStream_t stream) noexcept;
   [[nodiscard]] size_t owned_bytes();
   [[nodiscard]] bool has_gemm() const { return gemm_ != nullptr; }
+  [[nodiscard]] bool has_attention() const { return attention_ != nullptr; }
 
  private:
   StreamMemory& memory_of(cudaStream_t stream);

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "runtime/device/tensor.h"
@@ -70,6 +71,8 @@ class Api {
   /// Writes new choices to the cache file (merged with what other ranks wrote; renamed into place).
   virtual void save_tuning() = 0;
   [[nodiscard]] virtual std::vector<GemmChoice> gemm_choices() = 0;
+  /// Attention shapes seen, as text, with cuDNN's workspace in bytes; -1: the own kernel runs (cuDNN has none).
+  [[nodiscard]] virtual std::vector<std::pair<std::string, int64_t>> attention_plans() = 0;
 
   // ---- streams and events
   /// priority: 0 normal, -1 ahead of normal.

@@ -58,6 +58,7 @@ __global__ void __launch_bounds__(kThreads) adamw_kernel(P* __restrict__ p, floa
     mean = load<kVec>(m + i);
     var = load<kVec>(v + i);
   } else {
+#pragma unroll  // a run-time index would move the registers to memory
     for (int j = 0; j < kVec; ++j) {
       const int64_t e = i + (j < count ? j : 0);
       if constexpr (kMaster)
@@ -92,7 +93,9 @@ __global__ void __launch_bounds__(kThreads) adamw_kernel(P* __restrict__ p, floa
     store<kVec>(m + i, mean);
     store<kVec>(v + i, var);
   } else {
-    for (int j = 0; j < count; ++j) {
+#pragma unroll
+    for (int j = 0; j < kVec; ++j) {
+      if (j >= count) break;
       if constexpr (kMaster) master[i + j] = w.v[j];
       p[i + j] = from_float<P>(w.v[j]);
       m[i + j] = from_float<M>(mean.v[j]);

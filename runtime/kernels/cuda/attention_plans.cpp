@@ -3,6 +3,7 @@
 #include <dlfcn.h>
 
 #include <cstdlib>
+#include <utility>
 #include <unordered_map>
 
 #pragma GCC diagnostic push
@@ -15,7 +16,6 @@
 #include "runtime/core/error.h"
 #include "runtime/core/log.h"
 #include "runtime/device/cuda/check.h"
-#include "runtime/device/cuda/context.h"
 
 namespace cudnn_frontend {
 void* cudnn_dlhandle = nullptr;  // the frontend's own hook for a library opened at run time
@@ -41,9 +41,10 @@ std::string AttentionShape::str() const {
 struct AttentionPlans::Plan {
   std::unique_ptr<fe::graph::Graph> graph;  // null: cuDNN has no kernel
   int64_t workspace = -1;
+  std::string reason;  // why there is none
 };
 
-AttentionPlans::AttentionPlans(DeviceContext& ctx) : ctx_(ctx) {}
+AttentionPlans::AttentionPlans(int device) : device_(device) {}
 
 AttentionPlans::~AttentionPlans() {
   plans_.clear();
@@ -64,12 +65,12 @@ bool AttentionPlans::open() {
       return false;
     }
   }
-  const DeviceScope scope(ctx_.index());
+  CUDA_CHECK(cudaSetDevice(device_));  // callers hold a DeviceScope for it already
   const auto status = fe::detail::create_handle(&handle_);
   if (status != CUDNN_STATUS_SUCCESS) {
     handle_ = nullptr;
     throw DeviceError("cuda:{}: cuDNN cannot start: {}; check that driver and cuDNN fit each other and that memory is free",
-                      ctx_.index(), fe::detail::get_error_string(status));
+                      device_, fe::detail::get_error_string(status));
   }
   return true;
 }
@@ -140,12 +141,13 @@ void AttentionPlans::build(const AttentionShape& s, Plan& plan) {
   }
   auto status = graph->build(handle_, {fe::HeurMode_t::A});
   if (status.is_bad()) {
-    log::debug("cuDNN has no attention for {}: {}", s.str(), status.get_message());
+    plan.reason = status.get_message();
+    log::debug("cuDNN has no attention for {}: {}", s.str(), plan.reason);
     return;
   }
   int64_t bytes = 0;
   auto sized = graph->get_workspace_size(bytes);
-  if (sized.is_bad()) throw DeviceError("cuda:{}: cuDNN attention {}: {}", ctx_.index(), s.str(), sized.get_message());
+  if (sized.is_bad()) throw DeviceError("cuda:{}: cuDNN attention {}: {}", device_, s.str(), sized.get_message());
   plan.workspace = bytes;
   plan.graph = std::move(graph);
 }
@@ -176,16 +178,16 @@ void AttentionPlans::run(const AttentionShape& shape, const AttentionPointers& p
     if (shape.backward) pack.insert({kDkvOffsets, p.dkv_offsets});
   }
   const auto bound = fe::detail::set_stream(handle_, stream);
-  if (bound != CUDNN_STATUS_SUCCESS) throw DeviceError("cuda:{}: cuDNN refused the stream: {}", ctx_.index(), fe::detail::get_error_string(bound));
+  if (bound != CUDNN_STATUS_SUCCESS) throw DeviceError("cuda:{}: cuDNN refused the stream: {}", device_, fe::detail::get_error_string(bound));
   auto status = pl.graph->execute(handle_, pack, workspace);
   if (status.is_bad())
-    throw DeviceError("cuda:{}: cuDNN attention {} failed: {}", ctx_.index(), shape.str(), status.get_message());
+    throw DeviceError("cuda:{}: cuDNN attention {} failed: {}", device_, shape.str(), status.get_message());
 }
 
 std::vector<std::pair<std::string, int64_t>> AttentionPlans::plans() {
   const std::scoped_lock lock(mutex_);
   std::vector<std::pair<std::string, int64_t>> all;
-  for (const auto& [shape, plan] : plans_) all.emplace_back(shape.str(), plan->workspace);
+  for (const auto& [shape, plan] : plans_) all.emplace_back(plan->reason.empty() ? shape.str() : fmt::format("{} (own kernel; cuDNN: {})", shape.str(), plan->reason), plan->workspace);
   return all;
 }
 

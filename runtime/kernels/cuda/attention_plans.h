@@ -19,8 +19,6 @@ struct cudnnContext;
 
 namespace r1::cuda {
 
-class DeviceContext;
-
 /// What a plan is made for. Strides follow: `width` is the row length of the fused qkv tensor, `o_width` of o.
 struct AttentionShape {
   bool backward = false;
@@ -44,7 +42,7 @@ struct AttentionPointers {
 
 class AttentionPlans {
  public:
-  explicit AttentionPlans(DeviceContext& ctx);
+  explicit AttentionPlans(int device);
   ~AttentionPlans();
   AttentionPlans(const AttentionPlans&) = delete;
   AttentionPlans& operator=(const AttentionPlans&) = delete;
@@ -62,7 +60,7 @@ class AttentionPlans {
   void build(const AttentionShape& shape, Plan& plan);
   bool open();
 
-  DeviceContext& ctx_;
+  int device_;
   std::mutex mutex_;
   bool tried_ = false;
   cudnnContext* handle_ = nullptr;

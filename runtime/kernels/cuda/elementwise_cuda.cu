@@ -150,8 +150,8 @@ __global__ void __launch_bounds__(kWarp* kSumLanes) column_sums_kernel(const T* 
 }
 
 // fp64 throughout: the cost hides behind the loads, and the norm of a whole model keeps its digits.
-template <class T>
-__global__ void __launch_bounds__(kThreads) squares_kernel(const T* __restrict__ x, int64_t n, bool vector, double* __restrict__ partial) {
+template <class T, bool kSquare>
+__global__ void __launch_bounds__(kThreads) sums_kernel(const T* __restrict__ x, int64_t n, bool vector, double* __restrict__ partial) {
   __shared__ double slots[32];
   double sum = 0;
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads * kVec;
@@ -160,11 +160,11 @@ __global__ void __launch_bounds__(kThreads) squares_kernel(const T* __restrict__
     if (vector && i + kVec <= n) {
       const Floats<kVec> v = load<kVec>(x + i);
 #pragma unroll
-      for (int j = 0; j < kVec; ++j) sum = fma(static_cast<double>(v.v[j]), static_cast<double>(v.v[j]), sum);
+      for (int j = 0; j < kVec; ++j) sum = fma(static_cast<double>(v.v[j]), kSquare ? static_cast<double>(v.v[j]) : 1.0, sum);
     } else {
       for (int64_t j = i; j < n && j < i + kVec; ++j) {
         const double v = to_double(x[j]);
-        sum = fma(v, v, sum);
+        sum = fma(v, kSquare ? v : 1.0, sum);
       }
     }
   }
@@ -178,6 +178,14 @@ __global__ void __launch_bounds__(1024) add_total_kernel(const double* __restric
   for (int i = static_cast<int>(threadIdx.x); i < parts; i += 1024) sum += partial[i];
   sum = block_reduce(sum, slots, Sum{}, 0.0);
   if (threadIdx.x == 0) out[0] += sum;
+}
+
+__global__ void clip_factor_kernel(const double* __restrict__ sum_squares, float max_norm, float* __restrict__ factor) {
+  const double norm = sqrt(sum_squares[0]);
+  float f = 1.0F;
+  if (!isfinite(norm)) f = 0.0F;
+  else if (max_norm > 0) f = static_cast<float>(fmin(1.0, static_cast<double>(max_norm) / (norm + 1e-6)));
+  factor[0] = f;
 }
 
 unsigned vector_blocks(int64_t n) { return static_cast<unsigned>(ceil_div(n, int64_t{kThreads} * kVec)); }
@@ -275,7 +283,11 @@ void bias_backward(const Tensor& dy, const Tensor& db, const Stream& s) {
   add_partial_sums(partial, slabs, cols, db, l.stream);
 }
 
-void sum_of_squares(const Tensor& x, const Tensor& out, const Stream& s) {
+namespace {
+
+/// out[0] += sum of x or of its squares, in two stages of fixed order.
+template <bool kSquare>
+void add_sum(const Tensor& x, const Tensor& out, const Stream& s) {
   const int64_t n = x.numel();
   if (n == 0) return;
   const Launch l(s);
@@ -283,10 +295,21 @@ void sum_of_squares(const Tensor& x, const Tensor& out, const Stream& s) {
   auto* partial = static_cast<double*>(l.ctx.scratch(static_cast<size_t>(blocks) * sizeof(double), l.stream));
   dispatch(x.dtype, [&](auto* tag) {
     using T = Element<decltype(tag)>;
-    squares_kernel<T><<<static_cast<unsigned>(blocks), kThreads, 0, l.stream>>>(x.ptr<T>(), n, aligned16(x.data), partial);
+    sums_kernel<T, kSquare><<<static_cast<unsigned>(blocks), kThreads, 0, l.stream>>>(x.ptr<T>(), n, aligned16(x.data), partial);
   });
   CUDA_LAUNCH_CHECK();
   add_total_kernel<<<1, 1024, 0, l.stream>>>(partial, static_cast<int>(blocks), out.ptr<double>());
+  CUDA_LAUNCH_CHECK();
+}
+
+}  // namespace
+
+void sum_of_squares(const Tensor& x, const Tensor& out, const Stream& s) { add_sum<true>(x, out, s); }
+void sum_into(const Tensor& x, const Tensor& out, const Stream& s) { add_sum<false>(x, out, s); }
+
+void clip_factor(const Tensor& sum_squares, float max_norm, const Tensor& factor, const Stream& s) {
+  const Launch l(s);
+  clip_factor_kernel<<<1, 1, 0, l.stream>>>(sum_squares.ptr<double>(), max_norm, factor.ptr<float>());
   CUDA_LAUNCH_CHECK();
 }
 

@@ -23,7 +23,8 @@ struct RowShape {
 };
 
 RowShape row_shape(int64_t h, bool vector) {
-  const int width = vector ? kVec : 1;
+  // Vectors up to four a thread; longer rows (none of today's models) element by element.
+  const int width = vector && h <= int64_t{4} * kSmallBlock * kVec ? kVec : 1;
   const int64_t n = ceil_div(h, width);
   int vecs = 1;
   while (ceil_div(n, vecs) > (vecs <= 4 ? kSmallBlock : 1024) && vecs < 16) vecs *= 2;
@@ -35,19 +36,21 @@ RowShape row_shape(int64_t h, bool vector) {
 
 template <class F>
 void with_row_shape(const RowShape& r, F&& f) {
-  auto by_vecs = [&](auto width) {
+  const auto go = [&]<int kWidth, int kVecs>() { f(std::integral_constant<int, kWidth>{}, std::integral_constant<int, kVecs>{}); };
+  if (r.width == kVec) {
     switch (r.vecs) {
-      case 1: f(width, std::integral_constant<int, 1>{}); return;
-      case 2: f(width, std::integral_constant<int, 2>{}); return;
-      case 4: f(width, std::integral_constant<int, 4>{}); return;
-      case 8: f(width, std::integral_constant<int, 8>{}); return;
-      default: f(width, std::integral_constant<int, 16>{}); return;
+      case 1: go.template operator()<kVec, 1>(); return;
+      case 2: go.template operator()<kVec, 2>(); return;
+      default: go.template operator()<kVec, 4>(); return;
     }
-  };
-  if (r.width == kVec)
-    by_vecs(std::integral_constant<int, kVec>{});
-  else
-    by_vecs(std::integral_constant<int, 1>{});
+  }
+  switch (r.vecs) {
+    case 1: go.template operator()<1, 1>(); return;
+    case 2: go.template operator()<1, 2>(); return;
+    case 4: go.template operator()<1, 4>(); return;
+    case 8: go.template operator()<1, 8>(); return;
+    default: go.template operator()<1, 16>(); return;
+  }
 }
 
 template <class T, int W, int NV, bool kAdd>

@@ -28,6 +28,8 @@ constexpr KernelTable kCudaTable{
     .cross_entropy_backward = cuda::cross_entropy_backward,
     .adamw_step = cuda::adamw_step,
     .sum_of_squares = cuda::sum_of_squares,
+    .sum_into = cuda::sum_into,
+    .clip_factor = cuda::clip_factor,
     .add_into = cuda::add_into,
     .add = cuda::add,
     .cast = cuda::cast,
