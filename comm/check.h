@@ -11,6 +11,8 @@ namespace r1::comm {
 
 /// MPI's own text for an error code.
 [[nodiscard]] std::string mpi_error_text(int code);
+/// UCX's own text for a ucs_status_t.
+[[nodiscard]] std::string ucx_error_text(int status);
 
 }  // namespace r1::comm
 
@@ -22,4 +24,14 @@ namespace r1::comm {
       throw ::r1::CommError("{} on {}: {} ({}:{}: {})", operation, (group).name(),          \
                             ::r1::comm::mpi_error_text(mpi_check_code), __FILE__, __LINE__, \
                             #call);                                                         \
+  } while (false)
+
+/// UCX_CHECK(ucp_init(...), communicator, "start"), for calls that return ucs_status_t
+#define UCX_CHECK(call, group, operation)                                                     \
+  do {                                                                                        \
+    const auto ucx_check_status = (call);                                                     \
+    if (ucx_check_status != UCS_OK) [[unlikely]]                                              \
+      throw ::r1::CommError("{} on {}: {} ({}:{}: {})", operation, (group).name(),            \
+                            ::r1::comm::ucx_error_text(ucx_check_status), __FILE__, __LINE__, \
+                            #call);                                                           \
   } while (false)

@@ -68,7 +68,7 @@ class ComposedCommunicator::Lease {
   Batch* operator->() { return batch_.get(); }
   void finish() {
     finished_ = false;
-    comm_.finish(*batch_, operation_);
+    comm_.poll(operation_, [this] { return batch_->done(); });
     finished_ = true;
   }
 
@@ -141,19 +141,18 @@ void ComposedCommunicator::check_message(const char* operation, const Tensor& x,
   check_peer(*this, operation, peer);
 }
 
-void ComposedCommunicator::finish(Batch& batch, const char* operation) {
-  if (batch.done()) return;
-  const auto start = Clock::now();
-  auto next_stop = start + kStopInterval;
-  const bool yield = !done_yields();
-  do {
-    // Others may need this core to send what is awaited here: ranks beyond the cores must yield.
-    if (yield) sched_yield();
-    const auto now = Clock::now();
-    if (now < next_stop) continue;
-    next_stop = now + kStopInterval;
-    if (wires_->stop) wires_->stop(*this, operation, now - start);
-  } while (!batch.done());
+ComposedCommunicator::Wait ComposedCommunicator::begin_wait() const {
+  const auto now = Clock::now();
+  return {now, now + kStopInterval, !done_yields()};
+}
+
+void ComposedCommunicator::keep_waiting(Wait& wait, const char* operation) {
+  // Others may need this core to send what is awaited here: ranks beyond the cores must yield.
+  if (wait.yield) sched_yield();
+  const auto now = Clock::now();
+  if (now < wait.next_stop) return;
+  wait.next_stop = now + kStopInterval;
+  if (wires_->stop) wires_->stop(*this, operation, now - wait.begin);
 }
 
 char* ComposedCommunicator::scratch(size_t bytes) {
@@ -277,28 +276,28 @@ void ComposedCommunicator::gather_bytes(const char* operation, const char* in, c
 void ComposedCommunicator::gather_bytes_in_rounds(const char* operation, const char* in, char* out,
                                                   std::span<const int64_t> bytes) {
   const int n = size();
-  std::vector<char> held(static_cast<size_t>(sum(bytes)));  // parts of rank_, rank_ + 1, ...
-  std::vector<int64_t> before(static_cast<size_t>(n) + 1);  // bytes ahead of the i-th held part
+  held_.resize(static_cast<size_t>(sum(bytes)));  // parts of rank_, rank_ + 1, ...
+  before_.assign(static_cast<size_t>(n) + 1, 0);  // bytes ahead of the i-th held part
   for (int i = 0; i < n; ++i)
-    before[static_cast<size_t>(i) + 1] =
-        before[static_cast<size_t>(i)] + bytes[static_cast<size_t>((rank_ + i) % n)];
-  copy_bytes(held.data(), in, static_cast<size_t>(before[1]));
+    before_[static_cast<size_t>(i) + 1] =
+        before_[static_cast<size_t>(i)] + bytes[static_cast<size_t>((rank_ + i) % n)];
+  copy_bytes(held_.data(), in, static_cast<size_t>(before_[1]));
   for (int have = 1; have < n; have *= 2) {
     const int more = std::min(have, n - have);
     const int from = (rank_ + have) % n, to = (rank_ - have + n) % n;
-    const auto incoming = static_cast<size_t>(before[static_cast<size_t>(have + more)] -
-                                              before[static_cast<size_t>(have)]);
-    const auto outgoing = static_cast<size_t>(before[static_cast<size_t>(more)]);
+    const auto incoming = static_cast<size_t>(before_[static_cast<size_t>(have + more)] -
+                                              before_[static_cast<size_t>(have)]);
+    const auto outgoing = static_cast<size_t>(before_[static_cast<size_t>(more)]);
     Lease batch(*this, operation);
     if (incoming != 0)
-      batch->recv(Channel::kCollectives, held.data() + before[static_cast<size_t>(have)], incoming,
-                  from);
-    if (outgoing != 0) batch->send(Channel::kCollectives, held.data(), outgoing, to);
+      batch->recv(Channel::kCollectives, held_.data() + before_[static_cast<size_t>(have)],
+                  incoming, from);
+    if (outgoing != 0) batch->send(Channel::kCollectives, held_.data(), outgoing, to);
     batch.finish();
   }
   for (int i = 0; i < n; ++i) {
     const auto r = static_cast<size_t>((rank_ + i) % n);
-    copy_bytes(out + sum(bytes.first(r)), held.data() + before[static_cast<size_t>(i)],
+    copy_bytes(out + sum(bytes.first(r)), held_.data() + before_[static_cast<size_t>(i)],
                static_cast<size_t>(bytes[r]));
   }
 }

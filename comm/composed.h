@@ -78,6 +78,16 @@ class ComposedCommunicator : public Communicator {
   [[nodiscard]] const std::vector<int>& world_ranks() const { return world_ranks_; }
   [[nodiscard]] Wires& wires() const { return *wires_; }
   [[nodiscard]] const std::shared_ptr<Wires>& shared_wires() const { return wires_; }
+  [[nodiscard]] bool closed() const { return closed_; }
+  /// The waiting loop: until done(), yielding the core, asking the StopCheck every few
+  /// milliseconds.
+  template <class Done>
+  void poll(const char* operation, Done done) {
+    if (done()) return;
+    Wait wait = begin_wait();
+    do keep_waiting(wait, operation);
+    while (!done());
+  }
 
  private:
   friend class ComposedPending;
@@ -85,9 +95,12 @@ class ComposedCommunicator : public Communicator {
 
   void check_open(const char* operation) const;
   void check_message(const char* operation, const Tensor& x, int peer) const;
-  /// Polls until the batch is done, yielding the core, and asks the StopCheck every few
-  /// milliseconds.
-  void finish(Batch& batch, const char* operation);
+  struct Wait {
+    std::chrono::steady_clock::time_point begin, next_stop;
+    bool yield;
+  };
+  [[nodiscard]] Wait begin_wait() const;
+  void keep_waiting(Wait& wait, const char* operation);
   [[nodiscard]] char* scratch(size_t bytes);
 
   void gather_bytes(const char* operation, const char* in, char* out,
@@ -113,7 +126,8 @@ class ComposedCommunicator : public Communicator {
   std::unique_ptr<char, Free> scratch_;
   size_t scratch_bytes_ = 0;
   std::vector<const void*> sources_;
-  std::vector<int64_t> parts_, part_bytes_;
+  std::vector<int64_t> parts_, part_bytes_, before_;
+  std::vector<char> held_;
 };
 
 }  // namespace r1::comm

@@ -7,7 +7,7 @@
 #include <exception>
 
 #include "launch/detect.h"
-#include "launch/local_machine.h"
+#include "launch/launch_job.h"
 #include "launch/process.h"
 #include "launch/shim.h"
 #include "launch/verify_layouts.h"
@@ -60,9 +60,10 @@ int run(const std::vector<std::string>& arguments) {
        inv.args)  // the printed command is the one that would start the job
     if (word != "--dry-run") request.for_ranks.push_back(word);
   if (!runs_ranks(inv.command)) become_rank_program(request.for_ranks);
+  const Destination destination = choose_destination(request.config, where, env);
   if (inv.command == "verify" && !request.config.layouts.empty())
-    return verify_layouts(request, env);
-  return launch_local(request, env, Announce::kYes);
+    return verify_layouts(request, destination, env);
+  return r1::launch::launch(request, destination, env, Announce::kYes);
 }
 
 }  // namespace

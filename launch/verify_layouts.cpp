@@ -10,7 +10,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
-#include "launch/local_machine.h"
+#include "launch/launch_job.h"
 #include "parallel/mesh/mesh.h"
 #include "runtime/core/error.h"
 
@@ -104,7 +104,7 @@ std::vector<std::string> without_options(const std::vector<std::string>& argumen
   return out;
 }
 
-int verify_layouts(const Request& request, const Environment& env) {
+int verify_layouts(const Request& request, const Destination& destination, const Environment& env) {
   const std::vector<std::string>& layouts = request.config.layouts;
   const std::string& json_file = request.config.json;
   std::vector<parallel::MeshShape> shapes;
@@ -129,7 +129,7 @@ int verify_layouts(const Request& request, const Environment& env) {
     if (request.config.reference.empty() && shapes.size() > 1)
       one.for_ranks.insert(one.for_ranks.end(), {i == 0 ? "--write-reference" : "--reference",
                                                  scratch.file("first-layout.safetensors")});
-    const int code = launch_local(one, env, i == 0 ? Announce::kYes : Announce::kNo);
+    const int code = launch(one, destination, env, i == 0 ? Announce::kYes : Announce::kNo);
     if (request.config.dry_run) continue;
     codes.push_back(code);
     if (code != 0 && verdict == 0) verdict = code;

@@ -59,8 +59,11 @@ struct DataOptions {
   bool pack = true, shuffle = true;
   uint64_t seed = 0;
   bool train_on_prompt = false;
-  std::string think_history =
-      "last";                ///< "last" or "all": which assistant turns keep <think>...</think>
+  /// "all": every assistant turn keeps its thoughts and is trained. "last": where earlier turns
+  /// have thoughts, those are left out as the chat template leaves them out in use, and only the
+  /// last turn is trained; conversations without earlier thoughts are trained on every assistant
+  /// turn.
+  std::string think_history = "last";
   int64_t max_bad_rows = 0;  ///< more bad rows than this in all sources together are a DataError
   std::string too_long = "error";  ///< "error", "truncate" or "drop": samples longer than seq_len
   std::string template_name;       ///< empty: that of model_dir

@@ -490,6 +490,18 @@ void parse_ids(const Json& row, ParsedRow& out) {
   }
 }
 
+/// A thought in an assistant turn before the last one.
+[[nodiscard]] bool has_earlier_thoughts(const std::vector<text::Message>& messages) {
+  bool any = false, latest = false;
+  for (const text::Message& m : messages) {
+    if (m.role != text::Role::kAssistant) continue;
+    any = any || latest;
+    latest =
+        m.reasoning.has_value() || (m.content && m.content->find("<think>") != std::string::npos);
+  }
+  return any;
+}
+
 [[nodiscard]] EncodedSample encode_parts(std::string_view prompt, std::string_view completion,
                                          const EncodeSettings& settings) {
   if (settings.tokenizer == nullptr)
@@ -654,7 +666,10 @@ EncodedSample encode_row(const ParsedRow& row, const EncodeSettings& settings) {
         throw UsageError(
             "conversations need a chat template, and none is known here; name one with --template");
       text::TrainingRenderOptions options;
-      options.think_history = settings.think_history;
+      // Earlier turns lose their thoughts, and with them their place among the targets, only where
+      // there are thoughts to lose: otherwise every assistant turn is trained.
+      options.think_history =
+          has_earlier_thoughts(row.messages) ? settings.think_history : text::ThinkHistory::kAll;
       options.train_on_prompt = settings.train_on_prompt;
       options.tools = row.tools;
       try {

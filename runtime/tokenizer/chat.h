@@ -20,12 +20,12 @@ namespace r1::text {
 
 /// A call of a function by the assistant.
 struct ToolCall {
-  std::string name;
-  std::string arguments;  ///< JSON text of an object, or any text when arguments_is_string
+  std::string name = {};
+  std::string arguments = {};  ///< JSON text of an object, or any text when arguments_is_string
   bool arguments_is_string =
       false;  ///< the source gave the arguments as a JSON string (as the OpenAI format does)
   std::string type = "function";
-  std::string id;
+  std::string id = {};
 };
 
 enum class Role { kSystem, kUser, kAssistant, kTool };
@@ -38,10 +38,11 @@ enum class Role { kSystem, kUser, kAssistant, kTool };
 /// One turn of a conversation.
 struct Message {
   Role role = Role::kUser;
-  std::optional<std::string> content;    ///< nothing is JSON null, which templates tell from ""
-  std::optional<std::string> reasoning;  ///< thoughts given apart from the content (assistant only)
-  std::vector<ToolCall> tool_calls;      ///< assistant only
-  std::optional<bool> trained;           ///< render_training: this turn's own word on its loss
+  std::optional<std::string> content = {};  ///< nothing is JSON null, which templates tell from ""
+  std::optional<std::string> reasoning =
+      {};  ///< thoughts given apart from the content (assistant only)
+  std::vector<ToolCall> tool_calls = {};  ///< assistant only
+  std::optional<bool> trained = {};       ///< render_training: this turn's own word on its loss
 };
 
 /// The known templates.
@@ -79,7 +80,8 @@ struct RenderOptions {
   bool add_generation_prompt = false;
   bool parse_special =
       false;  ///< render_ids: control tokens inside content too, as Hugging Face does
-  std::vector<std::string> tools;  ///< each the JSON text of one tool, as in OpenAI's "tools" list
+  std::vector<std::string> tools =
+      {};  ///< each the JSON text of one tool, as in OpenAI's "tools" list
 };
 
 /// The template's output. DataError when a tool or an arguments object is not valid JSON.
@@ -102,8 +104,8 @@ enum class ThinkHistory {
 
 struct TrainingRenderOptions {
   ThinkHistory think_history = ThinkHistory::kAll;
-  bool train_on_prompt = false;    ///< loss on every token but the first
-  std::vector<std::string> tools;  ///< as RenderOptions::tools
+  bool train_on_prompt = false;         ///< loss on every token but the first
+  std::vector<std::string> tools = {};  ///< as RenderOptions::tools
 };
 
 /// Token ids of one sample and, for each, whether the model is trained to predict it.
@@ -125,9 +127,12 @@ struct RenderedSample {
                                              std::span<const Message> messages,
                                              const TrainingRenderOptions& options = {});
 
-/// Splits assistant content that starts with `<think>` into thought and answer.
+/// Splits an assistant's content into thought and answer, without the white space around both where
+/// they meet. A thought is what stands before the first `</think>`, with or without `<think>` in
+/// front (a generation prompt may have opened it), or all of a content that starts with `<think>`
+/// and never closes it.
 struct SplitThought {
-  std::optional<std::string> reasoning;  ///< nothing when there is no thought
+  std::optional<std::string> reasoning = {};  ///< nothing when there is no thought
   std::string content;
   bool closed = true;  ///< false: `<think>` without `</think>`
 };
@@ -137,7 +142,7 @@ struct SplitThought {
 struct ParsedAnswer {
   std::string reasoning;
   std::string content;
-  std::vector<ToolCall> tool_calls;
+  std::vector<ToolCall> tool_calls = {};
 };
 
 /// Splits an answer into reasoning, content and tool calls while it streams. Markers may arrive in
@@ -153,11 +158,13 @@ class AnswerParser {
   [[nodiscard]] ParsedAnswer finish(bool partial = false);
 
  private:
-  enum class State { kStart, kReasoning, kAfterReasoning, kContent, kToolCalls };
+  enum class State { kStart, kReasoning, kContent, kToolCalls };
   void run(bool at_end, ParsedAnswer& out);
-  bool qwen_calls_;
+  bool qwen_;  // tool calls in Qwen's form, else in DeepSeek's
   State state_;
-  std::string pending_;
+  bool trim_next_ = true;  // white space at the start of the current part is dropped
+  std::string pending_;    // not yet certain
+  size_t searched_ = 0;    // bytes of pending_ in which the awaited marker does not begin
 };
 
 /// Parses a whole answer.

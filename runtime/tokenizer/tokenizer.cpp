@@ -81,9 +81,9 @@ struct Tokenizer::Impl {
   TokenMatcher control_raw;         // control tokens, found before normalization
   TokenMatcher control_normalized;  // control tokens that the file has found after it
   TokenMatcher plain;               // words: found in any text, after normalization
-  ByteStringMap names;  // added tokens, and vocabulary spellings outside the alphabet
-  std::string bytes;              // what each id decodes to, end to end
-  std::vector<uint32_t> offsets;  // [vocab_size + 1] into `bytes`
+  ByteStringMap names;              // added tokens, and vocabulary spellings outside the alphabet
+  std::string bytes;                // what each id decodes to, end to end
+  std::vector<uint32_t> offsets;    // [vocab_size + 1] into `bytes`
   enum : uint8_t { kSpecial = 1, kControl = 2 };
   std::vector<uint8_t> flags;  // [vocab_size]
   uint64_t fingerprint = 0;

@@ -33,7 +33,7 @@ struct EncodeOptions {
 
 /// A stretch of text for Tokenizer::encode_segments.
 struct Segment {
-  std::string_view text;
+  std::string_view text = {};
   bool markup = false;  ///< written by us (a template): control tokens in it are recognised
 };
 

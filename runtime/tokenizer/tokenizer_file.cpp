@@ -87,6 +87,7 @@ class Handler : public nlohmann::json_sax<Json> {
     if (where_ == kMerges) {
       where_ = kMergePair;
       parts_ = 0;
+      merge_start_ = file_.merges.size();
       return true;
     }
     if (where_ == kModel && depth_ == 3 && key_ == "merges") {
@@ -127,7 +128,8 @@ class Handler : public nlohmann::json_sax<Json> {
   }
   template <class... Args>
   [[noreturn]] void fail_merge(fmt::format_string<Args...> text, Args&&... args) {
-    throw DataError("{}: model.merges[{}]: {}", source_, file_.merges.size() / 2,
+    const size_t parts = where_ == kMergePair ? merge_start_ : file_.merges.size();
+    throw DataError("{}: model.merges[{}]: {}", source_, parts / 2,
                     fmt::format(text, std::forward<Args>(args)...));
   }
   [[noreturn]] void unexpected(std::string_view what) {
@@ -205,6 +207,7 @@ class Handler : public nlohmann::json_sax<Json> {
   size_t depth_ = 0;
   size_t values_ = 0;
   size_t parts_ = 0;
+  size_t merge_start_ = 0;  // of the pair being read, in file_.merges
   Where where_ = kOther;
   bool has_model_ = false;
   bool has_vocab_ = false;

@@ -145,6 +145,38 @@ TEST_F(DatasetTest, EveryFormatOfRealRowsIsTrained) {
   EXPECT_EQ(think.stats().unclosed_think, 1);
 }
 
+TEST_F(DatasetTest, EveryAssistantTurnIsTrainedUnlessEarlierThoughtsAreLeftOut) {
+  const auto tok = tokenizer();
+  const auto trained_text = [&](std::string_view row, const char* history) {
+    DataOptions o = options(dir_.write("a.jsonl", row));
+    o.think_history = history;
+    const TokenSample sample = Dataset::open(o, tok).sample(0);
+    std::vector<int32_t> trained;
+    for (size_t i = 0; i < sample.ids.size(); ++i)
+      if (sample.labels[i] >= 0) trained.push_back(sample.labels[i]);
+    return tok.decode(trained);
+  };
+  const std::string row =
+      R"({"messages": [{"role": "user", "content": "q1"}, {"role": "assistant", "content": "one"}, )"
+      R"({"role": "user", "content": "q2"}, {"role": "assistant", "content": "two"}]})";
+  const std::string both = trained_text(row, "last");
+  EXPECT_NE(both.find("one<｜end▁of▁sentence｜>"), std::string::npos) << both;
+  EXPECT_NE(both.find("two<｜end▁of▁sentence｜>"), std::string::npos) << both;
+  EXPECT_EQ(both.find("q2"), std::string::npos) << both;
+  const std::string thoughts =
+      R"({"messages": [{"role": "user", "content": "q1"}, {"role": "assistant", "content": "<think>t1</think>one"}, )"
+      R"({"role": "user", "content": "q2"}, {"role": "assistant", "content": "<think>t2</think>two"}]})";
+  const std::string last = trained_text(thoughts, "last"), all = trained_text(thoughts, "all");
+  EXPECT_EQ(last.find("one"), std::string::npos) << last;
+  EXPECT_NE(last.find("t2"), std::string::npos) << last;
+  EXPECT_NE(all.find("t1"), std::string::npos) << all;
+  EXPECT_NE(all.find("two"), std::string::npos) << all;
+  // A turn's own word counts.
+  std::string skipped = row;
+  skipped.insert(skipped.find("\"content\": \"one\""), "\"weight\": 0, ");
+  EXPECT_EQ(trained_text(skipped, "last").find("one"), std::string::npos);
+}
+
 TEST_F(DatasetTest, TextAndPromptCompletion) {
   const auto tok = tokenizer();
   const int32_t end = *tok.token_id("<｜end▁of▁sentence｜>");

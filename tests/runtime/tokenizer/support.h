@@ -18,7 +18,7 @@
 
 namespace r1::text::testing {
 
-using Json = nlohmann::json;
+using Json = nlohmann::ordered_json;  // keeps the order of members, as templates do
 
 inline std::filesystem::path data_dir() { return std::filesystem::path(R1RUN_TEST_DATA); }
 
@@ -54,9 +54,11 @@ inline const Tokenizer& tokenizer(const std::string& name) {
   const std::string dir = "tokenizers/" + name + "/";
   std::string text;
   if (name == "llama-3.1") {
-    Json file = Json::parse(read_data("tokenizers/r1-distill-llama/tokenizer.json.gz"));
-    file["added_tokens"] = Json::parse(read_data(dir + "added_tokens.json"));
-    file["post_processor"] = Json::parse(read_data(dir + "post_processor.json"));
+    // Not an ordered object: those search members one by one.
+    nlohmann::json file =
+        nlohmann::json::parse(read_data("tokenizers/r1-distill-llama/tokenizer.json.gz"));
+    file["added_tokens"] = nlohmann::json::parse(read_data(dir + "added_tokens.json"));
+    file["post_processor"] = nlohmann::json::parse(read_data(dir + "post_processor.json"));
     text = file.dump();
   } else {
     const bool packed = std::filesystem::exists(data_dir() / (dir + "tokenizer.json.gz"));
