@@ -125,6 +125,8 @@ const std::vector<Option>& table() {
       {.name = "format",
        .field = &C::format,
        .fallback = "auto",
+       .choices = {"auto", "messages", "sharegpt", "alpaca", "prompt-completion", "question-answer",
+                   "question-response", "text", "input-ids"},
        .metavar = "NAME",
        .help = "what the rows of --data are; auto: from the file's name and first row",
        .group = Group::kData,
