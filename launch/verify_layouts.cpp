@@ -126,9 +126,15 @@ int verify_layouts(const Request& request, const Destination& destination, const
     one.for_ranks.insert(one.for_ranks.end(),
                          {"--pp", std::to_string(m.pp), "--dp", std::to_string(m.dp), "--tp",
                           std::to_string(m.tp), "--json", out});
-    if (request.config.reference.empty() && shapes.size() > 1)
-      one.for_ranks.insert(one.for_ranks.end(), {i == 0 ? "--write-reference" : "--reference",
-                                                 scratch.file("first-layout.safetensors")});
+    // Without a reference the first layout becomes it: the rank program writes its results where
+    // this variable says.
+    const bool compare_with_first = request.config.reference.empty() && shapes.size() > 1;
+    const std::string first_results = scratch.file("first-layout.safetensors");
+    if (compare_with_first && i == 0) setenv("R1RUN_VERIFY_WRITE", first_results.c_str(), 1);
+    if (compare_with_first && i > 0) {
+      unsetenv("R1RUN_VERIFY_WRITE");
+      one.for_ranks.insert(one.for_ranks.end(), {"--reference", first_results});
+    }
     const int code = launch(one, destination, env, i == 0 ? Announce::kYes : Announce::kNo);
     if (request.config.dry_run) continue;
     codes.push_back(code);

@@ -24,7 +24,7 @@ namespace r1::launch {
 
 /// Runs `verify` once per layout, prints a table, writes the merged result to
 /// --json. Without a
-/// --reference, the first layout writes one for the others (--write-reference). Returns 0 only if
+/// --reference, the first layout writes one for the others. Returns 0 only if
 /// all layouts pass, else the first failing layout's code. Throws UsageError for a malformed
 /// layout.
 [[nodiscard]] int verify_layouts(const Request& request, const Destination& destination,
