@@ -190,7 +190,7 @@ class Verifier {
   bool own_rows_ = false;
   parallel::MeshShape mesh_;
   Device device_;
-  /// Filled by the first run for --write-reference.
+  fs::path write_to_;  ///< R1RUN_VERIFY_WRITE: where the first run's results go; recorded in the following
   std::vector<float> own_logits_;
   std::map<std::string, std::vector<float>> own_gradients_;
   std::map<std::string, int> stage_of_;  ///< pipeline rank that holds each parameter
@@ -228,7 +228,7 @@ Result Verifier::run_one(const std::string& schedule, int virtual_stages, parall
   Result result;
   const parallel::Interval vocab = engine.spec().local(groups.tp().rank()).vocab;
   const int64_t v = config.vocab;
-  const bool record = !cfg_.write_reference.empty() && own_logits_.empty();
+  const bool record = !write_to_.empty() && own_logits_.empty();
   if (record) own_logits_.assign(static_cast<size_t>(reference_.rows * reference_.seq_len * v), 0.0F);
   engine.model().set_logits_sink([&](int microbatch, int64_t first, const Tensor& logits) {
     const std::vector<float> local = models::host_floats(logits, engine.stream());
@@ -334,6 +334,7 @@ ExitCode Verifier::run() {
   setup_threads(ctx_);
   device_ = choose_device(ctx_, {});
   source_.emplace(open_model_source(ctx_, "."));
+  if (const char* path = std::getenv("R1RUN_VERIFY_WRITE"); path != nullptr) write_to_ = path;
   own_rows_ = cfg_.reference.empty();
   reference_ = own_rows_ ? made_rows(source_->config, cfg_.seed) : read_reference(cfg_.reference, source_->config);
   if (reference_.seq_len > source_->config.max_positions)
@@ -377,9 +378,9 @@ ExitCode Verifier::run() {
   for (const Case& c : cases) {
     ctx_.check_stop();
     const Result r = run_one(c.schedule, c.virtual_stages, c.recompute);
-    if (!cfg_.write_reference.empty() && !written) {
+    if (!write_to_.empty() && !written) {
       written = true;
-      if (ctx_.first()) write_reference(cfg_.write_reference);
+      if (ctx_.first()) write_reference(write_to_);
     }
     const double expected = std::isnan(reference_.loss) ? r.loss : reference_.loss;
     const double loss_error = std::abs(r.loss - expected) / std::max(std::abs(expected), 1e-300);
