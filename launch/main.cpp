@@ -68,7 +68,7 @@ int run(const std::vector<std::string>& arguments) {
   }
   const Destination destination = choose_destination(request.config, where, env);
   if (inv.command == "verify" && !request.config.layouts.empty())
-    return verify_layouts(request, destination, env);
+    return verify_layouts(request, destination);
   return r1::launch::launch(request, destination, env, Announce::kYes);
 }
 

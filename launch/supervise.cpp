@@ -246,8 +246,14 @@ std::string RecordFilter::finish() {
 }
 
 std::optional<FaultRecord> root_cause(const std::vector<FaultRecord>& records) {
-  for (const auto& r : records)
-    if (r.kind == ReportKind::kPrimary) return r;
+  const FaultRecord* cause = nullptr;
+  for (const auto& r : records) {
+    if (r.kind != ReportKind::kPrimary) continue;
+    // A cause that ranks share (a missing file) is told by the lowest of them, whichever was first.
+    if (cause == nullptr || (r.why == cause->why && r.rank >= 0 && r.rank < cause->rank))
+      cause = &r;
+  }
+  if (cause != nullptr) return *cause;
   if (records.empty()) return std::nullopt;
   return records.front();
 }

@@ -104,7 +104,7 @@ std::vector<std::string> without_options(const std::vector<std::string>& argumen
   return out;
 }
 
-int verify_layouts(const Request& request, const Destination& destination, const Environment& env) {
+int verify_layouts(const Request& request, const Destination& destination) {
   const std::vector<std::string>& layouts = request.config.layouts;
   const std::string& json_file = request.config.json;
   std::vector<parallel::MeshShape> shapes;
@@ -135,7 +135,8 @@ int verify_layouts(const Request& request, const Destination& destination, const
       unsetenv("R1RUN_VERIFY_WRITE");
       one.for_ranks.insert(one.for_ranks.end(), {"--reference", first_results});
     }
-    const int code = launch(one, destination, env, i == 0 ? Announce::kYes : Announce::kNo);
+    const int code = launch(one, destination, Environment::of_process(),
+                            i == 0 ? Announce::kYes : Announce::kNo);
     if (request.config.dry_run) continue;
     codes.push_back(code);
     if (code != 0 && verdict == 0) verdict = code;

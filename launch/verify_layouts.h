@@ -27,7 +27,6 @@ namespace r1::launch {
 /// --reference, the first layout writes one for the others. Returns 0 only if
 /// all layouts pass, else the first failing layout's code. Throws UsageError for a malformed
 /// layout.
-[[nodiscard]] int verify_layouts(const Request& request, const Destination& destination,
-                                 const Environment& env);
+[[nodiscard]] int verify_layouts(const Request& request, const Destination& destination);
 
 }  // namespace r1::launch

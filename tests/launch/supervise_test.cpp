@@ -94,8 +94,12 @@ TEST(RootCause, PrimaryBeforeSecondaryThenFirst) {
   echo.kind = ReportKind::kSecondary;
   echo.rank = 0;
   first.rank = 5;
-  second.rank = 6;
+  second.rank = 4;
+  second.why = "another";
+  FaultRecord same = first;
+  same.rank = 2;
   EXPECT_EQ(root_cause({echo, first, second})->rank, 5);
+  EXPECT_EQ(root_cause({echo, first, second, same})->rank, 2);
   EXPECT_EQ(root_cause({echo})->rank, 0);
 }
 
