@@ -1,8 +1,8 @@
-// Time and bandwidth of the collectives over MPI on CPU tensors, beside the MPI library's own of
-// the same name.
+// Time and bandwidth of the collectives on CPU tensors, beside the MPI library's own of the same
+// name.
 //
 //   mpirun -np 8 bench_collectives [--op all_reduce,...] [--min BYTES] [--max BYTES] [--group N]
-//   [--repeat N]
+//                                  [--idle] [--repeat N] [--ucx TRANSPORTS]
 //
 // --group N measures in groups of N ranks, all at once (the tp groups of a mesh); --idle lets only
 // the first group work while the other ranks wait in a barrier. Sizes are those of nccl-tests
@@ -25,6 +25,7 @@
 #include <sstream>
 
 #include "comm/communicator.h"
+#include "comm/ucx/ucx.h"
 
 namespace {
 
@@ -107,7 +108,7 @@ Timing measure(Communicator& g, int repeat, Op op) {
   run(2);
   const double guess = run(5);
   const auto iterations =
-      std::clamp(static_cast<int64_t>(0.05 / guess), int64_t{5}, int64_t{20000});
+      std::clamp(static_cast<int64_t>(0.02 / guess), int64_t{5}, int64_t{2000});
   std::vector<double> times;
   for (int i = 0; i < repeat; ++i) times.push_back(run(iterations));
   std::sort(times.begin(), times.end());
@@ -121,18 +122,18 @@ std::string cpu_model() {
   return "unknown CPU";
 }
 
-void print_hardware(int ranks, int group) {
-  char host[256] = "", version[MPI_MAX_LIBRARY_VERSION_STRING] = "";
-  gethostname(host, sizeof host - 1);
+void print_hardware(int ranks, int group, const std::string& wires) {
+  char version[MPI_MAX_LIBRARY_VERSION_STRING] = "";
   int length = 0;
   MPI_Get_library_version(version, &length);
   cpu_set_t cpus;
   CPU_ZERO(&cpus);
   sched_getaffinity(0, sizeof cpus, &cpus);
   std::printf(
-      "# %s, %ld cores online, %d in the cpuset of rank 0; %.*s; %d ranks in groups of %d\n",
+      "# %s, %ld cores online, %d in the cpuset of rank 0; %.*s; %d ranks in groups of %d over "
+      "%s\n",
       cpu_model().c_str(), sysconf(_SC_NPROCESSORS_ONLN), CPU_COUNT(&cpus),
-      static_cast<int>(std::string(version).find(',')), version, ranks, group);
+      static_cast<int>(std::string(version).find(',')), version, ranks, group, wires.c_str());
 }
 
 int run(MpiWorld& mpi, int argc, char** argv) {
@@ -149,16 +150,23 @@ int run(MpiWorld& mpi, int argc, char** argv) {
                                          "smallest size in bytes")(
       "max", po::value(&most)->default_value(int64_t{16} << 20), "largest size in bytes")(
       "group", po::value(&group_size)->default_value(0), "ranks in a group (0: all)")(
-      "idle", "only the first group works")("repeat", po::value(&repeat)->default_value(5),
-                                            "measurements of each size");
+      "idle", "only the first group works")(
+      "ucx", po::value<std::string>(),
+      "over UCX with these transports (as UCX_TLS: shm, tcp) instead of MPI")(
+      "repeat", po::value(&repeat)->default_value(5), "measurements of each size");
   po::variables_map given;
   po::store(po::parse_command_line(argc, argv, options), given);
   po::notify(given);
 
-  const auto world = mpi.world({});
+  const auto mpi_world = mpi.world({});
+  std::unique_ptr<Communicator> ucx;
+  if (given.contains("ucx"))
+    ucx = make_ucx(*mpi_world, {}, {.transports = given["ucx"].as<std::string>()});
+  Communicator* world = ucx ? ucx.get() : mpi_world.get();
   if (given.contains("help")) {
     if (world->rank() == 0) std::cout << options << '\n';
-    world->close();
+    if (ucx) ucx->close();
+    mpi_world->close();
     return 0;
   }
   if (group_size == 0) group_size = world->size();
@@ -169,7 +177,8 @@ int run(MpiWorld& mpi, int argc, char** argv) {
   bench.a.assign(static_cast<size_t>(most / 4 + 1), 1e-3f);
   bench.b.assign(bench.a.size(), 0);
   if (world->rank() == 0) {
-    print_hardware(world->size(), group_size);
+    print_hardware(world->size(), group_size,
+                   ucx ? "UCX " + given["ucx"].as<std::string>() : "MPI");
     std::printf("# %-14s %10s %12s %22s %10s %10s %12s\n", "operation", "bytes", "time_us",
                 "least..most_us", "algbw_GB/s", "busbw_GB/s", "mpi_time_us");
   }
@@ -200,7 +209,8 @@ int run(MpiWorld& mpi, int argc, char** argv) {
   }
   MPI_Comm_free(&bench.native);
   group->close();
-  world->close();
+  if (ucx) ucx->close();
+  mpi_world->close();
   return 0;
 }
 

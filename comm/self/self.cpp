@@ -1,6 +1,4 @@
 // A group of one: every collective is identity; messages go through a queue.
-#include <numeric>
-
 #include "comm/arguments.h"
 #include "comm/communicator.h"
 #include "comm/self_queue.h"
@@ -92,7 +90,8 @@ class SelfCommunicator final : public Communicator {
   void check_open(const char* operation) const {
     R1_CHECK(!closed_, "{} on {} after close()", operation, name());
   }
-  // One rank works on either device: a collective of one is at most a copy.
+  // Collectives of one rank are at most a copy, so that they work on any device; messages are kept
+  // in host memory.
   void check_tensor(const char* operation, const Tensor& x) const {
     comm::check_tensor(*this, operation, x, x.device.kind);
   }
@@ -101,16 +100,12 @@ class SelfCommunicator final : public Communicator {
     comm::check_tensor(*this, operation, x);
     check_peer(*this, operation, peer);
   }
-  void copy(const char* operation, const Tensor& in, const Tensor& out,
-            const Stream& s) const {
+  void copy(const char* operation, const Tensor& in, const Tensor& out, const Stream& s) const {
     check_open(operation);
     check_tensor(operation, in);
     comm::check_tensor(*this, operation, out, in.device.kind);
     if (out.numel() == 0 || in.data == out.data) return;
-    if (in.device.kind == DeviceKind::kCpu)
-      copy_bytes(out.data, in.data, in.bytes());
-    else
-      backend_of(in.device.kind).copy(out.data, in.data, in.bytes(), s);
+    backend_of(in.device.kind).copy(out.data, in.data, in.bytes(), s);
   }
 
   bool closed_ = false;
