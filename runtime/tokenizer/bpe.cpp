@@ -73,8 +73,6 @@ void BpeModel::build(ByteStringMap tokens, std::vector<Merge> merges,
 
   slots_.assign(table_size(merges_.size()), Slot{0, kNone, kNone});
   slot_mask_ = slots_.size() - 1;
-  std::vector<uint32_t> made_last(vocab_size, 0);  // 1 + highest rank that makes the token
-  std::vector<uint32_t> used_first(vocab_size, UINT32_MAX);  // lowest rank that consumes it
   for (uint32_t rank = 0; rank < merges_.size(); ++rank) {
     const Merge& m = merges_[rank];
     R1_CHECK(m.left < vocab_size && m.right < vocab_size && m.result < vocab_size,
@@ -83,13 +81,6 @@ void BpeModel::build(ByteStringMap tokens, std::vector<Merge> merges,
     uint64_t i = mix(pair ^ seed_, kHashMix) & slot_mask_;
     while (slots_[i].rank != kNone && slots_[i].pair != pair) i = (i + 1) & slot_mask_;
     slots_[i] = {pair, rank, m.result};
-    made_last[m.result] = std::max(made_last[m.result], rank + 1);
-    used_first[m.left] = std::min(used_first[m.left], rank);
-    used_first[m.right] = std::min(used_first[m.right], rank);
-  }
-  ranks_ascend_ = true;
-  for (uint32_t id = 0; id < vocab_size; ++id) {
-    if (made_last[id] > used_first[id]) ranks_ascend_ = false;
   }
 }
 
@@ -178,7 +169,7 @@ void BpeModel::merge_long(std::string_view piece, BpeScratch& scratch,
   scratch.symbols.resize(piece.size());
   const size_t n = start_symbols(piece, scratch.symbols.data());
   scratch.lengths.assign(n, 1);
-  if (n > kRankListBytes && ranks_ascend_) {
+  if (n > kRankListBytes) {
     merge_by_rank(scratch, n);
   } else {
     merge_by_heap(scratch, n);
@@ -248,9 +239,10 @@ void BpeModel::merge_by_heap(BpeScratch& scratch, size_t n) const {
   }
 }
 
-// Ranks ascend, so a merge only ever makes pairs of higher rank: all pairs of one rank can be taken
-// from a list, left to right, and the ranks be visited once in order. Every symbol enters few
-// lists, so the time is linear.
+// One list of positions a rank, the ranks visited in order: in most vocabularies a merge makes only
+// pairs of higher rank, so that a list is complete, and sorted, when its rank's turn comes, and the
+// time is linear. Pairs of the present rank or a lower one (in vocabularies made from token lists,
+// where "a"+"bc" may rank below "b"+"c") wait in a heap, which they leave at once.
 void BpeModel::merge_by_rank(BpeScratch& scratch, size_t n) const {
   const Symbols symbols{scratch.symbols.data(), scratch.lengths.data(), n};
   constexpr uint32_t kEnd = UINT32_MAX;
@@ -261,12 +253,21 @@ void BpeModel::merge_by_rank(BpeScratch& scratch, size_t n) const {
   }
   auto& entries = scratch.entries;
   entries.clear();
+  auto& heap = scratch.heap;
+  heap.clear();
+  const std::greater<> order;
   uint32_t free_entry = kEnd;
+  int64_t present = -1;  // the rank whose list is being merged
   const auto add = [&](size_t pos) {
     const size_t next = symbols.next(pos);
     if (next >= n) return;
     const uint32_t rank = find_merge(symbols.ids[pos], symbols.ids[next]).rank;
     if (rank == kNone) return;
+    if (rank <= present) {
+      heap.push_back(static_cast<uint64_t>(rank) << 32 | pos);
+      std::push_heap(heap.begin(), heap.end(), order);
+      return;
+    }
     uint32_t entry = free_entry;
     const uint64_t value = static_cast<uint64_t>(pos) << 32 | kEnd;
     if (entry != kEnd) {
@@ -284,6 +285,15 @@ void BpeModel::merge_by_rank(BpeScratch& scratch, size_t n) const {
       tail = (tail >> 32) << 32 | entry;
     }
     scratch.last[rank] = entry;
+  };
+  const auto merge = [&](uint32_t rank, uint32_t pos) {
+    const Merge& m = merges_[rank];
+    if (symbols.ids[pos] != m.left) return;  // stale
+    const size_t next = symbols.next(pos);
+    if (next >= n || symbols.ids[next] != m.right) return;
+    symbols.merge(pos, m.result);
+    if (pos > 0) add(symbols.previous(pos));
+    add(pos);
   };
   for (size_t pos = 0; pos + 1 < n; ++pos) add(pos);
 
@@ -306,14 +316,18 @@ void BpeModel::merge_by_rank(BpeScratch& scratch, size_t n) const {
       // Different merges may have added to the list; the leftmost pair goes first.
       if (!std::is_sorted(positions.begin(), positions.end()))
         std::sort(positions.begin(), positions.end());
-      const Merge& m = merges_[rank];
-      for (const uint32_t pos : positions) {
-        if (symbols.ids[pos] != m.left) continue;
-        const size_t next = symbols.next(pos);
-        if (next >= n || symbols.ids[next] != m.right) continue;
-        symbols.merge(pos, m.result);
-        if (pos > 0) add(symbols.previous(pos));
-        add(pos);
+      present = rank;
+      for (size_t i = 0; i < positions.size() || !heap.empty();) {
+        const uint64_t listed =
+            i < positions.size() ? static_cast<uint64_t>(rank) << 32 | positions[i] : UINT64_MAX;
+        if (!heap.empty() && heap.front() < listed) {
+          const uint64_t top = heap.front();
+          std::pop_heap(heap.begin(), heap.end(), order);
+          heap.pop_back();
+          merge(static_cast<uint32_t>(top >> 32), static_cast<uint32_t>(top));
+        } else {
+          merge(rank, positions[i++]);
+        }
       }
     }
   }

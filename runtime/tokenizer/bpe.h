@@ -110,10 +110,6 @@ class BpeModel {
   std::array<uint32_t, 256> byte_ids_{};
   size_t max_token_bytes_ = 0;
   bool ignore_merges_ = false;
-  // Every token is complete before it is used in a merge: each merge that makes it ranks below each
-  // that consumes it. True of every vocabulary that training made; lets long pieces be merged rank
-  // by rank.
-  bool ranks_ascend_ = true;
   // Per id: whether the token's own bytes encode to it alone. Found out at first use; any thread
   // finds the same.
   enum : uint8_t { kUnknown = 0, kWhole = 1, kSplit = 2 };

@@ -134,7 +134,8 @@ TEST(Bpe, LongPiecesEqualTheDefinition) {
     }
     for (const size_t length :
          {size_t{3}, size_t{40}, size_t{95}, size_t{97}, size_t{300}, size_t{5000}}) {
-      if (shuffled && length > 400) continue;  // the definition below is quadratic there
+      if (shuffled && length > 400 && round > 6)
+        continue;  // the definition below is quadratic there
       std::string text(length, 'a');
       for (char& c : text) c = static_cast<char>('a' + random() % (round % 5 == 0 ? 1 : 3));
       // The definition: the lowest rank anywhere, leftmost.
