@@ -332,7 +332,7 @@ TEST(Formats, MutatedRowsAreReadOrRefused) {
         row.insert(at, 1, byte);
       else
         row[at] = byte;
-      if (row.empty()) row = "{";
+      if (row.empty()) row.assign(1, '{');
     }
     try {
       (void)parse_row(format, row);
