@@ -94,6 +94,31 @@ void attention_backward(const Tensor& do_, const Tensor& qkv, const Tensor& o, c
 [[nodiscard]] size_t attention_workspace_bytes(DeviceKind kind, int64_t tokens, int64_t q_heads, int64_t kv_heads,
                                                int64_t head_dim);
 
+// ---------------------------------------------------------------- decoding with a paged KV cache (op: decode_attention)
+
+/// Heads as in AttentionArgs. max_context is the largest of context_lens (host; it sizes the launch and the workspace).
+struct DecodeAttentionArgs {
+  int64_t q_heads = 0, kv_heads = 0, head_dim = 0;
+  std::span<const int32_t> kv_of_q;
+  float scale = 1.0F;
+  int64_t max_context = 0;
+};
+/// Writes k and v of each token into its slot of the paged cache. qkv [T, (NQ + 2 NKV) * D] (after RoPE); slots [T] int64:
+/// block * block_size + offset, negative: the token is not stored (padding). k_cache, v_cache [blocks, block_size, NKV, D].
+/// No slot may occur twice.
+void kv_cache_append(const Tensor& qkv, const Tensor& slots, const DecodeAttentionArgs& args, const Tensor& k_cache,
+                     const Tensor& v_cache, const Stream& s);
+/// o = softmax(q k^T * scale) v of one query token a sequence against all keys of its context (the token's own k and v
+/// are in the cache already). q [B, >= NQ * D]: the first NQ * D columns of each row are read, so that the fused qkv row
+/// serves as it is. block_table [B, max_blocks] int32: the cache block that holds positions [i * block_size, (i + 1) *
+/// block_size) of sequence b; entries past the context are not read. context_lens [B] int32; 0: o row is 0. o [B, NQ * D].
+void decode_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, const Tensor& block_table,
+                      const Tensor& context_lens, const DecodeAttentionArgs& args, const Tensor& o,
+                      const Tensor& workspace, const Stream& s);
+/// Bytes of workspace decode_attention needs for B sequences. Pure. (CPU: 0.)
+[[nodiscard]] size_t decode_attention_workspace_bytes(DeviceKind kind, int64_t sequences, int64_t q_heads,
+                                                      int64_t head_dim, int64_t max_context);
+
 // ---------------------------------------------------------------- SwiGLU (op: swiglu; Shazeer 2020)
 
 /// h = silu(gate) * up. gate_up [T, 2 F] (gate columns first), h [T, F].
@@ -121,8 +146,9 @@ void cross_entropy_backward(const Tensor& logits, const Tensor& targets, int64_t
 /// p (weights, storage dtype), master (fp32, or empty when p is fp32 itself), g (gradient), m, v (moments).
 /// `grad_scale` multiplies g first (clipping). step counts from 1. PyTorch's order of operations:
 /// p *= 1 - lr*wd; m = b1 m + (1-b1) g; v = b2 v + (1-b2) g^2; p -= lr/(1-b1^t) * m / (sqrt(v)/sqrt(1-b2^t) + eps).
+/// The scalar factors are formed in fp64 and rounded to fp32 once, as PyTorch does with Python's floats.
 struct AdamWArgs {
-  float lr = 0, beta1 = 0.9F, beta2 = 0.999F, eps = 1e-8F, weight_decay = 0;
+  double lr = 0, beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weight_decay = 0;  ///< double: 1 - 0.999F is off by 1.3e-5
   int64_t step = 1;
   uint64_t seed = 0;  ///< stochastic rounding of bf16 states, keyed by (seed, step, element)
 };
@@ -131,6 +157,12 @@ void adamw_step(const Tensor& p, const Tensor& master, const Tensor& g, const Te
                 const Tensor& grad_scale, const AdamWArgs& args, const Stream& s);
 /// out[0] += sum of squares of x (fp64 accumulation, fixed order). out [1] fp64.
 void sum_of_squares(const Tensor& x, const Tensor& out, const Stream& s);
+/// out[0] += sum of x (fp64 accumulation, fixed order). x fp32, out [1] fp64.
+void sum_into(const Tensor& x, const Tensor& out, const Stream& s);
+/// Factor of gradient clipping by the global norm: factor = min(1, max_norm / (norm + 1e-6)) as torch.nn.utils.clip_grad_norm_
+/// forms it, norm = sqrt(sum_squares[0]). max_norm <= 0: 1. A norm that is not finite gives 0, which makes adamw_step skip.
+/// sum_squares [1] fp64, factor [1] fp32: both on the device, so that clipping needs no host round trip.
+void clip_factor(const Tensor& sum_squares, float max_norm, const Tensor& factor, const Stream& s);
 /// dst += src; same shape, dtypes may differ.
 void add_into(const Tensor& dst, const Tensor& src, const Stream& s);
 /// out = a + b.
