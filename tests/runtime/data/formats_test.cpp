@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "runtime/core/rng.h"
 #include "tests/runtime/data/support.h"
 
 namespace r1::data {
@@ -306,6 +307,42 @@ TEST(Formats, BadRowsSayWhereAndWhy) {
     EXPECT_EQ(why.find('\n'), std::string::npos) << "one line: " << why;
     EXPECT_LT(why.size(), 500u);
   }
+}
+
+TEST(Formats, MutatedRowsAreReadOrRefused) {
+  std::vector<std::pair<Format, std::string>> rows;
+  for (const auto& line : lines(slurp(sft("gsm8k_8.jsonl"))))
+    rows.emplace_back(Format::kQuestionAnswer, line);
+  for (const auto& line : lines(slurp(sft("messages_2.jsonl"))))
+    rows.emplace_back(Format::kMessages, line);
+  for (const auto& row : elements(slurp(sft("sharegpt_2.json"))))
+    rows.emplace_back(Format::kShareGpt, row);
+  rows.emplace_back(Format::kInputIds, R"({"input_ids": [1, 2, 3], "labels": [-100, 2, 3]})");
+  const Rng rng(1, "test:mutations");
+  constexpr std::string_view kBytes = "{}[]\",:\\0-9ntu\x01\xff";
+  int read = 0, refused = 0;
+  for (uint64_t i = 0; i < 20000; ++i) {
+    auto [format, row] = rows[i % rows.size()];
+    for (uint64_t edits = 1 + rng.below(4 * i, 3); edits > 0; --edits) {
+      const size_t at = rng.below(4 * i + edits, row.size());
+      const char byte = kBytes[rng.below(i + edits * 977, kBytes.size())];
+      if ((i + edits) % 3 == 0)
+        row.erase(at, 1 + i % 5);
+      else if ((i + edits) % 3 == 1)
+        row.insert(at, 1, byte);
+      else
+        row[at] = byte;
+      if (row.empty()) row.assign(1, '{');
+    }
+    try {
+      (void)parse_row(format, row);
+      ++read;
+    } catch (const RowError&) {
+      ++refused;
+    }
+  }
+  EXPECT_GT(read, 1000);
+  EXPECT_GT(refused, 1000);
 }
 
 }  // namespace
