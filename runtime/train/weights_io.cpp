@@ -84,6 +84,10 @@ class StageFile {
       if (!file_) return;
       const Piece& piece = file_->pieces()[next_];
       R1_CHECK(piece.tensor == p.name && piece.kind == kind, "file order changed at {}", p.name);
+      if (dtype == DType::kF32) {
+        file_->write(next_++, values.data(), values.size() * sizeof(float));
+        return;
+      }
       const std::vector<char> bytes = converted(values, dtype);
       file_->write(next_++, bytes.data(), bytes.size());
     });
@@ -198,13 +202,29 @@ void check_model_dir(const checkpoint::HfModelDir& dir, const parallel::ModelCon
   }
 }
 
+namespace {
+
+/// Fills parameter i with what `read` puts into fp32 memory of its local size: straight into the weights where they are fp32 on
+/// the CPU (no second copy of a large embedding), else through a buffer.
+void fill_weights(const StageParameters& params, size_t i, const Stream& s, const std::function<void(float*)>& read) {
+  const Tensor w = params.part(params.weights(), i);
+  if (w.device.kind == DeviceKind::kCpu && w.dtype == DType::kF32 && params.master().data == nullptr) {
+    read(w.ptr<float>());
+    return;
+  }
+  std::vector<float> values(static_cast<size_t>(w.numel()));
+  read(values.data());
+  models::set_weights(params, i, values.data(), s);
+}
+
+}  // namespace
+
 void load_weights(Engine& engine, const checkpoint::HfModelDir& dir) {
   for (const StageParameters& params : engine.model().parameters())
     for (size_t i = 0; i < params.specs().size(); ++i) {
       const ParamSpec& p = params.specs()[i];
-      std::vector<float> values(static_cast<size_t>(p.shard.local_elems(params.tp_rank())));
-      dir.read_shard(p.name, p.shard, params.tp_rank(), DType::kF32, values.data());
-      models::set_weights(params, i, values.data(), engine.stream());
+      fill_weights(params, i, engine.stream(),
+                   [&](float* dst) { dir.read_shard(p.name, p.shard, params.tp_rank(), DType::kF32, dst); });
     }
 }
 
@@ -213,14 +233,17 @@ void load_checkpoint_state(Engine& engine, const checkpoint::CheckpointReader& r
   for (const StageParameters& params : engine.model().parameters())
     for (size_t i = 0; i < params.specs().size(); ++i) {
       const ParamSpec& p = params.specs()[i];
-      std::vector<float> values(static_cast<size_t>(p.shard.local_elems(params.tp_rank())));
       const std::string_view kind =
           reader.has(checkpoint::kKindMaster, p.name) ? checkpoint::kKindMaster : checkpoint::kKindWeight;
-      reader.read(kind, p.name, p.shard, params.tp_rank(), DType::kF32, values.data());
-      models::set_weights(params, i, values.data(), engine.stream());
+      fill_weights(params, i, engine.stream(),
+                   [&](float* dst) { reader.read(kind, p.name, p.shard, params.tp_rank(), DType::kF32, dst); });
       for (const auto& [state, block] : {std::pair{checkpoint::kKindExpAvg, params.exp_avg()},
                                          std::pair{checkpoint::kKindExpAvgSq, params.exp_avg_sq()}}) {
         const Tensor t = params.part(block, i);
+        if (t.device.kind == DeviceKind::kCpu) {
+          reader.read(state, p.name, p.shard, params.tp_rank(), t.dtype, t.data);
+          continue;
+        }
         std::vector<char> bytes(t.bytes());
         reader.read(state, p.name, p.shard, params.tp_rank(), t.dtype, bytes.data());
         backend.copy(t.data, bytes.data(), bytes.size(), engine.stream());

@@ -1,0 +1,144 @@
+// The engine on ranks that are threads: gradients against central differences, allocations against the plan.
+#include "runtime/train/engine.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "comm/local/local.h"
+#include "runtime/core/rng.h"
+#include "runtime/train/batches.h"
+
+namespace r1::train {
+namespace {
+
+parallel::ModelConfig tiny(const std::string& architecture, bool tied) {
+  const std::string json = fmt::format(
+      R"({{"architectures": ["{}"], "hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 6, "num_key_value_heads": 2,
+          "head_dim": 8, "intermediate_size": 40, "vocab_size": 37, "max_position_embeddings": 64, "rms_norm_eps": 1e-6,
+          "tie_word_embeddings": {}, "hidden_act": "silu", "initializer_range": 0.2, "rope_theta": 10000.0}})",
+      architecture, tied);
+  return parallel::parse_model_config(json, "test");
+}
+
+models::HostBatch make_batch(const parallel::ModelConfig& c, int64_t rows, int64_t seq, uint64_t seed) {
+  models::HostBatch b;
+  const Rng rng(seed, "batch");
+  for (int64_t r = 0; r < rows; ++r) {
+    data::Row row;
+    for (int64_t t = 0; t < seq; ++t) {
+      const auto id = [&](int64_t i) { return static_cast<int32_t>(rng.below(static_cast<uint64_t>(r * 1000 + i), static_cast<uint64_t>(c.vocab))); };
+      row.ids.push_back(id(t));
+      row.targets.push_back(t + 1 == seq || t == 4 ? -1 : id(t + 1));
+      row.trained_tokens += row.targets.back() >= 0 ? 1 : 0;
+    }
+    row.segments = {5, static_cast<int32_t>(seq - 5)};  // two packed samples
+    append_row(b, row);
+  }
+  return b;
+}
+
+void initialise(Engine& engine, uint64_t seed) {
+  for (const models::StageParameters& p : engine.model().parameters())
+    models::initialise(p, engine.spec().config(), seed, engine.stream());
+}
+
+/// d loss / d w by central differences for the elements with the largest gradients of every parameter.
+void check_gradients(const std::string& architecture, bool tied) {
+  SCOPED_TRACE(architecture + (tied ? " tied" : ""));
+  const parallel::ModelConfig c = tiny(architecture, tied);
+  auto world = comm::make_self();
+  EngineOptions o{.mesh = {}, .tokens = 2 * 11};
+  Engine engine(c, o, *world);
+  initialise(engine, 3);
+  const models::HostBatch batch = make_batch(c, 2, 11, 5);
+  engine.forward_backward({&batch, 1}, batch.trained_tokens);
+  const models::StageParameters& params = engine.model().parameters().front();
+  int checked = 0;
+  for (size_t i = 0; i < params.specs().size(); ++i) {
+    const std::vector<float> gradient = models::host_values(params, params.gradients(), i, engine.stream());
+    auto* w = params.part(params.weights(), i).ptr<float>();
+    const auto at = static_cast<size_t>(std::max_element(gradient.begin(), gradient.end(), [](float a, float b) {
+                                          return std::abs(a) < std::abs(b); }) - gradient.begin());
+    const float saved = w[at], h = 4e-3F;
+    const auto loss = [&](float value) {
+      w[at] = value;
+      return engine.forward_only({&batch, 1}) / static_cast<double>(batch.trained_tokens);
+    };
+    const double numeric = (loss(saved + h) - loss(saved - h)) / (2.0 * static_cast<double>(h));
+    w[at] = saved;
+    // fp32 losses carry 1e-7 of rounding, which h divides; h itself adds a term of third order.
+    EXPECT_NEAR(static_cast<double>(gradient[at]), numeric, 1e-2 * std::abs(numeric) + 2e-4) << params.specs()[i].name;
+    ++checked;
+  }
+  EXPECT_EQ(checked, static_cast<int>(params.specs().size()));
+  engine.close();
+}
+
+TEST(Engine, GradientsAgreeWithCentralDifferences) {
+  check_gradients("Qwen2ForCausalLM", false);
+  check_gradients("Qwen2ForCausalLM", true);
+  check_gradients("LlamaForCausalLM", false);
+  check_gradients("Qwen3ForCausalLM", false);
+}
+
+TEST(Engine, AllocatesExactlyWhatThePlanSays) {
+  const parallel::ModelConfig c = tiny("Qwen3ForCausalLM", true);
+  const parallel::MeshShape meshes[] = {{1, 1, 1}, {1, 1, 3}, {2, 1, 1}, {2, 1, 2}, {4, 1, 1}, {1, 2, 2}};
+  for (const parallel::MeshShape& mesh : meshes)
+    for (const char* schedule : {"gpipe", "1f1b", "zb-h1", "interleaved"})
+      for (const parallel::Recompute r : {parallel::Recompute::kNone, parallel::Recompute::kFull}) {
+        if (std::string(schedule) == "interleaved" && mesh.pp > 2) continue;  // four layers
+        SCOPED_TRACE(mesh.str() + " " + schedule + " " + recompute_name(r));
+        comm::run_ranks(mesh.world(), [&](comm::Communicator& world) {
+          const EngineOptions o{.mesh = mesh, .schedule = schedule, .virtual_stages = std::string(schedule) == "interleaved" ? 2 : 1,
+                                .microbatches = 3, .tokens = 11, .recompute = r};
+          Engine engine(c, o, world);
+          const auto planned = plan_for(c, o, world.rank()).bytes(), allocated = engine.model().allocated();
+          EXPECT_EQ(allocated.weights, planned.weights);
+          EXPECT_EQ(allocated.gradients, planned.gradients);
+          EXPECT_EQ(allocated.optimizer, planned.optimizer);
+          EXPECT_EQ(allocated.activations, planned.activations);
+          EXPECT_EQ(allocated.scratch, planned.scratch);
+          engine.close();
+        });
+      }
+}
+
+TEST(Engine, PackedRowsDoNotLeak) {
+  // The gradient of a packed row is the sum of its samples' gradients alone.
+  const parallel::ModelConfig c = tiny("Qwen2ForCausalLM", false);
+  auto world = comm::make_self();
+  const models::HostBatch packed = make_batch(c, 1, 11, 9);
+  std::vector<float> whole, sum;
+  for (int part = -1; part < 2; ++part) {
+    const int64_t begin = part == 1 ? 5 : 0, end = part == 0 ? 5 : 11;
+    models::HostBatch b = packed;
+    if (part >= 0) {
+      data::Row row{.ids = {packed.ids.begin() + begin, packed.ids.begin() + end}, .targets = {packed.targets.begin() + begin, packed.targets.begin() + end},
+                    .segments = {static_cast<int32_t>(end - begin)}};
+      b = {};
+      append_row(b, row);
+    }
+    Engine engine(c, {.mesh = {}, .tokens = end - begin}, *world);
+    initialise(engine, 3);
+    engine.forward_backward({&b, 1}, packed.trained_tokens);
+    const auto& params = engine.model().parameters().front();
+    const Tensor g = params.gradients();
+    std::vector<float>& into = part < 0 ? whole : sum;
+    into.resize(static_cast<size_t>(g.numel()), 0.0F);
+    for (int64_t i = 0; i < g.numel(); ++i) into[static_cast<size_t>(i)] += g.ptr<float>()[i];
+    engine.close();
+  }
+  double difference = 0, norm = 0;
+  for (size_t i = 0; i < whole.size(); ++i) {
+    difference += std::pow(static_cast<double>(whole[i]) - static_cast<double>(sum[i]), 2);
+    norm += std::pow(static_cast<double>(whole[i]), 2);
+  }
+  EXPECT_GT(norm, 0.0);
+  EXPECT_LT(std::sqrt(difference / norm), 2e-6);
+}
+
+}  // namespace
+}  // namespace r1::train
