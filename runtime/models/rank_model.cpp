@@ -113,8 +113,9 @@ parallel::RankPlan::Bytes RankModel::allocated() const {
   parallel::RankPlan::Bytes b;
   for (const StageParameters& p : params_) {
     b.weights += static_cast<int64_t>(p.weights().bytes());
-    b.gradients += static_cast<int64_t>(p.gradients().bytes());
-    b.optimizer += static_cast<int64_t>(p.exp_avg().bytes() + p.exp_avg_sq().bytes() + p.master().bytes());
+    if (p.gradients().data != nullptr) b.gradients += static_cast<int64_t>(p.gradients().bytes());
+    for (const Tensor& t : {p.exp_avg(), p.exp_avg_sq(), p.master()})
+      if (t.data != nullptr) b.optimizer += static_cast<int64_t>(t.bytes());
   }
   for (const Chunk& c : chunks_)
     for (const auto* list : {&c.slots, &c.stashes})
@@ -299,8 +300,10 @@ void RankModel::backward(int stage, int microbatch, ActionKind kind) {
         c.stash_of[microbatch] = i;
   R1_CHECK(!split || c.stash_of.contains(microbatch), "stage {}: no stash left", stage);
 
+  // The executor keeps the buffer that comes next free of pending sends. Only a gradient that is sent uses it up: the first
+  // stage's is consumed below, and counting it would hand out a buffer that is still on its way.
   const size_t ring = ring_next_;
-  ring_next_ = (ring_next_ + 1) % parallel::kGradientSendRing;
+  if (!c.spec.embedding) ring_next_ = (ring_next_ + 1) % parallel::kGradientSendRing;
   c.ring_of[microbatch] = ring;
   const Tensor out = scratch("input gradient " + std::to_string(ring));
   Tensor dy = output_gradient(stage, microbatch);
