@@ -5,6 +5,9 @@
 #include <utility>
 #include <vector>
 
+#include "launch/hostfile.h"
+#include "parallel/mesh/mesh.h"
+
 namespace r1::launch {
 
 /// Facts about this machine and user that the command depends on.
@@ -39,6 +42,31 @@ struct Command {
 /// mpirun for all ranks on this machine.
 [[nodiscard]] Command local_mpirun(const std::string& mpirun, const RankProgram& program,
                                    const LocalMachine& machine, const Keepalive& keepalive);
+
+/// Names of this process's variables that remote ranks get: libraries' settings and r1run's own,
+/// never a name that looks like it holds a secret. Open MPI passes its own (OMPI_MCA_*) without
+/// being told.
+[[nodiscard]] std::vector<std::string> exported_variables(const std::vector<std::string>& names);
+
+/// mpirun over the hosts of a cluster, ranks in host order (block fill), so that neighbouring ranks
+/// share a host. `exported`: names of variables; their values never appear in the arguments. Throws
+/// UsageError when the ranks do not fit the slots.
+[[nodiscard]] Command cluster_mpirun(const std::string& mpirun, const RankProgram& program,
+                                     const Cluster& cluster, const parallel::MeshShape& mesh,
+                                     const Keepalive& keepalive, bool root,
+                                     const std::vector<std::string>& exported);
+
+/// srun inside a Slurm allocation. Throws UsageError when the ranks do not fit the allocation.
+[[nodiscard]] Command slurm_srun(const std::string& srun, const RankProgram& program,
+                                 const Cluster& allocation, const parallel::MeshShape& mesh);
+
+/// Which host each rank lands on when hosts are filled in order.
+[[nodiscard]] std::vector<int> block_fill(const Cluster& cluster, int ranks);
+
+/// What is bad about a mesh on these hosts: tensor-parallel groups that cross hosts. Empty when
+/// nothing is.
+[[nodiscard]] std::vector<std::string> layout_warnings(const Cluster& cluster,
+                                                       const parallel::MeshShape& mesh);
 
 /// The argument vector as a line that a POSIX shell would read back to the same words.
 [[nodiscard]] std::string shell_line(const std::vector<std::string>& argv);

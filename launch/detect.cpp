@@ -34,6 +34,13 @@ std::optional<long> Environment::number(std::string_view name) const {
   return value;
 }
 
+std::vector<std::string> Environment::names() const {
+  std::vector<std::string> out;
+  out.reserve(variables_.size());
+  for (const auto& [name, value] : variables_) out.push_back(name);
+  return out;
+}
+
 namespace {
 
 int as_int(const std::optional<long>& value, int otherwise) {

@@ -7,6 +7,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace r1::launch {
 
@@ -23,6 +24,8 @@ class Environment {
   [[nodiscard]] bool has(std::string_view name) const { return get(name).has_value(); }
   /// Value as a number; nullopt when unset, empty or not a decimal number.
   [[nodiscard]] std::optional<long> number(std::string_view name) const;
+  /// Names of all variables.
+  [[nodiscard]] std::vector<std::string> names() const;
 
  private:
   std::map<std::string, std::string, std::less<>> variables_;

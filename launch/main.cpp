@@ -4,10 +4,11 @@
 #include <unistd.h>
 
 #include <cstdio>
+#include <cstdlib>
 #include <exception>
 
 #include "launch/detect.h"
-#include "launch/local_machine.h"
+#include "launch/launch_job.h"
 #include "launch/process.h"
 #include "launch/shim.h"
 #include "launch/verify_layouts.h"
@@ -37,7 +38,7 @@ bool runs_ranks(const std::string& command) {
 }
 
 int run(const std::vector<std::string>& arguments) {
-  const Environment env = Environment::of_process();
+  Environment env = Environment::of_process();
   const Whereabouts where = detect(env, file_exists);
   if (is_rank(where)) return run_shim(shim_options(env, where, arguments));
   refuse_unusable(where);
@@ -60,9 +61,15 @@ int run(const std::vector<std::string>& arguments) {
        inv.args)  // the printed command is the one that would start the job
     if (word != "--dry-run") request.for_ranks.push_back(word);
   if (!runs_ranks(inv.command)) become_rank_program(request.for_ranks);
+  // Ranks write into pipes and cannot see for themselves whether a person watches.
+  if (isatty(STDOUT_FILENO) != 0) {
+    setenv("R1RUN_TERMINAL", "1", 1);
+    env = Environment::of_process();
+  }
+  const Destination destination = choose_destination(request.config, where, env);
   if (inv.command == "verify" && !request.config.layouts.empty())
-    return verify_layouts(request, env);
-  return launch_local(request, env, Announce::kYes);
+    return verify_layouts(request, destination, env);
+  return r1::launch::launch(request, destination, env, Announce::kYes);
 }
 
 }  // namespace

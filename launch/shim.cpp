@@ -12,7 +12,9 @@
 #include <cerrno>
 #include <cstring>
 #include <fstream>
+#include <optional>
 
+#include "launch/control.h"
 #include "launch/process.h"
 #include "runtime/core/options.h"
 #include "runtime/core/rank_status.h"
@@ -86,6 +88,9 @@ class Shim {
     child_ = spawn(argv, spawn_options);
     shield.restore_for(child_);
     pidfd_ = open_pidfd(child_);
+    if (o_.control_port > 0 && o_.where.local_rank == 0)
+      control_.emplace(o_.launcher_addresses, o_.control_port, o_.control_token, host_,
+                       o_.peer_timeout_s);
     return watch();
   }
 
@@ -117,6 +122,16 @@ class Shim {
 
   void on_tick() {
     const double now = monotonic_s();
+    if (control_) {
+      control_->service();
+      // This host is cut off from the launcher. Its daemon may wait for hours for an
+      // acknowledgement: end it, and with it, through the death signal, every parent on this host.
+      if (control_->silence_s() > o_.peer_timeout_s && isolated_at_ == 0) {
+        isolated_at_ = now;
+        kill(launcher_, SIGTERM);
+      }
+      if (isolated_at_ > 0 && now - isolated_at_ > kOrphanGrace_s) kill(launcher_, SIGKILL);
+    }
     if (getppid() != launcher_) {
       stop_requested_ = true;
       if (orphaned_at_ == 0) {
@@ -185,7 +200,10 @@ class Shim {
       // All ranks may meet the same cause at once: the first of the job speaks, the others give it
       // a moment.
       r.why = s.message;
-      wait_s = o_.where.rank == 0 ? 0 : o_.report_wait_s;
+      const bool host_of_rank_0 = o_.where.rank == o_.where.local_rank;
+      wait_s = o_.where.rank == 0                ? 0
+               : host_of_rank_0 || o_.supervised ? o_.report_wait_s
+                                                 : o_.remote_report_wait_s;
     } else if (s.report == ReportKind::kSecondary) {
       r.kind = ReportKind::kSecondary;
       r.why = s.message;
@@ -250,10 +268,11 @@ class Shim {
   const std::string host_;
   RankStatusReader status_;
   Fd signals_, pidfd_;
+  std::optional<ControlClient> control_;
   pid_t child_ = -1, launcher_ = -1;
   long oom_before_ = 0;
   bool stop_requested_ = false;
-  double stop_requested_at_ = 0, orphaned_at_ = 0, detected_s_ = 0;
+  double isolated_at_ = 0, stop_requested_at_ = 0, orphaned_at_ = 0, detected_s_ = 0;
   int stopped_ticks_ = 0;
   std::string verdict_;
   ExitCode verdict_code_ = ExitCode::kTemporary;
@@ -268,6 +287,15 @@ ShimOptions shim_options(const Environment& env, const Whereabouts& where,
   o.arguments = std::move(arguments);
   o.where = where;
   o.supervised = env.has(kSupervisedVariable);
+  if (o.supervised && where.situation == Situation::kOpenMpiRank) {
+    o.launcher_addresses = addresses_of(env.get("OMPI_MCA_orte_hnp_uri").value_or(""));
+    const auto port = env.number(kControlPortVariable);
+    const auto token = env.get(kControlTokenVariable);
+    if (port && *port > 0 && *port < 65536 && token) {
+      o.control_port = static_cast<int>(*port);
+      o.control_token = *token;
+    }
+  }
   if (where.situation == Situation::kOpenMpiRank) o.end_grace_s = 0.7;
   if (where.world > 1 && !where.job.empty() && where.job.find('/') == std::string::npos)
     o.job_dir = env.get("PMIX_SERVER_TMPDIR").value_or("");

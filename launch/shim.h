@@ -25,6 +25,10 @@ struct ShimOptions {
   std::vector<std::string> arguments;  ///< passed through unchanged
   Whereabouts where;
   bool supervised = false;
+  std::vector<std::string>
+      launcher_addresses;  ///< of the supervising launcher; empty: no control channel
+  int control_port = 0;
+  std::string control_token;
   std::string job_dir;  ///< directory that all ranks of the job on this host share; empty: none
   double peer_timeout_s = 10;  ///< a rank that has been stopped this long is a fault
   /// Waiting times before a fault is printed, during which the launcher's SIGTERM says that another
@@ -34,6 +38,9 @@ struct ShimOptions {
   /// it. mpirun kills 1 s after SIGTERM and then leaves orphans for init to collect: being quicker
   /// leaves nothing.
   double end_grace_s = 0;
+  /// On a host without rank 0, for reported errors (which all ranks may share): until SIGTERM of
+  /// the end that rank 0 causes would have come.
+  double remote_report_wait_s = 3.5;
   double report_wait_s = 0.2, silent_exit_wait_s = 0.4, secondary_wait_s = 4.0;
 };
 

@@ -6,10 +6,13 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstring>
+#include <map>
 
+#include "launch/control.h"
 #include "launch/process.h"
 #include "launch/shim.h"
 
@@ -38,6 +41,8 @@ class Supervisor {
     Fd null_in;
     SpawnOptions so;
     so.set_environment = command_.environment;
+    so.set_environment.emplace_back(kControlPortVariable, std::to_string(control_.port()));
+    so.set_environment.emplace_back(kControlTokenVariable, control_.token());
     so.stderr_fd = errors_in.get();
     // A group of its own keeps the terminal's Ctrl-C from ending mpirun before the ranks could
     // save. Such a group may not read the terminal.
@@ -65,6 +70,7 @@ class Supervisor {
       throw InternalError("poll: {}", std::strerror(errno));
     while (const auto sig = read_signal(signals_)) on_signal(sig->number);
     drain();
+    control_.service();
     on_time();
     if ((fds[0].revents & POLLIN) != 0) {
       while (waitpid(child_, status, 0) < 0)
@@ -129,8 +135,42 @@ class Supervisor {
     if (first_record_at_ > 0 && root_cause(records_)->kind == ReportKind::kPrimary &&
         now - first_record_at_ > limit)
       kill(child_, SIGKILL);
+    look_for_lost_hosts(now);
     if (stop_requests_ > 0 && killed_at_ == 0 && now - stop_at_ > o_.save_grace_s) end_job(SIGTERM);
     if (killed_at_ > 0 && now - killed_at_ > limit) kill(child_, SIGKILL);
+  }
+
+  /// A host whose parents of ranks have fallen silent while others speak is cut off or dead.
+  /// mpirun's own notice (exit code 205) does not name it.
+  void look_for_lost_hosts(double now) {
+    if (o_.hosts < 2 || control_.last_heard().size() < 2 || !records_.empty() || stop_requests_ > 0)
+      return;
+    double newest = 0;
+    for (const auto& [host, at] : control_.last_heard()) newest = std::max(newest, at);
+    std::string lost;
+    int count = 0;
+    double silent_s = 0;
+    for (const auto& [host, at] : control_.last_heard()) {
+      // Measured against the host heard last, so that a pause of this process accuses nobody.
+      if (newest - at < o_.peer_timeout_s * 0.9 && now - at < o_.peer_timeout_s) continue;
+      if (now - newest > o_.peer_timeout_s) continue;  // all silent: the fault is on this side
+      lost += fmt::format("{}{}", lost.empty() ? "" : ", ", host);
+      silent_s = std::max(silent_s, now - at);
+      ++count;
+    }
+    if (count == 0) return;
+    FaultRecord r;
+    r.code = static_cast<int>(ExitCode::kTemporary);
+    r.host = lost;
+    r.why = fmt::format("host{} unreachable for {:.1f} s: cut off or down", count == 1 ? "" : "s",
+                        silent_s);
+    r.detected_s = silent_s;
+    records_.push_back(r);
+    first_record_at_ = now;
+    announce();
+    // mpirun would wait for the lost host's daemon; killing it ends the daemons that can still be
+    // reached.
+    kill(child_, SIGKILL);
   }
 
   /// Prints the cause, once. A secondary cause waits for the end: the primary may still come.
@@ -168,6 +208,7 @@ class Supervisor {
   bool ended_ = false;
   RecordFilter filter_;
   std::vector<FaultRecord> records_;
+  ControlServer control_;
   std::optional<FaultRecord> announced_;
   double first_record_at_ = 0, stop_at_ = 0, killed_at_ = 0;
   int stop_requests_ = 0;

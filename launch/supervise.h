@@ -13,6 +13,7 @@ namespace r1::launch {
 
 struct SuperviseOptions {
   int hosts = 1;
+  double peer_timeout_s = 10;  ///< a host that has been silent this long is lost
   /// True for jobs that save on SIGUSR1: a request to end (SIGTERM, Ctrl-C) then becomes "save and
   /// stop" first.
   bool saves_on_request = false;

@@ -10,7 +10,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
-#include "launch/local_machine.h"
+#include "launch/launch_job.h"
 #include "parallel/mesh/mesh.h"
 #include "runtime/core/error.h"
 
@@ -104,7 +104,7 @@ std::vector<std::string> without_options(const std::vector<std::string>& argumen
   return out;
 }
 
-int verify_layouts(const Request& request, const Environment& env) {
+int verify_layouts(const Request& request, const Destination& destination, const Environment& env) {
   const std::vector<std::string>& layouts = request.config.layouts;
   const std::string& json_file = request.config.json;
   std::vector<parallel::MeshShape> shapes;
@@ -126,10 +126,16 @@ int verify_layouts(const Request& request, const Environment& env) {
     one.for_ranks.insert(one.for_ranks.end(),
                          {"--pp", std::to_string(m.pp), "--dp", std::to_string(m.dp), "--tp",
                           std::to_string(m.tp), "--json", out});
-    if (request.config.reference.empty() && shapes.size() > 1)
-      one.for_ranks.insert(one.for_ranks.end(), {i == 0 ? "--write-reference" : "--reference",
-                                                 scratch.file("first-layout.safetensors")});
-    const int code = launch_local(one, env, i == 0 ? Announce::kYes : Announce::kNo);
+    // Without a reference the first layout becomes it: the rank program writes its results where
+    // this variable says.
+    const bool compare_with_first = request.config.reference.empty() && shapes.size() > 1;
+    const std::string first_results = scratch.file("first-layout.safetensors");
+    if (compare_with_first && i == 0) setenv("R1RUN_VERIFY_WRITE", first_results.c_str(), 1);
+    if (compare_with_first && i > 0) {
+      unsetenv("R1RUN_VERIFY_WRITE");
+      one.for_ranks.insert(one.for_ranks.end(), {"--reference", first_results});
+    }
+    const int code = launch(one, destination, env, i == 0 ? Announce::kYes : Announce::kNo);
     if (request.config.dry_run) continue;
     codes.push_back(code);
     if (code != 0 && verdict == 0) verdict = code;

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "launch/detect.h"
-#include "launch/local_machine.h"
+#include "launch/launch_job.h"
 
 namespace r1::launch {
 
@@ -22,11 +22,12 @@ namespace r1::launch {
 [[nodiscard]] std::vector<std::string> without_options(const std::vector<std::string>& arguments,
                                                        const std::vector<std::string>& names);
 
-/// Runs `verify` once per layout on this machine, prints a table, writes the merged result to
+/// Runs `verify` once per layout, prints a table, writes the merged result to
 /// --json. Without a
-/// --reference, the first layout writes one for the others (--write-reference). Returns 0 only if
+/// --reference, the first layout writes one for the others. Returns 0 only if
 /// all layouts pass, else the first failing layout's code. Throws UsageError for a malformed
 /// layout.
-[[nodiscard]] int verify_layouts(const Request& request, const Environment& env);
+[[nodiscard]] int verify_layouts(const Request& request, const Destination& destination,
+                                 const Environment& env);
 
 }  // namespace r1::launch

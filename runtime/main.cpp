@@ -8,6 +8,7 @@
 #include <exception>
 #include <optional>
 
+#include "comm/staged/staged.h"
 #include "runtime/core/log.h"
 #include "runtime/train/commands.h"
 
@@ -72,7 +73,7 @@ int main(int argc, char** argv) {
     std::unique_ptr<comm::Communicator> world;
     if (under_mpi() && train::needs_ranks(call.command)) {
       mpi.emplace(&argc, &argv);
-      world = mpi->world(train::stop_check(config, g_signals));
+      world = comm::make_staged(mpi->world(train::stop_check(config, g_signals)));
     } else {
       world = comm::make_self("world");
     }

@@ -582,10 +582,15 @@ Schedule with_transfers(const Schedule& compute_only) {
         const std::pair pair{peer_of(*recv, in.pp), r};
         const auto& queue = messages[pair];
         auto& next = received[pair];
-        const auto at = std::ranges::find(queue, *recv);
-        R1_CHECK(at != queue.end(), "schedule {}: nobody makes what {} needs", in.name, a.str());
-        for (const auto upto = static_cast<size_t>(at - queue.begin()) + 1; next < upto; ++next) {
-          whole.push_back(queue[next]);
+        // Nearly always the next one: searching from there keeps long schedules linear.
+        const auto first = queue.begin() + static_cast<ptrdiff_t>(next);
+        const auto at = std::find(first, queue.end(), *recv);
+        if (at == queue.end()) {  // received early, or never made
+          R1_CHECK(std::find(queue.begin(), first, *recv) != first,
+                   "schedule {}: nobody makes what {} needs", in.name, a.str());
+        } else {
+          whole.insert(whole.end(), first, at + 1);
+          next = static_cast<size_t>(at - queue.begin()) + 1;
         }
       }
       whole.push_back(a);

@@ -94,7 +94,7 @@ struct JobConfig {
   double peer_timeout = 0, stall_timeout = 0;  ///< seconds
   int max_restarts = 0;
   // verification
-  std::string reference, write_reference, checkpoint;
+  std::string reference, checkpoint;
   std::vector<std::string> layouts;
   // generation
   std::string prompt, chat;

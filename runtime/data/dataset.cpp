@@ -31,6 +31,7 @@ namespace {
 
 // Part of every cache key: raise it when the same row would become other tokens.
 constexpr uint64_t kEncodingVersion = 2;
+constexpr int64_t kMaxSeqLen = int64_t{1} << 24;  // tables of the packing have an entry a token
 constexpr uint32_t kTrainedBit = 0x80000000u;
 
 constexpr std::array<std::string_view, 9> kFormatNames = {"auto",
@@ -110,8 +111,8 @@ void check_options(const DataOptions& options) {
         options.think_history, "last or all");
   check(options.max_bad_rows >= 0, "--max-bad-rows", std::to_string(options.max_bad_rows),
         "0 or more");
-  check(options.seq_len >= 0 && options.seq_len <= std::numeric_limits<int32_t>::max(), "--seq-len",
-        std::to_string(options.seq_len), "1 to 2147483647 (0: as long as the longest sample)");
+  check(options.seq_len >= 0 && options.seq_len <= kMaxSeqLen, "--seq-len",
+        std::to_string(options.seq_len), "1 to 16777216 (0: as long as the longest sample)");
   if (std::find(kFormatNames.begin(), kFormatNames.end(), options.format) == kFormatNames.end()) {
     std::string names;
     for (const std::string_view name : kFormatNames)
@@ -308,7 +309,8 @@ void Dataset::Impl::build(const DataOptions& options, std::vector<Hash128> keys)
   if (samples == 0)
     throw DataError("no samples in {}",
                     sources.empty() ? "the data (no --data given)" : sources[0].name);
-  seq_len = options.seq_len > 0 ? options.seq_len : static_cast<int64_t>(longest);
+  seq_len =
+      options.seq_len > 0 ? options.seq_len : std::min(static_cast<int64_t>(longest), kMaxSeqLen);
 
   const bool drop = options.too_long == "drop";
   double tokens = 0.0, trained = 0.0;
@@ -350,7 +352,7 @@ void Dataset::Impl::build(const DataOptions& options, std::vector<Hash128> keys)
     throw DataError("{}: no token is trained: every target is masked{}", sources[0].name,
                     stats.too_long > 0 ? " or was cut off with --too-long truncate" : "");
 
-  plan = std::make_unique<const RowPlan>(lengths, plan_sources,
+  plan = std::make_unique<const RowPlan>(std::move(lengths), plan_sources,
                                          PlanOptions{.seq_len = seq_len,
                                                      .pack = options.pack,
                                                      .shuffle = options.shuffle,

@@ -59,21 +59,84 @@ class IntegerSet {
   std::vector<std::vector<uint64_t>> levels_;
 };
 
-/// slot -> row becomes row -> slots; slots keep the order in which `slots` lists them.
-[[nodiscard]] PackedRows gather(std::span<const uint32_t> row_of_slot,
-                                std::span<const uint32_t> slot_order, uint32_t rows) {
+/// slot -> row becomes row -> slots, slots in order.
+[[nodiscard]] PackedRows gather(std::vector<uint32_t> row_of_slot, uint32_t rows) {
   PackedRows out;
-  out.begin.assign(size_t{rows} + 1, 0);
-  for (const uint32_t row : row_of_slot) ++out.begin[row + 1];
+  out.begin.assign(size_t{rows} + 2, 0);
+  for (const uint32_t row : row_of_slot) ++out.begin[row + 2];
   std::partial_sum(out.begin.begin(), out.begin.end(), out.begin.begin());
   out.slots.resize(row_of_slot.size());
-  std::vector<uint32_t> at(out.begin.begin(), out.begin.end() - 1);
-  const auto place = [&](uint32_t slot) { out.slots[at[row_of_slot[slot]]++] = slot; };
-  if (slot_order.empty())
-    for (uint32_t slot = 0; slot < row_of_slot.size(); ++slot) place(slot);
-  else
-    for (const uint32_t slot : slot_order) place(slot);
+  for (uint32_t slot = 0; slot < row_of_slot.size(); ++slot)
+    out.slots[out.begin[row_of_slot[slot] + 1]++] = slot;  // ends as the next row's begin
+  out.begin.pop_back();
   return out;
+}
+
+/// Slots of one length with consecutive numbers.
+struct Run {
+  int32_t length = 0;
+  uint32_t first = 0, count = 0;
+};
+
+/// Best fit over runs, longest first.
+[[nodiscard]] PackedRows pack_runs(std::vector<Run> runs, size_t slots, int64_t seq_len) {
+  std::stable_sort(runs.begin(), runs.end(),
+                   [](const Run& a, const Run& b) { return a.length > b.length; });
+  // Rows by the room left in them: a list for each room, and the set of rooms whose list is not
+  // empty.
+  constexpr uint32_t kNone = std::numeric_limits<uint32_t>::max();
+  const size_t rooms = static_cast<size_t>(seq_len) + 1;
+  IntegerSet open(rooms);
+  std::vector<uint32_t> head(rooms, kNone), next, row_of_slot(slots);
+  for (const Run& run : runs) {
+    const auto length = static_cast<size_t>(run.length);
+    for (uint32_t slot = run.first; slot < run.first + run.count; ++slot) {
+      size_t room = open.at_least(length);
+      uint32_t row = 0;
+      if (room == IntegerSet::npos) {
+        row = static_cast<uint32_t>(next.size());
+        next.push_back(kNone);
+        room = static_cast<size_t>(seq_len);
+      } else {
+        row = head[room];
+        head[room] = next[row];
+        if (head[room] == kNone) open.erase(room);
+      }
+      row_of_slot[slot] = row;
+      const size_t left = room - length;
+      if (left == 0) continue;
+      if (head[left] == kNone) open.insert(left);
+      next[row] = head[left];
+      head[left] = row;
+    }
+  }
+  return gather(std::move(row_of_slot), static_cast<uint32_t>(next.size()));
+}
+
+template <class Length>
+[[nodiscard]] PackedRows pack_window(size_t slots, Length length, int64_t seq_len, size_t window) {
+  struct Open {
+    uint32_t row;
+    int64_t room;
+  };
+  std::vector<Open> open;  // oldest first
+  std::vector<uint32_t> row_of_slot(slots);
+  uint32_t rows = 0;
+  for (size_t slot = 0; slot < slots; ++slot) {
+    const int64_t n = length(slot);
+    auto best = open.end();
+    for (auto it = open.begin(); it != open.end(); ++it)
+      if (it->room >= n && (best == open.end() || it->room < best->room)) best = it;
+    if (best == open.end()) {
+      if (open.size() == window) open.erase(open.begin());
+      open.push_back({rows++, seq_len});
+      best = open.end() - 1;
+    }
+    row_of_slot[slot] = best->row;
+    best->room -= n;
+    if (best->room == 0) open.erase(best);
+  }
+  return gather(std::move(row_of_slot), rows);
 }
 
 void check_lengths(std::span<const int32_t> lengths, int64_t seq_len) {
@@ -86,79 +149,28 @@ void check_lengths(std::span<const int32_t> lengths, int64_t seq_len) {
 
 PackedRows pack_best_fit(std::span<const int32_t> lengths, int64_t seq_len) {
   check_lengths(lengths, seq_len);
-  const size_t n = lengths.size();
-  // Longest first, ties by index: a counting sort.
-  const size_t longest =
-      n == 0 ? 0 : static_cast<size_t>(*std::max_element(lengths.begin(), lengths.end()));
-  std::vector<uint32_t> order(n);
-  {
-    std::vector<uint32_t> at(longest + 2, 0);
-    for (const int32_t len : lengths) ++at[longest - static_cast<size_t>(len) + 1];
-    std::partial_sum(at.begin(), at.end(), at.begin());
-    for (uint32_t i = 0; i < n; ++i) order[at[longest - static_cast<size_t>(lengths[i])]++] = i;
+  std::vector<Run> runs;
+  for (uint32_t i = 0; i < lengths.size(); ++i) {
+    if (!runs.empty() && runs.back().length == lengths[i])
+      ++runs.back().count;
+    else
+      runs.push_back({lengths[i], i, 1});
   }
-  // Rows by the room left in them: a list for each room, and the set of rooms whose list is not
-  // empty.
-  constexpr uint32_t kNone = std::numeric_limits<uint32_t>::max();
-  const size_t rooms = static_cast<size_t>(seq_len) + 1;
-  IntegerSet open(rooms);
-  std::vector<uint32_t> head(rooms, kNone), next, row_of_slot(n);
-  for (const uint32_t slot : order) {
-    const size_t len = static_cast<size_t>(lengths[slot]);
-    size_t room = open.at_least(len);
-    uint32_t row = 0;
-    if (room == IntegerSet::npos) {
-      row = static_cast<uint32_t>(next.size());
-      next.push_back(kNone);
-      room = static_cast<size_t>(seq_len);
-    } else {
-      row = head[room];
-      head[room] = next[row];
-      if (head[room] == kNone) open.erase(room);
-    }
-    row_of_slot[slot] = row;
-    const size_t left = room - len;
-    if (left == 0) continue;
-    if (head[left] == kNone) open.insert(left);
-    next[row] = head[left];
-    head[left] = row;
-  }
-  const auto rows = static_cast<uint32_t>(next.size());
-  return gather(row_of_slot, order, rows);
+  return pack_runs(std::move(runs), lengths.size(), seq_len);
 }
 
 PackedRows pack_in_order(std::span<const int32_t> lengths, int64_t seq_len, size_t window) {
   check_lengths(lengths, seq_len);
-  struct Open {
-    uint32_t row;
-    int64_t room;
-  };
-  std::vector<Open> open;  // oldest first
-  std::vector<uint32_t> row_of_slot(lengths.size());
-  uint32_t rows = 0;
-  for (size_t slot = 0; slot < lengths.size(); ++slot) {
-    const int64_t len = lengths[slot];
-    auto best = open.end();
-    for (auto it = open.begin(); it != open.end(); ++it)
-      if (it->room >= len && (best == open.end() || it->room < best->room)) best = it;
-    if (best == open.end()) {
-      if (open.size() == window) open.erase(open.begin());
-      open.push_back({rows++, seq_len});
-      best = open.end() - 1;
-    }
-    row_of_slot[slot] = best->row;
-    best->room -= len;
-    if (best->room == 0) open.erase(best);
-  }
-  return gather(row_of_slot, {}, rows);
+  return pack_window(
+      lengths.size(), [&](size_t slot) { return lengths[slot]; }, seq_len, window);
 }
 
-RowPlan::RowPlan(std::span<const int32_t> lengths, std::span<const PlanSource> sources,
+RowPlan::RowPlan(std::vector<int32_t> lengths, std::span<const PlanSource> sources,
                  const PlanOptions& options)
     : options_(options) {
   R1_CHECK(options.seq_len >= 1, "seq_len {}", options.seq_len);
   R1_CHECK(lengths.size() < std::numeric_limits<uint32_t>::max(), "{} samples", lengths.size());
-  std::vector<int32_t> slot_lengths;
+  std::vector<Run> runs;  // shuffle and pack only
   const auto too_many = [](double slots) {
     if (slots > 4e9)
       throw UsageError(
@@ -167,16 +179,25 @@ RowPlan::RowPlan(std::span<const int32_t> lengths, std::span<const PlanSource> s
   };
   if (options.shuffle) {
     for (const PlanSource& source : sources) {
-      // This source's samples by length (all alike when they are not packed), ties by id.
+      // This source's samples by length (all alike when they are not packed), longest first, ties
+      // by id: a counting sort.
       const auto length_class = [&](uint32_t sample) { return options.pack ? lengths[sample] : 1; };
-      std::vector<uint32_t> sorted;
-      sorted.reserve(source.samples);
-      for (uint32_t i = 0; i < source.samples; ++i)
-        if (lengths[source.first_sample + i] > 0) sorted.push_back(source.first_sample + i);
-      std::stable_sort(sorted.begin(), sorted.end(),
-                       [&](uint32_t a, uint32_t b) { return length_class(a) > length_class(b); });
-      too_many(static_cast<double>(slots_) + source.weight * static_cast<double>(sorted.size()));
       const auto base = static_cast<uint32_t>(order_.size());
+      {
+        std::vector<uint32_t> at(static_cast<size_t>(options.seq_len) + 2, 0);
+        const auto slot_of = [&](uint32_t sample) {
+          return static_cast<size_t>(options.seq_len - length_class(sample));
+        };
+        for (uint32_t i = 0; i < source.samples; ++i)
+          if (lengths[source.first_sample + i] > 0) ++at[slot_of(source.first_sample + i) + 1];
+        std::partial_sum(at.begin(), at.end(), at.begin());
+        order_.resize(base + at.back());
+        for (uint32_t i = 0; i < source.samples; ++i)
+          if (lengths[source.first_sample + i] > 0)
+            order_[base + at[slot_of(source.first_sample + i)]++] = source.first_sample + i;
+      }
+      const std::span<const uint32_t> sorted(order_.begin() + base, order_.end());
+      too_many(static_cast<double>(slots_) + source.weight * static_cast<double>(sorted.size()));
       // A class is at least 1/weight samples, so that each has a slot and none is never seen:
       // neighbouring lengths are joined until it is, and its slots have the longest of them. With
       // whole weights nothing is joined.
@@ -191,18 +212,16 @@ RowPlan::RowPlan(std::span<const int32_t> lengths, std::span<const PlanSource> s
         const double wanted = carried + source.weight * static_cast<double>(end - begin);
         auto slots = static_cast<uint32_t>(wanted + 1e-9);
         carried = std::max(0.0, wanted - slots);
-        if (slots == 0 && end == sorted.size())
-          slots = carried >= 0.5 || order_.size() == base ? 1 : 0;
+        if (slots == 0 && end == sorted.size()) slots = carried >= 0.5 || begin == 0 ? 1 : 0;
         if (slots > 0) {
           classes_.push_back({base + static_cast<uint32_t>(begin),
                               static_cast<uint32_t>(end - begin), static_cast<uint32_t>(slots_),
                               slots});
-          slot_lengths.insert(slot_lengths.end(), slots, lengths[sorted[begin]]);
+          runs.push_back({lengths[sorted[begin]], static_cast<uint32_t>(slots_), slots});
           slots_ += slots;
         }
         begin = end;
       }
-      order_.insert(order_.end(), sorted.begin(), sorted.end());
     }
   } else {
     for (const PlanSource& source : sources) {
@@ -220,15 +239,19 @@ RowPlan::RowPlan(std::span<const int32_t> lengths, std::span<const PlanSource> s
       }
     }
     slots_ = static_cast<int64_t>(order_.size());
-    slot_lengths.reserve(order_.size());
-    for (const uint32_t sample : order_) slot_lengths.push_back(lengths[sample]);
   }
   if (!options.pack) {
     rows_ = slots_;
     return;
   }
-  packed_ = options.shuffle ? pack_best_fit(slot_lengths, options.seq_len)
-                            : pack_in_order(slot_lengths, options.seq_len, kOrderedWindow);
+  if (options.shuffle) {
+    std::vector<int32_t>().swap(lengths);
+    packed_ = pack_runs(std::move(runs), static_cast<size_t>(slots_), options.seq_len);
+  } else {
+    packed_ = pack_window(
+        order_.size(), [&](size_t slot) { return lengths[order_[slot]]; }, options.seq_len,
+        kOrderedWindow);
+  }
   rows_ = packed_.rows();
 }
 

@@ -45,8 +45,9 @@ struct PlanOptions {
 
 class RowPlan {
  public:
-  /// lengths: of all samples, cut to seq_len; 0 = left out (dropped).
-  RowPlan(std::span<const int32_t> lengths, std::span<const PlanSource> sources,
+  /// lengths: of all samples, cut to seq_len; 0 = left out (dropped). By value: they are let go
+  /// before rows are packed, which is when the most memory is needed (12 bytes a sample).
+  RowPlan(std::vector<int32_t> lengths, std::span<const PlanSource> sources,
           const PlanOptions& options);
   [[nodiscard]] int64_t rows() const { return rows_; }
   [[nodiscard]] int64_t slots() const { return slots_; }

@@ -238,7 +238,7 @@ void print_dataset_stats(const Dataset& dataset, const DataOptions& options, boo
         tokens += sources[s].weight * n;
         fit.tokens_kept += n;
       }
-    const RowPlan plan(cut, sources,
+    const RowPlan plan(std::move(cut), sources,
                        {.seq_len = seq_len,
                         .pack = options.pack,
                         .shuffle = options.shuffle,

@@ -1,6 +1,7 @@
 #include "runtime/models/parameters.h"
 
 #include "runtime/core/rng.h"
+#include "runtime/device/cpu/thread_pool.h"
 #include "runtime/kernels/ops.h"
 
 namespace r1::models {
@@ -93,9 +94,11 @@ void initialise(const StageParameters& params, const parallel::ModelConfig& conf
       default: {
         const Rng rng(seed, "init:" + p.name);
         for (const parallel::Run& run : runs_of(p.shard, params.tp_rank(), p.shard.part(params.tp_rank())))
-          for (int64_t e = 0; e < run.count; ++e)
-            values[static_cast<size_t>(run.local + e)] =
-                static_cast<float>(config.initializer_range * rng.normal(static_cast<uint64_t>(run.global + e)));
+          parallel_ranges(run.count, int64_t{1} << 16, [&](int64_t begin, int64_t end) {
+            for (int64_t e = begin; e < end; ++e)
+              values[static_cast<size_t>(run.local + e)] =
+                  static_cast<float>(config.initializer_range * rng.normal(static_cast<uint64_t>(run.global + e)));
+          });
       }
     }
     set_weights(params, i, values.data(), s);
@@ -112,7 +115,9 @@ void set_weights(const StageParameters& params, size_t i, const float* values, c
   } else {
     R1_CHECK(w.dtype == DType::kBF16, "weights of dtype {}", dtype_name(w.dtype));
     std::vector<uint16_t> bits(static_cast<size_t>(n));
-    for (int64_t e = 0; e < n; ++e) bits[static_cast<size_t>(e)] = float_to_bf16(values[e]);
+    parallel_ranges(n, int64_t{1} << 20, [&](int64_t begin, int64_t end) {
+      for (int64_t e = begin; e < end; ++e) bits[static_cast<size_t>(e)] = float_to_bf16(values[e]);
+    });
     backend.copy(w.data, bits.data(), w.bytes(), s);
     backend.synchronize(s);
   }
@@ -121,8 +126,11 @@ void set_weights(const StageParameters& params, size_t i, const float* values, c
 }
 
 std::vector<float> host_values(const StageParameters& params, const Tensor& block, size_t i, const Stream& s) {
+  return host_floats(params.part(block, i), s);
+}
+
+std::vector<float> host_floats(const Tensor& t, const Stream& s) {
   DeviceBackend& backend = backend_of(s.device.kind);
-  const Tensor t = params.part(block, i);
   std::vector<float> out(static_cast<size_t>(t.numel()));
   if (t.dtype == DType::kF32) {
     backend.copy(out.data(), t.data, t.bytes(), s);

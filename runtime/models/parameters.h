@@ -55,6 +55,8 @@ void initialise(const StageParameters& params, const parallel::ModelConfig& conf
 
 /// Copies fp32 host values of parameter i (its local part, local shape) into weights and master.
 void set_weights(const StageParameters& params, size_t i, const float* values, const Stream& s);
+/// A tensor's values (fp32 or bf16) as fp32 on the host; waits for the stream.
+[[nodiscard]] std::vector<float> host_floats(const Tensor& t, const Stream& s);
 /// Parameter i's part of `block` as fp32 on the host.
 [[nodiscard]] std::vector<float> host_values(const StageParameters& params, const Tensor& block, size_t i, const Stream& s);
 

@@ -97,7 +97,13 @@ void GradientSync::run(const Stream& s) const {
 
 GradientNorm::GradientNorm(std::vector<ParamBlock> blocks, parallel::ProcessGroups& groups, Device device)
     : groups_(groups), buffer_(device, sizeof(double)) {
-  for (const ParamBlock& b : blocks)
+  for (const ParamBlock& b : blocks) {
+    // Without tp everything is this rank's own: one sum over the block (its gaps are zeros).
+    const bool tied = std::any_of(b.specs->begin(), b.specs->end(), [](const ParamSpec& p) { return p.tied_copy; });
+    if (groups.tp().size() == 1 && !tied) {
+      owned_.push_back(b.gradients);
+      continue;
+    }
     for (size_t i = 0; i < b.specs->size(); ++i) {
       const ParamSpec& p = (*b.specs)[i];
       if (p.tied_copy) continue;  // counted by the first stage
@@ -117,6 +123,7 @@ GradientNorm::GradientNorm(std::vector<ParamBlock> blocks, parallel::ProcessGrou
           owned_.push_back(slice(b.gradients, begin, begin + run.count));
         }
     }
+  }
 }
 
 Tensor GradientNorm::run(const Stream& s) const {

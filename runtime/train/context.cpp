@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 
 #include "runtime/core/rng.h"
@@ -45,16 +46,29 @@ double reduce(comm::Communicator& group, double value, comm::ReduceOp op) {
   return value;
 }
 
-int ranks_on_this_host(comm::Communicator& world) {
+namespace {
+
+/// A hash of the host name of every rank. Collective over the world.
+std::vector<int64_t> host_of_rank(comm::Communicator& world) {
   char name[256] = {};
   gethostname(name, sizeof name - 1);
   const auto n = static_cast<size_t>(world.size());
   std::vector<int64_t> hosts(n), counts(n, 1);
   auto mine = static_cast<int64_t>(hash_name(name));
   world.all_gather(host_tensor(&mine, 1, DType::kI64), host_tensor(hosts.data(), world.size(), DType::kI64), counts, {});
-  int same = 0;
-  for (const int64_t h : hosts) same += h == mine ? 1 : 0;
-  return same;
+  return hosts;
+}
+
+}  // namespace
+
+int ranks_on_this_host(comm::Communicator& world) {
+  const std::vector<int64_t> hosts = host_of_rank(world);
+  return static_cast<int>(std::count(hosts.begin(), hosts.end(), hosts[static_cast<size_t>(world.rank())]));
+}
+
+int local_rank(comm::Communicator& world) {
+  const std::vector<int64_t> hosts = host_of_rank(world);
+  return static_cast<int>(std::count(hosts.begin(), hosts.begin() + world.rank(), hosts[static_cast<size_t>(world.rank())]));
 }
 
 }  // namespace r1::train

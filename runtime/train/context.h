@@ -40,5 +40,7 @@ void say(const RankContext& ctx, const std::string& line);
 [[nodiscard]] double reduce(comm::Communicator& group, double value, comm::ReduceOp op);
 /// Ranks on the same host as this one (this one included). Collective over the world.
 [[nodiscard]] int ranks_on_this_host(comm::Communicator& world);
+/// This rank's number among them, in world order. Collective over the world.
+[[nodiscard]] int local_rank(comm::Communicator& world);
 
 }  // namespace r1::train

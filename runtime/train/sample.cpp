@@ -8,7 +8,6 @@ std::vector<int32_t> greedy(Engine& engine, const BatchLayout& rows, const std::
                             const std::vector<int64_t>& eos, int32_t pad_id, const std::function<void(int32_t)>& each) {
   const parallel::ModelSpec& spec = engine.spec();
   parallel::ProcessGroups& groups = engine.groups();
-  DeviceBackend& backend = backend_of(engine.stream().device.kind);
   const int64_t vocab = spec.config().vocab;
   std::vector<int32_t> ids = prompt, out;
   std::vector<int64_t> counts;
@@ -27,13 +26,10 @@ std::vector<int32_t> greedy(Engine& engine, const BatchLayout& rows, const std::
     std::vector<float> local(static_cast<size_t>(local_vocab)), all(static_cast<size_t>(vocab));
     engine.model().set_logits_sink([&](int, int64_t first, const Tensor& logits) {
       if (last < first || last >= first + logits.dim(0)) return;
-      R1_CHECK(logits.dtype == DType::kF32, "logits of dtype {}", dtype_name(logits.dtype));
-      const Tensor line = logits.rows(last - first, last - first + 1);
-      backend.copy(local.data(), line.data, line.bytes(), engine.stream());
+      local = models::host_floats(logits.rows(last - first, last - first + 1), engine.stream());
     });
     static_cast<void>(engine.forward_only({&batch, 1}, true));
     engine.model().set_logits_sink({});
-    backend.synchronize(engine.stream());
 
     int64_t next = 0;
     if (groups.coord().pp == groups.mesh().pp - 1) {

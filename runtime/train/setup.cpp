@@ -12,6 +12,9 @@
 #include "runtime/core/human.h"
 #include "runtime/core/log.h"
 #include "runtime/device/cpu/thread_pool.h"
+#include "runtime/core/rng.h"
+#include "runtime/device/cuda/cuda_api.h"
+#include "runtime/device/cuda_library.h"
 #include "runtime/kernels/ops.h"
 
 namespace r1::train {
@@ -73,10 +76,46 @@ parallel::MeshShape mesh_of(const RankContext& ctx, int ranks_per_host) {
   return mesh;
 }
 
-EngineOptions engine_options(const JobConfig& cfg, const parallel::MeshShape& mesh, const BatchLayout& rows,
-                             bool training) {
-  if (cfg.device == "cuda") throw UsageError("--device cuda: this build trains on the CPU; give --device cpu");
-  if (cfg.dtype == "bf16") throw UsageError("--dtype bf16 needs a GPU; the CPU backend computes in fp32");
+Device choose_device(const RankContext& ctx, const fs::path& cache) {
+  const JobConfig& cfg = ctx.config;
+  if (cfg.device == "cpu") return {};
+  // The driver's device file: without it the CUDA library need not be loaded to know that there is no GPU.
+  if (cfg.device == "auto" && !fs::exists("/dev/nvidiactl")) return {};
+  const auto get = reinterpret_cast<cuda::Api* (*)()>(cuda_library_symbol("r1run_cuda_api"));
+  cuda::Api& api = *get();
+  std::string why;
+  const int count = api.device_count(&why);
+  if (count == 0) {
+    if (cfg.device == "auto") {
+      if (ctx.first()) log::warn("no usable GPU ({}); training on the CPU", why);
+      return {};
+    }
+    throw DeviceError("--device cuda: no usable GPU: {}", why);
+  }
+  const int local = local_rank(ctx.world);
+  const int ranks = ranks_on_this_host(ctx.world);
+  if (ranks > count && ctx.first())
+    log::warn("{} ranks share {} GPU{} of this host: correct, but slower than one rank a GPU", ranks, count, count == 1 ? "" : "s");
+  const Device device{DeviceKind::kCuda, local % count};
+  api.set_deterministic(cfg.deterministic);
+  api.set_tuning(cfg.deterministic || cfg.dtype == "fp32" ? cuda::Tuning::kHeuristic : cuda::Tuning::kTimed, cache.string());
+  return device;
+}
+
+parallel::NumericFormat numeric_format(const JobConfig& cfg, const Device& device) {
+  if (device.kind == DeviceKind::kCpu) {
+    if (cfg.dtype == "bf16") throw UsageError("--dtype bf16 needs a GPU; the CPU backend computes in fp32");
+    if (cfg.state_dtype == "bf16") throw UsageError("--state-dtype bf16 needs a GPU; the CPU backend keeps fp32 state");
+    return {};
+  }
+  if (cfg.dtype == "fp32") return {};
+  if (cfg.state_dtype == "bf16")
+    return {.weights = DType::kBF16, .gradients = DType::kBF16, .moments = DType::kBF16, .master = false};
+  return {.weights = DType::kBF16, .gradients = DType::kF32, .moments = DType::kF32, .master = true};
+}
+
+EngineOptions engine_options(const JobConfig& cfg, const parallel::ModelConfig& model, const parallel::MeshShape& mesh,
+                             const BatchLayout& rows, const Device& device, bool training) {
   EngineOptions o;
   o.mesh = mesh;
   o.schedule = cfg.schedule.empty() || cfg.schedule == "all" ? "1f1b" : cfg.schedule;
@@ -86,12 +125,34 @@ EngineOptions engine_options(const JobConfig& cfg, const parallel::MeshShape& me
   o.recompute = cfg.recompute.empty() || cfg.recompute == "all" ? parallel::Recompute::kNone
                                                                  : parallel::parse_recompute(cfg.recompute);
   o.training = training;
+  o.device = device;
+  o.format = numeric_format(cfg, device);
+  if (device.kind == DeviceKind::kCuda) {
+    // A chunk of the head large enough for full GEMM rate: 2048 tokens of a 152k vocabulary take 0.6 GB in bf16.
+    o.needs.head_budget_elems = int64_t{320} << 20;
+    const int64_t heads = (model.heads + mesh.tp - 1) / mesh.tp, kv_heads = (model.kv_heads + mesh.tp - 1) / mesh.tp;
+    o.needs.workspace_bytes = static_cast<int64_t>(
+        kernels::attention_workspace_bytes(device.kind, rows.tokens(), heads, std::min(heads, kv_heads + 1), model.head_dim));
+  }
   o.adamw = {.beta1 = cfg.beta1, .beta2 = cfg.beta2, .eps = cfg.eps, .weight_decay = cfg.weight_decay,
              .no_decay = cfg.no_decay, .clip = cfg.clip, .seed = cfg.seed};
   return o;
 }
 
 void check_memory(const RankContext& ctx, const parallel::ModelConfig& config, const EngineOptions& options) {
+  if (options.device.kind == DeviceKind::kCuda) {
+    // On a GPU the rank itself asks the device; ranks that share one are added up.
+    const auto get = reinterpret_cast<cuda::Api* (*)()>(cuda_library_symbol("r1run_cuda_api"));
+    const cuda::DeviceInfo info = (*get)()->device_info(options.device);
+    const int64_t sharing = std::max<int64_t>(1, ranks_on_this_host(ctx.world) / std::max(1, (*get)()->device_count(nullptr)));
+    const int64_t wanted = plan_for(config, options, ctx.world.rank()).bytes().total() * sharing;
+    const auto free = static_cast<int64_t>(info.free_bytes);
+    if (reduce(ctx.world, int64_t{wanted > free}, comm::ReduceOp::kMax) != 0)
+      throw MemoryError("{}: the plan needs {} and {} of {} are free; a cheaper --recompute policy, a smaller --micro-batch, "
+                        "--state-dtype bf16 or more ranks would need less", info.name, human_bytes(static_cast<double>(wanted)),
+                        human_bytes(static_cast<double>(free)), human_bytes(static_cast<double>(info.total_bytes)));
+    return;
+  }
   const int64_t available = available_memory();
   const int64_t wanted = bytes_on_host(ctx.world, config, options);
   const int64_t misfits = reduce(ctx.world, int64_t{wanted > available}, comm::ReduceOp::kMax);
@@ -140,24 +201,45 @@ int64_t seq_len_of(const JobConfig& cfg, const parallel::ModelConfig& model) {
   return cfg.seq_len;
 }
 
-double measure_gemm_rate(const RankContext& ctx) {
-  constexpr int64_t n = 768;
-  Buffer memory(Device{}, static_cast<size_t>(3 * n * n) * sizeof(float));
-  auto* base = static_cast<float*>(memory.data());
-  for (int64_t i = 0; i < 3 * n * n; ++i) base[i] = static_cast<float>(i % 17) * 0.25F - 2.0F;
-  const auto matrix = [&](int64_t i) { return Tensor{.data = base + i * n * n, .shape = {n, n}}; };
-  const auto run = [&] { kernels::linear_forward(matrix(0), matrix(1), {}, matrix(2), {}); };
-  run();
-  ctx.world.barrier();
-  const auto start = std::chrono::steady_clock::now();
-  int64_t count = 0;
-  double seconds = 0;
-  while (seconds < 0.15) {
-    run();
-    ++count;
-    seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+double measure_gemm_rate(const RankContext& ctx, const Device& device, DType dtype) {
+  const bool gpu = device.kind == DeviceKind::kCuda;
+  const int64_t n = gpu ? 8192 : 768;
+  DeviceBackend& backend = backend_of(device.kind);
+  const Stream s = backend.create_stream(device);
+  double rate = 0;
+  {
+    Buffer memory(device, static_cast<size_t>(3 * n * n * dtype_bytes(dtype)));
+    // Random data: GEMMs run faster on zeros than on real numbers.
+    std::vector<uint16_t> bits(static_cast<size_t>(2 * n * n));
+    const Rng rng(1, "gemm rate");
+    for (size_t i = 0; i < bits.size(); ++i) bits[i] = static_cast<uint16_t>(0x3c00u + (philox4x32({static_cast<uint32_t>(i)}, 7)[0] & 0x83ffu));
+    std::vector<float> floats;
+    if (dtype == DType::kF32)
+      for (const uint16_t b : bits) floats.push_back(bf16_to_float(b));
+    const void* host = dtype == DType::kF32 ? static_cast<const void*>(floats.data()) : bits.data();
+    backend.copy(memory.data(), host, static_cast<size_t>(2 * n * n * dtype_bytes(dtype)), s);
+    backend.synchronize(s);
+    const auto matrix = [&](int64_t i) {
+      return Tensor{.data = static_cast<char*>(memory.data()) + i * n * n * dtype_bytes(dtype), .dtype = dtype, .shape = {n, n}, .device = device};
+    };
+    const auto run = [&](int count) {
+      for (int i = 0; i < count; ++i) kernels::linear_forward(matrix(0), matrix(1), {}, matrix(2), s);
+      backend.synchronize(s);
+    };
+    run(3);
+    ctx.world.barrier();
+    const auto start = std::chrono::steady_clock::now();
+    int64_t count = 0;
+    double seconds = 0;
+    while (seconds < 0.15) {
+      run(4);
+      count += 4;
+      seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    }
+    rate = 2.0 * static_cast<double>(n * n * n * count) / seconds;
   }
-  return reduce(ctx.world, 2.0 * static_cast<double>(n * n * n * count) / seconds, comm::ReduceOp::kSum);
+  backend.destroy_stream(s);
+  return reduce(ctx.world, rate, comm::ReduceOp::kSum);
 }
 
 int64_t peak_rss_bytes() {

@@ -13,6 +13,7 @@
 #include "runtime/data/default/default_job.h"
 #include "runtime/device/cpu/thread_pool.h"
 #include "runtime/tokenizer/byte_level.h"
+#include "runtime/train/evaluate.h"
 #include "runtime/train/sample.h"
 #include "runtime/train/setup.h"
 #include "runtime/train/weights_io.h"
@@ -96,7 +97,7 @@ class Job {
   void open();
   void resume(const fs::path& checkpoint);
   void print_start(double gemm_rate, int64_t total_steps);
-  double evaluate();
+  void evaluate();
   void save();
   void report_step(double loss, double norm, double lr, int64_t tokens, int64_t trained, double seconds, double segment);
   void metrics_line(nlohmann::ordered_json line);
@@ -110,6 +111,7 @@ class Job {
   std::optional<data::Dataset> data_;
   std::vector<std::pair<std::string, data::Dataset>> eval_;
   BatchLayout rows_;
+  Device device_;
   std::optional<Engine> engine_;
   Progress progress_;
   std::string run_id_;
@@ -168,7 +170,8 @@ void Job::open() {
   }
 
   rows_ = {.batch = cfg_.batch, .micro_batch = cfg_.micro_batch, .seq_len = data_->seq_len(), .dp = mesh.dp};
-  const EngineOptions options = engine_options(cfg_, mesh, rows_, true);
+  device_ = choose_device(ctx_, cache);
+  const EngineOptions options = engine_options(cfg_, source_->config, mesh, rows_, device_, true);
   check_memory(ctx_, source_->config, options);
   ctx_.status.set_phase("building the model");
   engine_.emplace(source_->config, options, ctx_.world);
@@ -247,8 +250,17 @@ void Job::print_start(double gemm_rate, int64_t total_steps) {
   const auto h = [](int64_t n) { return human_bytes(static_cast<double>(n)); };
   fmt::print("memory     rank 0: {} (weights {}, gradients {}, optimizer {}, activations {}, scratch {})\n", h(b.total()),
              h(b.weights), h(b.gradients), h(b.optimizer), h(b.activations), h(b.scratch));
-  fmt::print("machine    {} together in fp32 GEMM, {} thread(s) a rank\n", human_si(gemm_rate, "FLOP/s"), cpu_threads());
+  fmt::print("machine    {}, {} together in {} GEMM, {} thread(s) a rank\n",
+             device_.kind == DeviceKind::kCuda ? "GPU" : "CPU", human_si(gemm_rate, "FLOP/s"),
+             dtype_name(engine_->plan().format.weights), cpu_threads());
   fmt::print("steps      {} to {}, {} rows each\n\n", progress_.step + 1, total_steps, rows_.batch);
+  if (cfg_.schedule_print) {
+    const parallel::Schedule& schedule = engine_->schedule();
+    fmt::print("{}\n", parallel::print(schedule));
+    // A backward costs twice a forward, its halves one each.
+    std::ofstream(output_ / "schedule.svg") << parallel::gantt_svg(schedule, parallel::simulate(schedule, {}));
+    fmt::print("schedule   {}\n\n", (output_ / "schedule.svg").string());
+  }
   std::fflush(stdout);
   std::ofstream(output_ / "config.ini") << resolved_ini(cfg_);
 }
@@ -282,41 +294,18 @@ void Job::report_step(double loss, double norm, double lr, int64_t tokens, int64
   std::fflush(stdout);
 }
 
-double Job::evaluate() {
-  double first = std::nan("");
+void Job::evaluate() {
   for (const auto& [file, set] : eval_) {
     ctx_.status.set_phase("evaluating " + file);
-    double sum = 0;
-    int64_t trained = 0;
-    const int64_t rows = set.rows_per_epoch();
-    for (int64_t row = 0; row < rows; row += rows_.batch) {
-      ctx_.check_stop();
-      BatchLayout part = rows_;
-      std::vector<models::HostBatch> batches = make_batches(set, part, row, engine_->groups().coord().dp);
-      // Rows past the end of the set belong to the next epoch: mask them.
-      int64_t index = row + parallel::even_part(part.batch, engine_->groups().coord().dp, part.dp).begin;
-      for (models::HostBatch& b : batches)
-        for (int64_t i = 0; i < part.micro_batch; ++i, ++index)
-          if (index >= rows)
-            std::fill_n(b.targets.begin() + i * part.seq_len, part.seq_len, -1);
-      int64_t local = 0;
-      for (const models::HostBatch& b : batches)
-        local += std::count_if(b.targets.begin(), b.targets.end(), [](int32_t t) { return t >= 0; });
-      trained += reduce(engine_->groups().dp(), local, comm::ReduceOp::kSum);
-      sum += engine_->forward_only(batches);
-    }
-    const double loss = trained > 0 ? sum / static_cast<double>(trained) : 0.0;
-    if (std::isnan(first)) first = loss;
-    if (ctx_.first()) {
-      fmt::print("{}eval  step {}  {}  loss {:.4f}  perplexity {:.3f}  ({} trained tokens)\n", progress_line_ ? "\n" : "",
-                 progress_.step, file, loss, std::exp(loss), trained);
-      progress_line_ = false;
-      std::fflush(stdout);
-      metrics_line({{"type", "eval"}, {"step", progress_.step}, {"file", file}, {"loss", loss},
-                    {"perplexity", std::exp(loss)}, {"trained_tokens", trained}});
-    }
+    const EvalResult r = evaluate_dataset(ctx_, *engine_, set, rows_);
+    if (!ctx_.first()) continue;
+    fmt::print("{}eval  step {}  {}  loss {:.4f}  perplexity {:.3f}  ({} trained tokens)\n", progress_line_ ? "\n" : "",
+               progress_.step, file, r.loss, r.perplexity(), r.trained_tokens);
+    progress_line_ = false;
+    std::fflush(stdout);
+    metrics_line({{"type", "eval"}, {"step", progress_.step}, {"file", file}, {"loss", r.loss},
+                  {"perplexity", r.perplexity()}, {"trained_tokens", r.trained_tokens}});
   }
-  return first;
 }
 
 void Job::save() {
@@ -355,7 +344,7 @@ ExitCode Job::finish(const char* why) {
 
 ExitCode Job::run() {
   open();
-  gemm_rate_ = measure_gemm_rate(ctx_);
+  gemm_rate_ = measure_gemm_rate(ctx_, device_, engine_->plan().format.weights);
   print_start(gemm_rate_, total_steps_);
   if (ctx_.first()) {
     metrics_ = std::fopen((output_ / "metrics.jsonl").c_str(), "a");

@@ -8,8 +8,8 @@ namespace r1::train {
 
 /// The reference is a safetensors file: input_ids, labels (-100: not trained; not shifted), attention_mask [R, S] int64,
 /// logits [R, S, V] and grad.<parameter name>, fp32 (the form of transformers' own names). Without --reference the rows are
-/// made from --seed, and the run's own results are written to the file that R1RUN_VERIFY_WRITE names: the front door's way of
-/// comparing layouts with each other. Prints a table; --json writes the result. Returns kOk when everything is within the
+/// made from --seed; the file named by R1RUN_VERIFY_WRITE gets the run's own results in the same form, which is how the
+/// front door compares layouts with each other. Prints a table; --json writes the result. Returns kOk when everything is within the
 /// tolerances, kBadInput otherwise. Collective.
 [[nodiscard]] ExitCode run_verify(const RankContext& ctx);
 /// `r1run verify --checkpoint DIR`: all checksums.

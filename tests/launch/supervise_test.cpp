@@ -141,6 +141,72 @@ TEST(Command, BindsOnlyWhenThereIsRoom) {
   EXPECT_EQ(line(16, 0).find("root"), std::string::npos);
 }
 
+TEST(Command, HostsInOrderAndNoSecretInArguments) {
+  const Cluster c =
+      parse_hostfile("mpi-worker.1.foo.net slots=2\nmpi-worker.2.foo.net slots=2\n", "f");
+  const RankProgram p{.path = "/b/r1run", .arguments = {"train"}, .ranks = 4, .threads = 0};
+  const auto names =
+      exported_variables({"NCCL_DEBUG", "HOME", "NCCL_TOKEN", "AWS_SECRET_ACCESS_KEY",
+                          "LD_LIBRARY_PATH", "R1RUN_STATUS_FD", "UCX_NET_DEVICES"});
+  EXPECT_EQ(names, (std::vector<std::string>{"NCCL_DEBUG", "LD_LIBRARY_PATH", "UCX_NET_DEVICES"}));
+  const Command command =
+      cluster_mpirun("mpirun", p, c, {.pp = 2, .dp = 1, .tp = 2}, {}, false, names);
+  const std::string line = shell_line(command.argv);
+  EXPECT_NE(line.find("--host mpi-worker.1.foo.net:2,mpi-worker.2.foo.net:2"), std::string::npos)
+      << line;
+  EXPECT_NE(line.find("orte_keep_fqdn_hostnames 1"), std::string::npos);
+  EXPECT_NE(line.find("-x NCCL_DEBUG "), std::string::npos);
+  EXPECT_NE(line.find("-x R1RUN_CONTROL_TOKEN -x"), std::string::npos);
+  EXPECT_EQ(line.find("R1RUN_CONTROL_TOKEN="), std::string::npos);
+}
+
+TEST(Command, RanksThatDoNotFitAreRefusedWithLayoutsThatDo) {
+  const Cluster c = parse_hostfile("a slots=4\nb slots=4\n", "hosts.txt");
+  const RankProgram p{.path = "/b/r1run", .arguments = {}, .ranks = 16, .threads = 0};
+  try {
+    (void)cluster_mpirun("mpirun", p, c, {.pp = 2, .dp = 2, .tp = 4}, {}, false, {});
+    FAIL() << "accepted";
+  } catch (const UsageError& e) {
+    const std::string said = e.what();
+    EXPECT_NE(said.find("needs 16 ranks but hosts.txt offers 8 slots on 2 hosts"),
+              std::string::npos)
+        << said;
+    EXPECT_NE(said.find("--pp"), std::string::npos) << said;
+  }
+  const Cluster six = parse_hostfile("fe80::1 slots=16\n", "f");
+  EXPECT_THROW((void)cluster_mpirun("mpirun", p, six, {.pp = 1, .dp = 4, .tp = 4}, {}, false, {}),
+               UsageError);
+}
+
+TEST(Command, CrossingTensorGroupsAreNamedBeforeTheStart) {
+  const Cluster uneven = parse_hostfile("a slots=3\nb slots=5\n", "f");
+  const auto warnings = layout_warnings(uneven, {.pp = 2, .dp = 1, .tp = 4});
+  ASSERT_EQ(warnings.size(), 1u);
+  EXPECT_NE(warnings[0].find("1 of 2 tensor-parallel groups cross hosts (ranks 0-3: a to b)"),
+            std::string::npos)
+      << warnings[0];
+  EXPECT_TRUE(
+      layout_warnings(parse_hostfile("a slots=4\nb slots=4\n", "f"), {.pp = 2, .dp = 1, .tp = 4})
+          .empty());
+  EXPECT_EQ(block_fill(uneven, 5), (std::vector<int>{0, 0, 0, 1, 1}));
+}
+
+TEST(Command, SrunSaysHowManyTasksANodeGets) {
+  const RankProgram p{.path = "/b/r1run", .arguments = {"train"}, .ranks = 8, .threads = 2};
+  const auto line = [&](const char* nodes, const char* tasks) {
+    return shell_line(
+        slurm_srun("srun", p, slurm_cluster(nodes, tasks), {.pp = 2, .dp = 1, .tp = 4}).argv);
+  };
+  EXPECT_NE(line("n[1-2]", "4(x2)")
+                .find("--mpi=pmix --kill-on-bad-exit=1 --nodes=2 --ntasks=8 --ntasks-per-node=4"),
+            std::string::npos);
+  EXPECT_NE(line("n[1-2]", "").find("--nodes=2 --ntasks=8 --ntasks-per-node=4"), std::string::npos);
+  EXPECT_NE(line("n[1-2]", "7,1").find("--ntasks-per-node=4"),
+            std::string::npos);  // Slurm's own fill would be 7 + 1
+  EXPECT_NE(line("n1", "8").find("--nodes=1"), std::string::npos);
+  EXPECT_NE(line("n1", "8").find("--cpus-per-task=2"), std::string::npos);
+}
+
 TEST(Command, ShellLineSurvivesAShell) {
   const std::vector<std::string> argv{"printf", "%s\n", "a b", "$(id)", "it's",
                                       "",       "`x`",  "\\",  "*",     "!"};

@@ -9,6 +9,7 @@
 #include <set>
 
 #include "runtime/core/error.h"
+#include "runtime/core/option_table.h"
 #include "runtime/core/rng.h"
 
 namespace r1::parallel {
@@ -426,6 +427,17 @@ TEST(Schedule, UnknownNamesAndVirtualStages) {
               AllOf(HasSubstr("--virtual-stages 2"), HasSubstr("interleaved")));
   EXPECT_THAT(error<UsageError>([] { return make_schedule("interleaved", 2, 0, 1); }),
               HasSubstr("--virtual-stages 0"));
+}
+
+TEST(Schedule, TheOptionAllowsWhatTheTableHas) {
+  std::set<std::string_view> kinds;
+  for (const auto& kind : schedule_kinds()) kinds.insert(kind.name);
+  for (const auto& o : options::table()) {
+    if (o.name != "schedule") continue;
+    std::set<std::string_view> words(o.choices.begin(), o.choices.end());
+    words.erase("all");  // verify: each of them
+    EXPECT_EQ(words, kinds);
+  }
 }
 
 // ---- what validate catches

@@ -22,14 +22,20 @@ Folders operator+(Folders a, const Folders& b) {
   return a;
 }
 
+/// device/cuda and kernels/cuda are one library, loaded at run time: its context owns the plans of
+/// its kernels.
+const std::string kCudaBackend = "the CUDA backend";
+
 const Folders kPlan = {"runtime/core", "parallel/mesh", "parallel/shard", "parallel/schedule",
                        "parallel/spec"};
 const Folders kDevice = {"runtime/core", "runtime/device"};
 const Folders kKernels = kDevice + Folders{"runtime/kernels"};
 const Folders kExec = kPlan + kKernels + Folders{"comm", "parallel/exec"};
 const Folders kModels = kExec + Folders{"runtime/nn", "runtime/models"};
-const Folders kTrain = kModels + Folders{"runtime/optim", "runtime/checkpoint", "runtime/tokenizer",
-                                         "runtime/data", "runtime/train"};
+const Folders kTrain = kModels +
+                       Folders{"runtime/optim", "runtime/checkpoint", "runtime/tokenizer",
+                               "runtime/data", "runtime/train"} +
+                       Folders{kCudaBackend};
 
 /// What a folder may include besides itself. A folder covers those below it that have no row of
 /// their own.
@@ -41,6 +47,7 @@ const std::map<std::string, Folders> kAllowed = {
     {"parallel/spec", kPlan},
     {"runtime/device", {"runtime/core"}},
     {"runtime/kernels", kDevice},
+    {kCudaBackend, kKernels},
     {"comm", kDevice},
     {"parallel/exec", kExec},
     {"runtime/nn", kExec},
@@ -61,7 +68,7 @@ const std::vector<std::pair<std::vector<std::string>, Folders>> kForeign = {
     {{"mpi.h"}, {"comm"}},
     {{"nccl.h", "ucp/", "uct/", "ucs/"}, {"comm"}},
     {{"cuda", "cublas", "cudnn", "nvToolsExt", "nvtx3/", "cub/", "cooperative_groups"},
-     {"comm", "runtime/device", "runtime/kernels"}},
+     {"comm", kCudaBackend}},
     {{"cblas.h", "openblas"}, {"runtime/kernels"}},
 };
 
@@ -70,6 +77,8 @@ std::string folder_of(const std::string& file) {
   const fs::path path(file);
   const auto top = path.begin()->string();
   if (top == "comm" || top == "launch") return top;
+  if (file.starts_with("runtime/device/cuda/") || file.starts_with("runtime/kernels/cuda/"))
+    return kCudaBackend;
   if (std::distance(path.begin(), path.end()) == 2 && kAllowed.contains(top)) return top;
   const auto two = top + "/" + std::next(path.begin())->string();
   return kAllowed.contains(two) ? two : "";
@@ -181,6 +190,9 @@ TEST(Includes, TheCheckCatches) {
   EXPECT_EQ(bad("parallel/exec/a.cpp", "#include \"comm/communicator.h\"\n#include <vector>\n"),
             0u);
   EXPECT_EQ(bad("runtime/main.cpp", "#include \"runtime/train/trainer.h\"\n"), 0u);
+  EXPECT_EQ(bad("runtime/device/cuda/a.cpp", "#include \"runtime/kernels/cuda/b.h\"\n"), 0u);
+  EXPECT_EQ(bad("runtime/device/a.cpp", "#include \"runtime/device/cuda/b.h\"\n"), 1u);
+  EXPECT_EQ(bad("runtime/kernels/a.cpp", "#include <cuda_runtime.h>\n"), 1u);
   EXPECT_EQ(bad("comm/mpi/a.cpp", "#include <mpi.h>\n"), 0u);
   EXPECT_EQ(bad("runtime/core/a.h", "#include \"runtime/device/device.h\"\n"), 1u);
   EXPECT_EQ(bad("comm/a.h", "  #  include \"parallel/mesh/mesh.h\"\n"), 1u);
