@@ -1,4 +1,6 @@
 // A group of one: every collective is identity; messages go through a queue.
+#include <numeric>
+
 #include "comm/arguments.h"
 #include "comm/communicator.h"
 #include "comm/self_queue.h"
@@ -105,7 +107,10 @@ class SelfCommunicator final : public Communicator {
     check_tensor(operation, in);
     comm::check_tensor(*this, operation, out, in.device.kind);
     if (out.numel() == 0 || in.data == out.data) return;
-    backend_of(in.device.kind).copy(out.data, in.data, in.bytes(), s);
+    if (in.device.kind == DeviceKind::kCpu)
+      copy_bytes(out.data, in.data, in.bytes());
+    else
+      backend_of(in.device.kind).copy(out.data, in.data, in.bytes(), s);
   }
 
   bool closed_ = false;
