@@ -71,6 +71,26 @@ inline float max_lane(V a) {
   return m;
 }
 
+/// Rows become columns: lane c of row r goes to lane r of row c.
+inline void transpose(V (&r)[8]) {
+  V t[8];
+  for (int i = 0; i < 8; i += 2) {  // pairs of lanes
+    t[i] = __builtin_shufflevector(r[i], r[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
+    t[i + 1] = __builtin_shufflevector(r[i], r[i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
+  }
+  V u[8];
+  for (int i = 0; i < 8; i += 4)  // fours
+    for (int j = 0; j < 2; ++j) {
+      u[i + 2 * j] = __builtin_shufflevector(t[i + j], t[i + 2 + j], 0, 1, 8, 9, 4, 5, 12, 13);
+      u[i + 2 * j + 1] =
+          __builtin_shufflevector(t[i + j], t[i + 2 + j], 2, 3, 10, 11, 6, 7, 14, 15);
+    }
+  for (int i = 0; i < 4; ++i) {  // halves
+    r[i] = __builtin_shufflevector(u[i], u[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
+    r[i + 4] = __builtin_shufflevector(u[i], u[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+  }
+}
+
 /// Calls f(i) for whole vectors at i, then f(i, k) for the k < 8 elements that remain: one body
 /// serves both through load(p + i, part...) and store(p + i, v, part...).
 template <class F>

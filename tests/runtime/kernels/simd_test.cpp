@@ -50,6 +50,15 @@ TEST(SimdExp, TheNonPositiveFormIsTheSame) {
   EXPECT_TRUE(std::isnan(simd::exp_nonpositive(simd::set(std::bit_cast<float>(0xffc00001U)))[0]));
 }
 
+TEST(SimdTranspose, SwapsRowsAndColumns) {
+  simd::V rows[8];
+  for (int r = 0; r < 8; ++r)
+    for (int c = 0; c < 8; ++c) rows[r][c] = static_cast<float>(10 * r + c);
+  simd::transpose(rows);
+  for (int r = 0; r < 8; ++r)
+    for (int c = 0; c < 8; ++c) ASSERT_EQ(rows[r][c], static_cast<float>(10 * c + r));
+}
+
 TEST(SimdLanes, LoopsTouchEachElementOnce) {
   for (int64_t n = 0; n < 40; ++n) {
     Floats x = filled({n}, 1);
