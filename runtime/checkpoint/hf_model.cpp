@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <map>
-#include <unordered_set>
+#include <set>
 
 #include "runtime/checkpoint/checked.h"
 #include "runtime/checkpoint/crc32c.h"
@@ -60,14 +60,14 @@ bool plain_file_name(std::string_view name) {
          });
 }
 
-std::unordered_map<std::string, std::string> parse_weight_index(std::string_view text,
-                                                                std::string_view source) {
+std::map<std::string, std::string> parse_weight_index(std::string_view text,
+                                                      std::string_view source) {
   JsonScanner json(text, source);
-  std::unordered_map<std::string, std::string> map;
+  std::map<std::string, std::string> map;
   bool seen = false;
   json.begin_object();
   std::string member;
-  std::unordered_set<std::string> files;
+  std::set<std::string> files;
   while (json.next_member(member)) {
     if (member != "weight_map") {
       json.skip_value();  // "metadata": {"total_size": ...}, and whatever else
@@ -127,7 +127,7 @@ HfModelDir HfModelDir::open_config_only(const fs::path& dir) {
 
 HfModelDir HfModelDir::open(const fs::path& dir) {
   HfModelDir m = open_config_only(dir);
-  std::unordered_map<std::string, std::string> index;
+  std::map<std::string, std::string> index;
   std::vector<std::string> names;
   const bool sharded = !is_there(dir / kSingle) && is_there(dir / kIndex);
   if (sharded) {
@@ -181,10 +181,10 @@ HfModelDir HfModelDir::open(const fs::path& dir) {
   return m;
 }
 
-bool HfModelDir::has(std::string_view name) const { return places_.contains(std::string(name)); }
+bool HfModelDir::has(std::string_view name) const { return places_.contains(name); }
 
 const SafetensorsFile& HfModelDir::file_of(std::string_view name) const {
-  const auto it = places_.find(std::string(name));
+  const auto it = places_.find(name);
   if (it == places_.end())
     throw DataError("{}: there is no tensor {} in it", dir_.string(), shown(name));
   return files_[it->second.file];
@@ -196,7 +196,6 @@ std::vector<std::string> HfModelDir::names() const {
   std::vector<std::string> out;
   out.reserve(places_.size());
   for (const auto& [name, place] : places_) out.push_back(name);
-  std::sort(out.begin(), out.end());
   return out;
 }
 

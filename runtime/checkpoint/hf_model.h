@@ -6,7 +6,6 @@
 #include <map>
 #include <string>
 #include <string_view>
-#include <unordered_map>
 #include <vector>
 
 #include "parallel/shard/shard.h"
@@ -29,8 +28,8 @@ struct FileRecord {
 /// The weight map of a model.safetensors.index.json: tensor name to file. Pure. Throws DataError;
 /// file names must be plain base names ([A-Za-z0-9._-]{1,255}, no leading dot), tensor names
 /// unique.
-[[nodiscard]] std::unordered_map<std::string, std::string> parse_weight_index(
-    std::string_view json, std::string_view source);
+[[nodiscard]] std::map<std::string, std::string> parse_weight_index(std::string_view json,
+                                                                    std::string_view source);
 /// The same, to be written: {"metadata": {"total_size": ...}, "weight_map": {tensor: file}} sorted
 /// by name. `total_bytes`: of all tensors.
 [[nodiscard]] std::string weight_index_json(const std::map<std::string, std::string>& weight_map,
@@ -84,7 +83,7 @@ class HfModelDir {
   struct Place {
     size_t file = 0, tensor = 0;
   };
-  std::unordered_map<std::string, Place> places_;
+  std::map<std::string, Place, std::less<>> places_;
 };
 
 }  // namespace r1::checkpoint

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <numeric>
 #include <set>
 #include <unordered_set>
 #include <utility>
@@ -286,8 +287,11 @@ SafetensorsFile::SafetensorsFile(ReadFile file, SafetensorsHeader header, uint64
       header_(std::move(header)),
       data_begin_(data_begin),
       header_crc_(header_crc) {
-  index_.reserve(header_.tensors.size());
-  for (size_t i = 0; i < header_.tensors.size(); ++i) index_.emplace(header_.tensors[i].name, i);
+  by_name_.resize(header_.tensors.size());
+  std::iota(by_name_.begin(), by_name_.end(), 0u);
+  std::sort(by_name_.begin(), by_name_.end(), [&](uint32_t a, uint32_t b) {
+    return header_.tensors[a].name < header_.tensors[b].name;
+  });
 }
 
 SafetensorsFile SafetensorsFile::open(const fs::path& path, HeaderRules rules) {
@@ -331,8 +335,11 @@ SafetensorsFile SafetensorsFile::open(const fs::path& path, HeaderRules rules) {
 }
 
 const TensorEntry* SafetensorsFile::find(std::string_view name) const {
-  const auto it = index_.find(name);
-  return it == index_.end() ? nullptr : &header_.tensors[it->second];
+  const auto it =
+      std::lower_bound(by_name_.begin(), by_name_.end(), name,
+                       [&](uint32_t i, std::string_view n) { return header_.tensors[i].name < n; });
+  return it == by_name_.end() || header_.tensors[*it].name != name ? nullptr
+                                                                   : &header_.tensors[*it];
 }
 
 const TensorEntry& SafetensorsFile::at(std::string_view name) const {

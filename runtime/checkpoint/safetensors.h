@@ -14,7 +14,6 @@
 #include <span>
 #include <string>
 #include <string_view>
-#include <unordered_map>
 #include <vector>
 
 #include "runtime/checkpoint/io.h"
@@ -97,7 +96,8 @@ class SafetensorsFile {
   SafetensorsHeader header_;
   uint64_t data_begin_ = 0;
   uint32_t header_crc_ = 0;
-  std::unordered_map<std::string_view, size_t> index_;  // views into header_.tensors
+  std::vector<uint32_t>
+      by_name_;  // indices into header_.tensors, sorted by name (names may be hostile: no hashing)
 };
 
 /// A tensor to be written.

@@ -329,8 +329,8 @@ inline std::vector<SafetensorsCase> safetensors_cases() {
            {"I32", 32},        {"U32", 32},    {"F32", 32},    {"C64", 64},    {"F64", 64},
            {"I64", 64},        {"U64", 64}}) {
     const size_t bytes = bits;  // of 8 elements
-    const auto with = [&](std::string_view shape, size_t end) {
-      return st_file(st_one(dtype, shape, fmt::format("[0,{}]", end)), end);
+    const auto with = [&, d = dtype](std::string_view shape, size_t end) {
+      return st_file(st_one(d, shape, fmt::format("[0,{}]", end)), end);
     };
     add(fmt::format("dtype/{}-8", dtype), with("[8]", bytes), kYes);
     add(fmt::format("dtype/{}-2x2x2", dtype), with("[2,2,2]", bytes), kYes);
