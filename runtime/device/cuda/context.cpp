@@ -56,7 +56,7 @@ Scratch::~Scratch() {
 }
 
 void* Scratch::get(size_t bytes, cudaStream_t stream) {
-  if (bytes <= current_) return blocks_.back();
+  if (bytes <= current_) return blocks_.empty() ? nullptr : blocks_.back();
   cudaStreamCaptureStatus capturing = cudaStreamCaptureStatusNone;
   CUDA_CHECK(cudaStreamIsCapturing(stream, &capturing));
   R1_CHECK(capturing == cudaStreamCaptureStatusNone,

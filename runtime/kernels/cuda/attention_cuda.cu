@@ -143,6 +143,23 @@ bool worth_asking(const Problem& p, DType t) {
   return t == DType::kBF16 && p.args.head_dim % 8 == 0 && p.args.head_dim <= 256 && p.longest > 1 && p.args.q_heads > 0;
 }
 
+/// One decision for both directions, because the statistics in between have the layout of whoever ran the forward: cuDNN
+/// when it has kernels for both. `shapes` and `bytes` are those of the direction asked for.
+struct Choice {
+  bool cudnn = false;
+  std::vector<AttentionShape> shapes;
+  size_t bytes = 0;
+};
+Choice choose(const Launch& l, const AttentionArgs& args, int64_t tokens, DType t, const std::vector<Run>& runs, bool backward) {
+  Choice own, other;
+  const bool deterministic = l.ctx.settings().deterministic;
+  const Problem p = problem_of(args, tokens, backward), q = problem_of(args, tokens, !backward);
+  if (!worth_asking(p, t)) return own;
+  own.cudnn = plans_for(p, runs, deterministic, l.ctx.attention(), own.shapes, own.bytes) &&
+              plans_for(q, runs, deterministic, l.ctx.attention(), other.shapes, other.bytes);
+  return own;
+}
+
 char* columns(const Tensor& t, int64_t elements) { return static_cast<char*>(t.data) + elements * dtype_bytes(t.dtype); }
 
 /// The caller's workspace where it is large enough, else scratch of the stream (allocated once).
@@ -159,9 +176,8 @@ void attention_forward(const Tensor& qkv, const Tensor& cu_seqlens, const Attent
   const Launch l(s);
   const Problem p = problem_of(args, tokens, false);
   const std::vector<Run> runs = runs_of(args);
-  std::vector<AttentionShape> shapes;
-  size_t bytes = 0;
-  if (!worth_asking(p, qkv.dtype) || !plans_for(p, runs, false, l.ctx.attention(), shapes, bytes)) {
+  const auto [cudnn, shapes, bytes] = choose(l, args, tokens, qkv.dtype, runs, false);
+  if (!cudnn) {
     flash_forward(qkv, cu_seqlens, args, o, lse, s);
     return;
   }
@@ -188,20 +204,13 @@ void attention_backward(const Tensor& do_, const Tensor& qkv, const Tensor& o, c
   if (tokens == 0 || qkv.dim(1) == 0) return;
   const Launch l(s);
   const std::vector<Run> runs = runs_of(args);
-  // The statistics' layout is the forward's: whoever ran it must run here.
-  std::vector<AttentionShape> shapes;
-  size_t bytes = 0;
-  const Problem forward = problem_of(args, tokens, false);
-  const bool cudnn = worth_asking(forward, qkv.dtype) && plans_for(forward, runs, false, l.ctx.attention(), shapes, bytes);
+  const auto [cudnn, shapes, bytes] = choose(l, args, tokens, qkv.dtype, runs, true);
   if (!cudnn) {
     auto* delta = static_cast<float*>(workspace_of(l, workspace, static_cast<size_t>(args.q_heads * tokens) * sizeof(float)));
     flash_backward(do_, qkv, o, lse, cu_seqlens, args, dqkv, delta, s);
     return;
   }
   const Problem p = problem_of(args, tokens, true);
-  shapes.clear();
-  if (!plans_for(p, runs, l.ctx.settings().deterministic, l.ctx.attention(), shapes, bytes))
-    throw DeviceError("cuda:{}: cuDNN offers attention forward but not backward for {}; update cuDNN", l.ctx.index(), shapes.back().str());
   const bool ragged = p.length == 0;
   const size_t offsets = offsets_bytes(p);
   int64_t most_kv = 0, covered = 0;
