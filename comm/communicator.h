@@ -92,13 +92,15 @@ class MpiWorld {
   ~MpiWorld();
   MpiWorld(const MpiWorld&) = delete;
   MpiWorld& operator=(const MpiWorld&) = delete;
-  /// A communicator over all ranks. Waiting loops poll (I-collectives and Test), call `stop` every few milliseconds.
+  /// A communicator over all ranks; once. Close it before the end: the destructor calls MPI_Finalize only when all ranks
+  /// are known to come. Waiting loops poll (I-collectives and Test), call `stop` every few milliseconds.
   [[nodiscard]] std::unique_ptr<Communicator> world(StopCheck stop);
   /// Leaves without MPI_Finalize being needed (after an error the destructor must not block in MPI).
   void abandon() noexcept;
 
  private:
-  bool abandoned_ = false;
+  struct State;
+  std::shared_ptr<State> state_;
 };
 
 }  // namespace r1::comm

@@ -1,2 +1,102 @@
-// r1run-rank: one process per rank.
-int main() { return 0; }
+// r1run-rank: one process per rank. Builds the context and runs one command; a failing rank leaves one record for its
+// parent (or prints it itself) and goes at once with the code of its kind of error, without collective teardown.
+#include <unistd.h>
+
+#include <csignal>
+#include <cstdio>
+#include <cstdlib>
+#include <exception>
+#include <optional>
+
+#include "comm/staged/staged.h"
+#include "runtime/core/log.h"
+#include "runtime/train/commands.h"
+
+namespace {
+
+using namespace r1;
+
+train::SignalFlags g_signals;  // handlers have no other way to reach it
+
+void on_signal(int signal) {
+  if (signal == SIGUSR1) g_signals.save.store(1);
+  else g_signals.stop.store(signal);
+}
+
+void install_handlers() {
+  struct sigaction action{};
+  action.sa_handler = on_signal;
+  action.sa_flags = SA_RESTART;
+  for (const int signal : {SIGUSR1, SIGTERM, SIGINT, SIGHUP}) sigaction(signal, &action, nullptr);
+  signal(SIGPIPE, SIG_IGN);
+}
+
+/// Last words: to the parent when there is one, else to standard error.
+[[noreturn]] void leave(RankStatusWriter& status, ReportKind kind, ExitCode code, const std::string& message,
+                        std::optional<comm::MpiWorld>& mpi) {
+  if (!status.has_parent() && kind != ReportKind::kSecondary) fmt::print(stderr, "r1run: {}\n", message);
+  status.report(kind, code, message);
+  std::fflush(nullptr);
+  if (mpi) mpi->abandon();
+  _exit(static_cast<int>(code));
+}
+
+bool under_mpi() { return std::getenv("OMPI_COMM_WORLD_SIZE") != nullptr || std::getenv("PMIX_RANK") != nullptr; }
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  install_handlers();  // before MPI: the default action of USR1 would kill
+  std::optional<comm::MpiWorld> mpi;
+  std::unique_ptr<RankStatusWriter> status;
+  try {
+    status = RankStatusWriter::from_environment();
+  } catch (const std::exception& e) {
+    fmt::print(stderr, "r1run: {}\n", e.what());
+    return static_cast<int>(ExitCode::kInternal);
+  }
+  try {
+    log::setup("r1run", spdlog::level::info);
+    const std::vector<std::string> args(argv + 1, argv + argc);
+    const Invocation call = split_command(args);
+    if (call.help || call.version) {
+      fmt::print("{}", call.help ? program_help() : std::string("r1run " R1RUN_VERSION "\n"));
+      status->report(ReportKind::kFinished, ExitCode::kOk, "");
+      return 0;
+    }
+    JobConfig config = parse_options(call.command, call.args);
+    if (config.help) {
+      fmt::print("{}", options_help(call.command));
+      status->report(ReportKind::kFinished, ExitCode::kOk, "");
+      return 0;
+    }
+    std::unique_ptr<comm::Communicator> world;
+    if (under_mpi() && train::needs_ranks(call.command)) {
+      mpi.emplace(&argc, &argv);
+      world = comm::make_staged(mpi->world(train::stop_check(config, g_signals)));
+    } else {
+      world = comm::make_self("world");
+    }
+    status->set_identity(world->rank(), world->size(), "");
+    status->join_control(train::broadcast_text(*world, world->rank() == 0 ? status->control_offer() : std::string()));
+    log::setup(world->rank() == 0 ? "r1run" : fmt::format("r1run: rank {}", world->rank()),
+               world->rank() == 0 ? spdlog::level::info : spdlog::level::warn);
+    const train::RankContext ctx{config, *world, *status, g_signals, std::getenv("R1RUN_TERMINAL") != nullptr};
+    const ExitCode code = train::run_command(ctx);
+    status->report(ReportKind::kFinished, code, "");
+    world->close();
+    world.reset();
+    std::fflush(nullptr);
+    return static_cast<int>(code);
+  } catch (const StoppedError& e) {
+    leave(*status, ReportKind::kStopped, e.code(), e.what(), mpi);
+  } catch (const CommError& e) {
+    leave(*status, ReportKind::kSecondary, e.code(), e.what(), mpi);
+  } catch (const Error& e) {
+    leave(*status, ReportKind::kPrimary, e.code(), e.what(), mpi);
+  } catch (const std::bad_alloc&) {
+    leave(*status, ReportKind::kPrimary, ExitCode::kNoMemory, "the host has no memory left", mpi);
+  } catch (const std::exception& e) {
+    leave(*status, ReportKind::kPrimary, ExitCode::kInternal, fmt::format("unexpected error: {}", e.what()), mpi);
+  }
+}

@@ -40,7 +40,8 @@ struct Schedule {
   [[nodiscard]] int stages() const { return pp * virtual_stages; }
 };
 
-/// Text form, one line a rank ("0: 0F0 0F1 0B0 0B1"), and back.
+/// Text form, one line a rank ("0: 0F0 0F1 0B0 0B1"), and back: all but the name, which is then "text". Empty lines and
+/// those that begin with # are skipped. Throws UsageError naming the line; what it reads is not validated.
 [[nodiscard]] std::string print(const Schedule& s);
 [[nodiscard]] Schedule parse_schedule(std::string_view text, int virtual_stages);
 
@@ -56,12 +57,20 @@ struct ScheduleKind {
 /// Generates by name and adds the transfers. Throws UsageError naming --schedule/--virtual-stages and what is allowed.
 [[nodiscard]] Schedule make_schedule(std::string_view name, int pp, int virtual_stages, int microbatches);
 
-/// Inserts send/recv actions next to the compute actions that need them, so that no order of blocking waits can deadlock.
+/// Inserts a send right after the compute action that makes the data and a receive before the one that needs it. Meant
+/// for sends that return at once (buffered until waited for) and receives that block: then nothing can wait in a circle
+/// that did not do so before. Messages between two ranks match in order, without tags; where the receiver would need them in
+/// another order than they are sent (pp == 2 with virtual stages), it receives early what was sent before.
 /// Transfers between chunks of one rank (pp == 1) are left out.
 [[nodiscard]] Schedule with_transfers(const Schedule& compute_only);
 
+/// Rank of the other side of a transfer: where a send goes to, where a receive comes from.
+[[nodiscard]] int peer_of(const Action& transfer, int pp);
+[[nodiscard]] bool is_transfer(ActionKind kind);
+
 /// Checks that every stage runs every micro-batch once (F, then B or I then W), in an order that dependencies allow.
-/// Throws InternalError with the grid printed and the spot marked.
+/// A schedule with transfers must have exactly those that are needed, matching in order between each pair of ranks.
+/// Throws InternalError with the grid printed and the spot marked (">2F0<").
 void validate(const Schedule& s);
 
 /// Seconds (any unit) of each action kind per stage; a missing entry repeats the last. transfer: per message.
@@ -77,8 +86,10 @@ struct Simulation {
   double makespan = 0;          ///< finish time of the slowest rank
   double bubble_fraction = 0;   ///< idle share of pp * makespan
   std::vector<std::vector<SimulatedAction>> ranks;
-  std::vector<int> peak_in_flight;   ///< per virtual stage: micro-batches whose activations are held at once
-  std::vector<int> peak_stash;       ///< per virtual stage: micro-batches between I and W at once
+  /// Per virtual stage: micro-batches whose activations are held at once, from the receive of the input (F where there is
+  /// none) to the end of B, or of W where the backward is split.
+  std::vector<int> peak_in_flight;
+  std::vector<int> peak_stash;  ///< per virtual stage: micro-batches between the start of I and the end of W at once
 };
 /// Runs the schedule on paper. Throws InternalError on a deadlock, naming the waiting actions.
 [[nodiscard]] Simulation simulate(const Schedule& s, const ScheduleCosts& costs);

@@ -34,7 +34,10 @@ class ShardSpec {
   [[nodiscard]] Interval part(int rank) const { return parts_.at(static_cast<size_t>(rank)); }
   [[nodiscard]] std::vector<int64_t> local_shape(int rank) const;
   [[nodiscard]] int64_t local_elems(int rank) const;
+  /// Ranks whose part contains all of `interval`, in order.
+  [[nodiscard]] std::vector<int> holders(Interval interval) const;
   /// Sub-intervals of the dim held by two ranks or more, in order: those whose gradients must be summed over the axis.
+  /// Cut so that the holders are the same all over one sub-interval: a rank's part contains all of it or none.
   [[nodiscard]] std::vector<Interval> shared() const;
   /// The sub-intervals of the dim for which `rank` is the first holder: each element of the tensor has one owner. Used
   /// to count an element once in norms and to write it once in checkpoints.

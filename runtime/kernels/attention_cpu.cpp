@@ -58,9 +58,10 @@ float row_exp(float* x, int64_t n, float m) {
   simd::for_lanes(n, [&](int64_t i, auto... part) {
     simd::V e;
     if constexpr (sizeof...(part) == 0)
-      e = simd::exp(simd::load(x + i) - vm);
+      e = simd::exp_nonpositive(simd::load(x + i) - vm);
     else
-      e = simd::exp(simd::load(x + i, part..., -std::numeric_limits<float>::infinity()) - vm);
+      e = simd::exp_nonpositive(
+          simd::load(x + i, part..., -std::numeric_limits<float>::infinity()) - vm);
     simd::store(x + i, e, part...);
     sum += e;
   });

@@ -37,15 +37,15 @@ double row_sum_exp(const float* x, int64_t n, float m) {
   for (; begin + kBlock <= n; begin += kBlock) {
     simd::V s0{}, s1{};
     for (int64_t i = begin; i < begin + kBlock; i += 2 * simd::kLanes) {
-      s0 += simd::exp(simd::load(x + i) - vm);
-      s1 += simd::exp(simd::load(x + i + simd::kLanes) - vm);
+      s0 += simd::exp_nonpositive(simd::load(x + i) - vm);
+      s1 += simd::exp_nonpositive(simd::load(x + i + simd::kLanes) - vm);
     }
     total += static_cast<double>(simd::sum(s0 + s1));
   }
   simd::V s{};
   for (; begin + simd::kLanes <= n; begin += simd::kLanes)
-    s += simd::exp(simd::load(x + begin) - vm);
-  if (begin < n) s += simd::exp(simd::load(x + begin, n - begin, kMinusInf) - vm);
+    s += simd::exp_nonpositive(simd::load(x + begin) - vm);
+  if (begin < n) s += simd::exp_nonpositive(simd::load(x + begin, n - begin, kMinusInf) - vm);
   return total + static_cast<double>(simd::sum(s));
 }
 

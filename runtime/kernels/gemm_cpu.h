@@ -20,7 +20,7 @@ enum class Op : bool { kNone, kTranspose };
 void gemm_tile(Op op_a, Op op_b, int64_t m, int64_t n, int64_t k, float alpha, const float* a,
                int64_t lda, const float* b, int64_t ldb, float beta, float* c, int64_t ldc);
 
-/// The same over the pool. Tiles depend on m, n and k alone, so the result does not depend on the
+/// The same over the pool. Tiles depend on m and n alone, so the result does not depend on the
 /// number of threads.
 void gemm(Op op_a, Op op_b, int64_t m, int64_t n, int64_t k, float alpha, const float* a,
           int64_t lda, const float* b, int64_t ldb, float beta, float* c, int64_t ldc);
@@ -29,6 +29,14 @@ void gemm(Op op_a, Op op_b, int64_t m, int64_t n, int64_t k, float alpha, const 
 struct GemmTiles {
   int64_t tile_m = 0, tile_n = 0;
 };
-[[nodiscard]] GemmTiles gemm_tiles(int64_t m, int64_t n, int64_t k);
+[[nodiscard]] GemmTiles gemm_tiles(int64_t m, int64_t n);
+
+/// y = x w^T + bias for few tokens: y [t, out], x [t, in], w [out, in], bias [out] or null. Reads w
+/// once and at the rate of memory, where BLAS repacks it. A token's result does not depend on how
+/// many others are computed with it.
+void gemm_few_rows(int64_t tokens, int64_t out, int64_t in, const float* x, const float* w,
+                   const float* bias, float* y);
+/// Up to how many tokens gemm_few_rows is the faster one.
+inline constexpr int64_t kFewRows = 32;
 
 }  // namespace r1::kernels::cpu

@@ -31,6 +31,8 @@ constexpr KernelTable kCpuTable{
     .cross_entropy_backward = cpu::cross_entropy_backward,
     .adamw_step = cpu::adamw_step,
     .sum_of_squares = cpu::sum_of_squares,
+    .sum_into = cpu::sum_into,
+    .clip_factor = cpu::clip_factor,
     .add_into = cpu::add_into,
     .add = cpu::add,
     .cast = cpu::cast,

@@ -12,6 +12,11 @@ void linear_forward(const Tensor& x, const Tensor& w, const Tensor& bias, const 
                     const Stream&) {
   const int64_t tokens = x.dim(0), in = x.dim(1), out = w.dim(0);
   const bool with_bias = !bias.empty();
+  if (tokens <= kFewRows) {
+    gemm_few_rows(tokens, out, in, x.ptr<float>(), w.ptr<float>(),
+                  with_bias ? bias.ptr<float>() : nullptr, y.ptr<float>());
+    return;
+  }
   if (with_bias) {
     // The product is added to the bias: one pass over y, where adding afterwards would read it
     // again.

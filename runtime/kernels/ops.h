@@ -157,6 +157,12 @@ void adamw_step(const Tensor& p, const Tensor& master, const Tensor& g, const Te
                 const Tensor& grad_scale, const AdamWArgs& args, const Stream& s);
 /// out[0] += sum of squares of x (fp64 accumulation, fixed order). out [1] fp64.
 void sum_of_squares(const Tensor& x, const Tensor& out, const Stream& s);
+/// out[0] += sum of x (fp64 accumulation, fixed order). x fp32, out [1] fp64.
+void sum_into(const Tensor& x, const Tensor& out, const Stream& s);
+/// Factor of gradient clipping by the global norm: factor = min(1, max_norm / (norm + 1e-6)) as torch.nn.utils.clip_grad_norm_
+/// forms it, norm = sqrt(sum_squares[0]). max_norm <= 0: 1. A norm that is not finite gives 0, which makes adamw_step skip.
+/// sum_squares [1] fp64, factor [1] fp32: both on the device, so that clipping needs no host round trip.
+void clip_factor(const Tensor& sum_squares, float max_norm, const Tensor& factor, const Stream& s);
 /// dst += src; same shape, dtypes may differ.
 void add_into(const Tensor& dst, const Tensor& src, const Stream& s);
 /// out = a + b.

@@ -30,7 +30,7 @@ void read_block(const Tensor& t, int64_t begin, int64_t n, float* out) {
       for (int64_t i = 0; i < n; ++i) out[i] = bf16_to_float(at<uint16_t>(t, begin)[i]);
       return;
     case DType::kF16:
-      for (int64_t i = 0; i < n; ++i) out[i] = f16_to_float(at<uint16_t>(t, begin)[i]);
+      simd::from_f16(at<uint16_t>(t, begin), out, n);
       return;
     case DType::kF64:
       for (int64_t i = 0; i < n; ++i) out[i] = static_cast<float>(at<double>(t, begin)[i]);
@@ -52,7 +52,7 @@ void write_block(const Tensor& t, int64_t begin, int64_t n, const float* in) {
       for (int64_t i = 0; i < n; ++i) at<uint16_t>(t, begin)[i] = float_to_bf16(in[i]);
       return;
     case DType::kF16:
-      for (int64_t i = 0; i < n; ++i) at<uint16_t>(t, begin)[i] = float_to_f16(in[i]);
+      simd::to_f16(in, at<uint16_t>(t, begin), n);
       return;
     case DType::kF64:
       for (int64_t i = 0; i < n; ++i) at<double>(t, begin)[i] = static_cast<double>(in[i]);

@@ -3,10 +3,14 @@
 // files only.
 #pragma once
 
+#include <immintrin.h>
+
 #include <bit>
 #include <cstdint>
 #include <cstring>
 #include <limits>
+
+#include "runtime/core/dtype.h"
 
 namespace r1::kernels::simd {
 
@@ -76,16 +80,41 @@ inline void for_lanes(int64_t n, F&& f) {
   if (i < n) f(i, n - i);
 }
 
-/// e^x, at most 1 ulp off (tested over all floats in range); below -87.33 it is 0, above 88.72
-/// infinity; NaN stays NaN. Range reduction by ln 2 in two parts (Cody & Waite 1980), then a
-/// polynomial of degree 6 for e^r on |r| <= ln(2)/2 (coefficients of Cephes' expf, Moshier).
-inline V exp(V x) {
-  const V high = set(88.7228394F), low = set(-87.3365448F);
-  V in = x > high ? high : x;
-  in = in < low ? low : in;
-  const V round = set(12582912.0F);  // 1.5 * 2^23: adding it rounds to an integer
-  const V n = (in * set(1.44269504088896341F) + round) - round;
-  V r = in - n * set(0.693359375F);
+/// IEEE half to fp32 and back (to nearest even), n elements: the processor's own conversion where
+/// it has one.
+inline void from_f16(const uint16_t* in, float* out, int64_t n) {
+  int64_t i = 0;
+#ifdef __F16C__
+  for (; i + kLanes <= n; i += kLanes) {
+    __m128i h;
+    std::memcpy(&h, in + i, sizeof h);
+    _mm256_storeu_ps(out + i, _mm256_cvtph_ps(h));
+  }
+#endif
+  for (; i < n; ++i) out[i] = f16_to_float(in[i]);
+}
+inline void to_f16(const float* in, uint16_t* out, int64_t n) {
+  int64_t i = 0;
+#ifdef __F16C__
+  for (; i + kLanes <= n; i += kLanes) {
+    const __m128i h = _mm256_cvtps_ph(_mm256_loadu_ps(in + i), _MM_FROUND_TO_NEAREST_INT);
+    std::memcpy(out + i, &h, sizeof h);
+  }
+#endif
+  for (; i < n; ++i) out[i] = float_to_f16(in[i]);
+}
+
+namespace detail {
+
+// Range reduction by ln 2 in two parts (Cody & Waite 1980), then a polynomial of degree 6 for e^r
+// on |r| <= ln(2)/2 (coefficients of Cephes' expf, Moshier). x must be in
+// [-87.3365448, 88.3762627], where 2^n is a normal number, or NaN.
+inline V exp_in_range(V x) {
+  const V shift =
+      set(12582912.0F);  // 1.5 * 2^23: adding it leaves the rounded integer in the low bits
+  const V t = x * set(1.44269504088896341F) + shift;
+  const V n = t - shift;
+  V r = x - n * set(0.693359375F);
   r = r - n * set(-2.12194440e-4F);
   V p = set(1.9875691500e-4F);
   p = p * r + set(1.3981999507e-3F);
@@ -94,13 +123,31 @@ inline V exp(V x) {
   p = p * r + set(1.6666665459e-1F);
   p = p * r + set(5.0000001201e-1F);
   const V y = (p * (r * r) + r) + set(1.0F);
-  // Scaled in two steps: 2^128 itself is not a float.
-  const VI e = __builtin_convertvector(n, VI);
-  const VI half = e >> 1;
-  const auto power = [](VI k) { return std::bit_cast<V>((k + 127) << 23); };
-  V out = y * power(half) * power(e - half);
+  // Times 2^n, whose exponent bits are the low bits of t plus 127. A product, not an addition of
+  // exponents: NaN stays NaN.
+  return y * std::bit_cast<V>((std::bit_cast<VI>(t) + 127) << 23);
+}
+
+inline constexpr float kExpLow = -87.3365448F, kExpHigh = 88.3762627F;
+
+}  // namespace detail
+
+/// e^x, at most 1 ulp off (tested over its range); below -87.34 it is 0, above 88.37 infinity; NaN
+/// stays NaN.
+inline V exp(V x) {
+  const V high = set(detail::kExpHigh), low = set(detail::kExpLow);
+  V in = x > high ? high : x;
+  in = in < low ? low : in;
+  V out = detail::exp_in_range(in);
   out = x < low ? set(0.0F) : out;
   return x > high ? set(std::numeric_limits<float>::infinity()) : out;
+}
+
+/// The same for x <= 0 (or NaN), as in a softmax after its maximum is subtracted.
+inline V exp_nonpositive(V x) {
+  const V low = set(detail::kExpLow);
+  const V out = detail::exp_in_range(x < low ? low : x);
+  return x < low ? set(0.0F) : out;
 }
 
 }  // namespace r1::kernels::simd

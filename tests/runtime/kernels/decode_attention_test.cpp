@@ -17,6 +17,8 @@ const Case kCases[] = {
     {"exact blocks", {0, 1}, 2, 16, 4, {8, 4}},
     {"odd everything", {0, 0, 0, 1}, 2, 13, 7, {30, 1, 8, 22}},
     {"uneven groups", {0, 1, 1, 1, 2, 2}, 3, 64, 16, {100, 257}},
+    {"several chunks", {0, 0, 0, 0, 0, 0, 1}, 2, 24, 16, {1300, 512, 513}},
+    {"blocks longer than a chunk", {0, 0}, 1, 8, 600, {1250}},
     {"a kv head nobody reads", {0, 2}, 3, 8, 5, {11}},
     {"no q heads", {}, 1, 8, 4, {5}},
 };

@@ -181,7 +181,7 @@ TEST(ThreadScratch, IsAlignedAndOfItsThreadAndSlot) {
 TEST(GemmTiles, CoverTheProductWithoutTinyOnes) {
   for (const int64_t m : {1, 7, 255, 512, 513, 2048, 5000})
     for (const int64_t n : {1, 16, 768, 1280, 4096, 32000}) {
-      const auto t = kernels::cpu::gemm_tiles(m, n, 768);
+      const auto t = kernels::cpu::gemm_tiles(m, n);
       EXPECT_GE(t.tile_m, std::min<int64_t>(m, 128)) << m << "x" << n;
       EXPECT_GE(t.tile_n, std::min<int64_t>(n, 64)) << m << "x" << n;
     }

@@ -122,6 +122,19 @@ TEST(LinearThreads, ResultsDoNotDependOnTheirNumber) {
   }
 }
 
+TEST(LinearFewTokens, ATokensResultDoesNotDependOnItsBatch) {
+  const int64_t in = 77, out = 203;
+  const Floats x = normal("x", {32, in}), w = normal("w", {out, in}), bias = normal("b", {out});
+  Floats alone({32, out});
+  for (int64_t t = 0; t < 32; ++t)
+    linear_forward(Tensor(x).rows(t, t + 1), w, bias, Tensor(alone).rows(t, t + 1), {});
+  for (int64_t batch = 2; batch <= 32; ++batch) {
+    Floats y({batch, out});
+    linear_forward(Tensor(x).rows(0, batch), w, bias, y, {});
+    EXPECT_EQ(std::memcmp(y.begin(), alone.begin(), y.size() * sizeof(float)), 0) << batch;
+  }
+}
+
 TEST(LinearChecks, NameTheArgumentAndBothShapes) {
   const Floats x({4, 6}), w({5, 7}), y({4, 5});
   try {

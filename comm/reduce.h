@@ -1,0 +1,22 @@
+// Sums and maxima over ranks on the CPU, formed in rank order so that a result never depends on
+// timing.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "comm/communicator.h"
+
+namespace r1::comm {
+
+/// Whether reductions are defined for a type: fp32, fp64, bf16, fp16, int32, int64 (not uint8,
+/// which would overflow).
+[[nodiscard]] bool reducible(DType t);
+
+/// out[i] = sources[0][i] op sources[1][i] op ..., strictly in the order of `sources`. bf16 and
+/// fp16 accumulate in fp32 and are rounded once; integers wrap; a NaN in any source makes the
+/// maximum NaN. `out` may be one of the sources.
+void reduce_in_order(DType dtype, ReduceOp op, std::span<const void* const> sources, void* out,
+                     int64_t numel);
+
+}  // namespace r1::comm

@@ -1,0 +1,128 @@
+#include "comm/staged/staged.h"
+
+#include <utility>
+#include <vector>
+
+#include "runtime/device/device.h"
+
+namespace r1::comm {
+namespace {
+
+/// A host copy of a device tensor; host tensors are used as they are.
+class Staged {
+ public:
+  Staged(const Tensor& t, bool read, const Stream& s) : device_(t), stream_(s) {
+    if (t.device.kind == DeviceKind::kCpu) {
+      host_ = t;
+      return;
+    }
+    buffer_ = Buffer(Device{}, t.bytes());
+    host_ = t;
+    host_.device = {};
+    host_.data = buffer_.data();
+    if (read && !t.empty()) {
+      DeviceBackend& backend = backend_of(t.device.kind);
+      backend.copy(host_.data, t.data, t.bytes(), s);
+      backend.synchronize(s);
+    }
+  }
+  [[nodiscard]] const Tensor& host() const { return host_; }
+  void write_back() const {
+    if (device_.device.kind == DeviceKind::kCpu || device_.empty()) return;
+    DeviceBackend& backend = backend_of(device_.device.kind);
+    backend.copy(device_.data, host_.data, device_.bytes(), stream_);
+    backend.synchronize(stream_);
+  }
+
+ private:
+  Tensor device_, host_;
+  Stream stream_;
+  Buffer buffer_;
+};
+
+class StagedPending : public Pending {
+ public:
+  StagedPending(std::vector<Staged> received, std::vector<Staged> sent, std::unique_ptr<Pending> inner)
+      : received_(std::move(received)), sent_(std::move(sent)), inner_(std::move(inner)) {}
+  void wait() override {
+    inner_->wait();
+    for (const Staged& t : received_) t.write_back();
+    received_.clear();
+  }
+
+ private:
+  std::vector<Staged> received_, sent_;
+  std::unique_ptr<Pending> inner_;
+};
+
+class StagedCommunicator : public Communicator {
+ public:
+  explicit StagedCommunicator(std::unique_ptr<Communicator> inner) : Communicator(inner->name()), inner_(std::move(inner)) {}
+  [[nodiscard]] int rank() const override { return inner_->rank(); }
+  [[nodiscard]] int size() const override { return inner_->size(); }
+
+  void all_reduce(const Tensor& x, ReduceOp op, const Stream& s) override {
+    if (size() == 1) return;
+    const Staged h(x, true, s);
+    inner_->all_reduce(h.host(), op, {});
+    h.write_back();
+  }
+  void all_gather(const Tensor& in, const Tensor& out, std::span<const int64_t> counts, const Stream& s) override {
+    const Staged a(in, true, s), b(out, false, s);
+    inner_->all_gather(a.host(), b.host(), counts, {});
+    b.write_back();
+  }
+  void reduce_scatter(const Tensor& in, const Tensor& out, std::span<const int64_t> counts, const Stream& s) override {
+    const Staged a(in, true, s), b(out, false, s);
+    inner_->reduce_scatter(a.host(), b.host(), counts, {});
+    b.write_back();
+  }
+  void broadcast(const Tensor& x, int root, const Stream& s) override {
+    if (size() == 1) return;
+    const Staged h(x, rank() == root, s);
+    inner_->broadcast(h.host(), root, {});
+    if (rank() != root) h.write_back();
+  }
+  void all_to_all(const Tensor& in, std::span<const int64_t> send_counts, const Tensor& out,
+                  std::span<const int64_t> recv_counts, const Stream& s) override {
+    const Staged a(in, true, s), b(out, false, s);
+    inner_->all_to_all(a.host(), send_counts, b.host(), recv_counts, {});
+    b.write_back();
+  }
+  void send(const Tensor& x, int peer, const Stream& s) override {
+    const Staged h(x, true, s);
+    inner_->send(h.host(), peer, {});
+  }
+  void recv(const Tensor& x, int peer, const Stream& s) override {
+    const Staged h(x, false, s);
+    inner_->recv(h.host(), peer, {});
+    h.write_back();
+  }
+  [[nodiscard]] std::unique_ptr<Pending> start(std::span<const Transfer> transfers, const Stream& s) override {
+    std::vector<Staged> received, sent;
+    std::vector<Transfer> host;
+    for (const Transfer& t : transfers) {
+      auto& list = t.kind == Transfer::Kind::kSend ? sent : received;
+      list.emplace_back(t.tensor, t.kind == Transfer::Kind::kSend, s);
+      host.push_back({t.kind, list.back().host(), t.peer});
+    }
+    auto inner = inner_->start(host, {});
+    return std::make_unique<StagedPending>(std::move(received), std::move(sent), std::move(inner));
+  }
+  void barrier() override { inner_->barrier(); }
+  [[nodiscard]] std::unique_ptr<Communicator> split(int color, int key, std::string name) override {
+    return std::make_unique<StagedCommunicator>(inner_->split(color, key, std::move(name)));
+  }
+  void close() override { inner_->close(); }
+
+ private:
+  std::unique_ptr<Communicator> inner_;
+};
+
+}  // namespace
+
+std::unique_ptr<Communicator> make_staged(std::unique_ptr<Communicator> inner) {
+  return std::make_unique<StagedCommunicator>(std::move(inner));
+}
+
+}  // namespace r1::comm

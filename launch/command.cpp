@@ -1,0 +1,234 @@
+#include "launch/command.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "launch/control.h"
+#include "launch/shim.h"
+#include "runtime/core/error.h"
+
+namespace r1::launch {
+namespace {
+
+void add_mca(std::vector<std::string>& argv, const std::string& name, const std::string& value) {
+  argv.insert(argv.end(), {"--mca", name, value});
+}
+
+void add_common(Command* c, const Keepalive& keepalive, bool root) {
+  if (root) {
+    c->argv.emplace_back("--allow-run-as-root");
+    c->warnings.emplace_back(
+        "running as root: a fault in any rank then has root's rights; a user of its own is safer");
+  }
+  add_mca(c->argv, "mpi_yield_when_idle", "1");
+  add_mca(c->argv, "oob_tcp_keepalive_time", std::to_string(keepalive.time_s));
+  add_mca(c->argv, "oob_tcp_keepalive_intvl", std::to_string(keepalive.interval_s));
+  add_mca(c->argv, "oob_tcp_keepalive_probes", std::to_string(keepalive.probes));
+  c->argv.insert(c->argv.end(), {"-x", fmt::format("{}=1", kSupervisedVariable)});
+}
+
+void add_program(Command* c, const RankProgram& program) {
+  c->argv.push_back(program.path);
+  c->argv.insert(c->argv.end(), program.arguments.begin(), program.arguments.end());
+}
+
+/// Factorisations of a number of ranks that the user may have meant.
+std::string layouts_for(int ranks, int per_host) {
+  std::string text;
+  int shown = 0;
+  for (const auto& m : parallel::factorisations(ranks, per_host)) {
+    if (++shown > 4) break;
+    text += fmt::format("{}--pp {} --dp {} --tp {}", shown > 1 ? ", " : "", m.pp, m.dp, m.tp);
+  }
+  return text;
+}
+
+void check_fit(const Cluster& cluster, const parallel::MeshShape& mesh) {
+  if (mesh.world() <= cluster.total_slots()) return;
+  throw UsageError("{} needs {} ranks but {} offers {} slots on {} host{}. Layouts of {} ranks: {}",
+                   mesh.str(), mesh.world(), cluster.source, cluster.total_slots(),
+                   cluster.hosts.size(), cluster.hosts.size() == 1 ? "" : "s",
+                   cluster.total_slots(), layouts_for(cluster.total_slots(), cluster.widest()));
+}
+
+}  // namespace
+
+Keepalive keepalive_for(double peer_timeout_s) {
+  Keepalive k;
+  // Two probes one second apart after the idle time; the idle time takes what is left of the
+  // time-out.
+  k.probes = peer_timeout_s >= 4 ? 2 : 1;
+  k.interval_s = std::max(1, static_cast<int>(peer_timeout_s / 5));
+  k.time_s = std::max(1, static_cast<int>(std::floor(peer_timeout_s)) - k.probes * k.interval_s);
+  return k;
+}
+
+Command local_mpirun(const std::string& mpirun, const RankProgram& program,
+                     const LocalMachine& machine, const Keepalive& keepalive) {
+  Command c;
+  // -q: the launcher's closing paragraphs would bury the one line that names the cause; the exit
+  // code stays.
+  c.argv = {mpirun, "-q", "-np", std::to_string(program.ranks)};
+  if (program.ranks > machine.cores) {
+    add_mca(c.argv, "rmaps_base_oversubscribe", "1");
+    c.warnings.push_back(
+        fmt::format("{} ranks share {} core{}: fine for trying things out, slow for training",
+                    program.ranks, machine.cores, machine.cores == 1 ? "" : "s"));
+  }
+  // Open MPI binds each of at most two ranks to one core, and more to a socket: a rank's threads
+  // would share that core.
+  const int cores_each = machine.cores / std::max(1, program.ranks);
+  if (cores_each >= 1 && program.threads <= cores_each) {
+    const int pe = program.threads > 0 ? program.threads : cores_each;
+    c.argv.insert(c.argv.end(), {"--map-by", fmt::format("slot:PE={}", pe), "--bind-to", "core"});
+  } else {
+    c.argv.insert(c.argv.end(), {"--bind-to", "none"});
+  }
+  add_common(&c, keepalive, machine.root);
+  add_program(&c, program);
+  return c;
+}
+
+std::vector<std::string> exported_variables(const std::vector<std::string>& names) {
+  static constexpr const char* kPrefixes[] = {"NCCL_", "UCX_",      "CUDA_", "OMP_",
+                                              "GOMP_", "OPENBLAS_", "MKL_",  "R1RUN_"};
+  static constexpr const char* kNames[] = {"LD_LIBRARY_PATH", "TZ", "LANG", "LC_ALL", "HF_HOME"};
+  static constexpr const char* kSecret[] = {"TOKEN", "SECRET", "PASS", "KEY", "CREDENTIAL", "AUTH"};
+  std::vector<std::string> out;
+  for (const auto& n : names) {
+    const bool wanted =
+        std::any_of(std::begin(kPrefixes), std::end(kPrefixes),
+                    [&](const char* p) { return n.starts_with(p); }) ||
+        std::any_of(std::begin(kNames), std::end(kNames), [&](const char* p) { return n == p; });
+    const bool secret = std::any_of(std::begin(kSecret), std::end(kSecret),
+                                    [&](const char* p) { return n.find(p) != std::string::npos; });
+    if (wanted && !secret && n != kSupervisedVariable && n != kRankStatusFdVariable)
+      out.push_back(n);
+  }
+  return out;
+}
+
+std::vector<int> block_fill(const Cluster& cluster, int ranks) {
+  std::vector<int> host_of;
+  host_of.reserve(static_cast<size_t>(ranks));
+  for (size_t h = 0; h < cluster.hosts.size(); ++h)
+    for (int s = 0; s < cluster.hosts[h].slots && static_cast<int>(host_of.size()) < ranks; ++s)
+      host_of.push_back(static_cast<int>(h));
+  return host_of;
+}
+
+std::vector<std::string> layout_warnings(const Cluster& cluster, const parallel::MeshShape& mesh) {
+  const std::vector<int> host_of = block_fill(cluster, mesh.world());
+  std::vector<std::string> out;
+  int crossing = 0, first = -1;
+  for (int group = 0; group + mesh.tp <= static_cast<int>(host_of.size()); group += mesh.tp)
+    if (host_of[static_cast<size_t>(group)] != host_of[static_cast<size_t>(group + mesh.tp - 1)]) {
+      ++crossing;
+      if (first < 0) first = group;
+    }
+  if (crossing > 0) {
+    const auto name = [&](int rank) {
+      return cluster.hosts[static_cast<size_t>(host_of[static_cast<size_t>(rank)])].name;
+    };
+    out.push_back(
+        fmt::format("{} of {} tensor-parallel groups cross hosts (ranks {}-{}: {} to {}): each "
+                    "layer then waits for the network. Use "
+                    "a --tp that divides the slots of every host, or hosts with equal slots",
+                    crossing, mesh.pp * mesh.dp, first, first + mesh.tp - 1, name(first),
+                    name(first + mesh.tp - 1)));
+  }
+  return out;
+}
+
+Command cluster_mpirun(const std::string& mpirun, const RankProgram& program,
+                       const Cluster& cluster, const parallel::MeshShape& mesh,
+                       const Keepalive& keepalive, bool root,
+                       const std::vector<std::string>& exported) {
+  check_fit(cluster, mesh);
+  Command c;
+  c.argv = {mpirun, "-q", "-np", std::to_string(program.ranks)};
+  // Hosts and counts on the command line: no file of ours has to outlive anything.
+  std::string hosts;
+  for (const Host& h : cluster.hosts) {
+    if (!h.user.empty() || h.port != 0)
+      throw UsageError(
+          "{}:{}: host \"{}\" has a user or a port of its own: put them into ~/.ssh/config, which "
+          "mpirun's "
+          "agent reads",
+          cluster.source, h.line, h.name);
+    if (h.name.find(':') != std::string::npos)
+      throw UsageError(
+          "{}:{}: \"{}\": Open MPI 4.1 cannot start hosts named by IPv6 address; use a host name",
+          cluster.source, h.line, h.name);
+    hosts += fmt::format("{}{}:{}", hosts.empty() ? "" : ",", h.name, h.slots);
+  }
+  c.argv.insert(c.argv.end(), {"--host", hosts, "--map-by", "slot", "--bind-to", "none"});
+  if (cluster.keep_fqdn) add_mca(c.argv, "orte_keep_fqdn_hostnames", "1");
+  c.warnings = cluster.warnings;
+  for (auto& w : layout_warnings(cluster, mesh)) c.warnings.push_back(std::move(w));
+  add_common(&c, keepalive, root);
+  // By name only: values in arguments could be read by everybody on the host.
+  c.argv.insert(c.argv.end(), {"-x", kControlPortVariable, "-x", kControlTokenVariable});
+  for (const auto& name : exported) c.argv.insert(c.argv.end(), {"-x", name});
+  add_program(&c, program);
+  return c;
+}
+
+Command slurm_srun(const std::string& srun, const RankProgram& program, const Cluster& allocation,
+                   const parallel::MeshShape& mesh) {
+  const int nodes = static_cast<int>(allocation.hosts.size());
+  const int world = mesh.world();
+  // Slurm fills 8 tasks on 2 nodes as 7 + 1 unless it is told how many a node gets.
+  const bool fits = world <= allocation.total_slots();
+  const bool even = allocation.total_slots() == nodes * allocation.widest();
+  const int per_node =
+      fits && even ? std::min(world, allocation.widest()) : (world + nodes - 1) / nodes;
+  const int used = (world + per_node - 1) / per_node;
+  Command c;
+  c.argv = {srun,
+            "--mpi=pmix",
+            "--kill-on-bad-exit=1",
+            fmt::format("--nodes={}", used),
+            fmt::format("--ntasks={}", world),
+            fmt::format("--ntasks-per-node={}", per_node),
+            "--distribution=block:block",
+            fmt::format("--export=ALL,{}=1", kSupervisedVariable)};
+  if (program.threads > 0) c.argv.push_back(fmt::format("--cpus-per-task={}", program.threads));
+  if (!fits)
+    c.warnings.push_back(
+        fmt::format("{} ranks in an allocation of {} task{}: asking srun for {} a node", world,
+                    allocation.total_slots(), allocation.total_slots() == 1 ? "" : "s", per_node));
+  Cluster placed = allocation;
+  for (Host& h : placed.hosts) h.slots = per_node;
+  for (auto& w : layout_warnings(placed, mesh)) c.warnings.push_back(std::move(w));
+  add_program(&c, program);
+  return c;
+}
+
+std::string shell_line(const std::vector<std::string>& argv) {
+  std::string line;
+  for (const auto& word : argv) {
+    if (!line.empty()) line += ' ';
+    const bool plain = !word.empty() && word.find_first_not_of(
+                                            "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+                                            "0123456789_-+=./:,@%") == std::string::npos;
+    if (plain) {
+      line += word;
+      continue;
+    }
+    line += '\'';
+    for (const char ch : word) {
+      if (ch == '\'') {
+        line += "'\\''";
+      } else {
+        line += ch;
+      }
+    }
+    line += '\'';
+  }
+  return line;
+}
+
+}  // namespace r1::launch

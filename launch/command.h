@@ -1,0 +1,74 @@
+// The command that starts the ranks: an argument vector, never a shell's text. Pure.
+#pragma once
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "launch/hostfile.h"
+#include "parallel/mesh/mesh.h"
+
+namespace r1::launch {
+
+/// Facts about this machine and user that the command depends on.
+struct LocalMachine {
+  int cores = 1;  ///< cores this process may use (not hardware threads)
+  bool root = false;
+};
+
+/// What to start.
+struct RankProgram {
+  std::string path;  ///< full path of r1run, which becomes the parent of each rank
+  std::vector<std::string> arguments;  ///< the user's, unchanged
+  int ranks = 1;
+  int threads = 0;  ///< threads a rank asked for; 0: the rank's own choice
+};
+
+/// Times that follow from --peer-timeout.
+struct Keepalive {
+  int time_s = 2, interval_s = 1, probes = 2;
+};
+/// mpirun notices a cut-off host after time + interval x probes (default 300 + 20 x 9 = 480 s):
+/// settings that stay within the time-out. At least 1 + 1 x 1 s.
+[[nodiscard]] Keepalive keepalive_for(double peer_timeout_s);
+
+struct Command {
+  std::vector<std::string> argv;
+  std::vector<std::pair<std::string, std::string>>
+      environment;                    ///< for the launcher process itself
+  std::vector<std::string> warnings;  ///< for people, before the start
+};
+
+/// mpirun for all ranks on this machine.
+[[nodiscard]] Command local_mpirun(const std::string& mpirun, const RankProgram& program,
+                                   const LocalMachine& machine, const Keepalive& keepalive);
+
+/// Names of this process's variables that remote ranks get: libraries' settings and r1run's own,
+/// never a name that looks like it holds a secret. Open MPI passes its own (OMPI_MCA_*) without
+/// being told.
+[[nodiscard]] std::vector<std::string> exported_variables(const std::vector<std::string>& names);
+
+/// mpirun over the hosts of a cluster, ranks in host order (block fill), so that neighbouring ranks
+/// share a host. `exported`: names of variables; their values never appear in the arguments. Throws
+/// UsageError when the ranks do not fit the slots.
+[[nodiscard]] Command cluster_mpirun(const std::string& mpirun, const RankProgram& program,
+                                     const Cluster& cluster, const parallel::MeshShape& mesh,
+                                     const Keepalive& keepalive, bool root,
+                                     const std::vector<std::string>& exported);
+
+/// srun inside a Slurm allocation. Throws UsageError when the ranks do not fit the allocation.
+[[nodiscard]] Command slurm_srun(const std::string& srun, const RankProgram& program,
+                                 const Cluster& allocation, const parallel::MeshShape& mesh);
+
+/// Which host each rank lands on when hosts are filled in order.
+[[nodiscard]] std::vector<int> block_fill(const Cluster& cluster, int ranks);
+
+/// What is bad about a mesh on these hosts: tensor-parallel groups that cross hosts. Empty when
+/// nothing is.
+[[nodiscard]] std::vector<std::string> layout_warnings(const Cluster& cluster,
+                                                       const parallel::MeshShape& mesh);
+
+/// The argument vector as a line that a POSIX shell would read back to the same words.
+[[nodiscard]] std::string shell_line(const std::vector<std::string>& argv);
+
+}  // namespace r1::launch

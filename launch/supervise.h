@@ -1,0 +1,50 @@
+// Runs the launch command, passes signals on, gathers the ranks' fault records and prints one root
+// cause.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "launch/command.h"
+#include "launch/fault.h"
+
+namespace r1::launch {
+
+struct SuperviseOptions {
+  int hosts = 1;
+  double peer_timeout_s = 10;  ///< a host that has been silent this long is lost
+  /// True for jobs that save on SIGUSR1: a request to end (SIGTERM, Ctrl-C) then becomes "save and
+  /// stop" first.
+  bool saves_on_request = false;
+  bool forward_stdin = false;  ///< hand this process's standard input to rank 0
+  /// After a request to end, the job has this long to save before the ranks are ended.
+  double save_grace_s = 25;
+};
+
+/// Cuts records out of a stream of output. Bytes of ordinary text are returned at once, so progress
+/// lines are not held back.
+class RecordFilter {
+ public:
+  /// Returns the text to show; complete records are appended to `records`.
+  [[nodiscard]] std::string feed(std::string_view bytes, std::vector<FaultRecord>* records);
+  /// What is left at the end of the stream.
+  [[nodiscard]] std::string finish();
+
+ private:
+  bool in_record_ = false;
+  std::string partial_;
+};
+
+/// The record that names the cause: primary before secondary, then the order of arrival (clocks of
+/// hosts differ). nullopt when there is none.
+[[nodiscard]] std::optional<FaultRecord> root_cause(const std::vector<FaultRecord>& records);
+
+/// The code for the caller when the launcher ended with `launcher_code` and no record came.
+[[nodiscard]] int code_without_record(int wait_status, bool stop_requested);
+
+/// Runs the command to its end. Returns the exit code: the root cause's, else what the launcher's
+/// own means.
+[[nodiscard]] int supervise(const Command& command, const SuperviseOptions& options);
+
+}  // namespace r1::launch

@@ -1,0 +1,172 @@
+#include "launch/verify_layouts.h"
+
+#include <stdlib.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "launch/launch_job.h"
+#include "parallel/mesh/mesh.h"
+#include "runtime/core/error.h"
+
+namespace r1::launch {
+namespace {
+
+using nlohmann::json;
+
+/// A number, or NaN for null (JSON has no NaN).
+double number_of(const json& value) {
+  return value.is_number() ? value.get<double>() : std::nan("");
+}
+bool worse(double a, double b) { return std::isnan(a) ? !std::isnan(b) : a > b; }
+json as_json(double v) { return std::isfinite(v) ? json(v) : json(nullptr); }
+
+class TemporaryDirectory {
+ public:
+  TemporaryDirectory() {
+    std::string path = (std::filesystem::temp_directory_path() / "r1run-verify-XXXXXX").string();
+    if (mkdtemp(path.data()) == nullptr)
+      throw StorageError("cannot create a temporary directory {}: {}", path, std::strerror(errno));
+    path_ = path;
+  }
+  ~TemporaryDirectory() {
+    std::error_code ignored;
+    std::filesystem::remove_all(path_, ignored);
+  }
+  TemporaryDirectory(const TemporaryDirectory&) = delete;
+  TemporaryDirectory& operator=(const TemporaryDirectory&) = delete;
+  [[nodiscard]] std::string file(const std::string& name) const { return (path_ / name).string(); }
+
+ private:
+  std::filesystem::path path_;
+};
+
+}  // namespace
+
+json merge_verify_results(const std::vector<std::pair<std::string, json>>& results) {
+  json merged;
+  json each = json::object(), grads = json::object(), worst_grad;
+  double loss_error = 0, logits_error = 0, grad_error = 0;
+  bool pass = true, first = true;
+  for (const auto& [layout, r] : results) {
+    try {
+      const double l = number_of(r.at("loss_rel_err")), z = number_of(r.at("logits_max_abs_err"));
+      if (first || worse(l, loss_error)) {
+        loss_error = l;
+        merged["loss"] = r.at("loss");
+        merged["loss_ref"] = r.at("loss_ref");
+      }
+      if (first || worse(z, logits_error)) logits_error = z;
+      for (const auto& [name, value] : r.at("grads").items()) {
+        const double g = number_of(value);
+        if (!grads.contains(name) || worse(g, number_of(grads[name]))) grads[name] = as_json(g);
+        if (worst_grad.is_null() || worse(g, grad_error)) {
+          grad_error = g;
+          worst_grad = {{"name", name}, {"rel_l2", as_json(g)}};
+        }
+      }
+      pass = pass && r.at("pass").get<bool>();
+    } catch (const json::exception& e) {
+      throw DataError("verify result of layout {}: {}", layout, e.what());
+    }
+    each[layout] = r;
+    first = false;
+  }
+  merged["loss_rel_err"] = as_json(loss_error);
+  merged["logits_max_abs_err"] = as_json(logits_error);
+  merged["worst_grad"] = worst_grad;
+  merged["grads"] = grads;
+  merged["pass"] = pass && !first;
+  merged["layouts"] = each;
+  return merged;
+}
+
+std::vector<std::string> without_options(const std::vector<std::string>& arguments,
+                                         const std::vector<std::string>& names) {
+  std::vector<std::string> out;
+  for (size_t i = 0; i < arguments.size(); ++i) {
+    const std::string& word = arguments[i];
+    const bool named = std::find(names.begin(), names.end(), word) != names.end();
+    const bool with_value = std::any_of(names.begin(), names.end(), [&](const std::string& n) {
+      return word.starts_with(n + "=");
+    });
+    if (named) {
+      ++i;  // and its value
+    } else if (!with_value) {
+      out.push_back(word);
+    }
+  }
+  return out;
+}
+
+int verify_layouts(const Request& request, const Destination& destination, const Environment& env) {
+  const std::vector<std::string>& layouts = request.config.layouts;
+  const std::string& json_file = request.config.json;
+  std::vector<parallel::MeshShape> shapes;
+  for (const auto& text : layouts) shapes.push_back(parallel::parse_layout(text));
+  const TemporaryDirectory scratch;
+  const std::vector<std::string> base =
+      without_options(request.for_ranks, {"--layouts", "--json", "--pp", "--dp", "--tp"});
+  std::vector<std::pair<std::string, json>> results;
+  std::vector<int> codes;
+  int verdict = 0;
+  for (size_t i = 0; i < shapes.size(); ++i) {
+    const auto& m = shapes[i];
+    const std::string out = scratch.file(fmt::format("layout-{}.json", i));
+    Request one = request;
+    one.config.pp = m.pp;
+    one.config.dp = m.dp;
+    one.config.tp = m.tp;
+    one.for_ranks = base;
+    one.for_ranks.insert(one.for_ranks.end(),
+                         {"--pp", std::to_string(m.pp), "--dp", std::to_string(m.dp), "--tp",
+                          std::to_string(m.tp), "--json", out});
+    if (request.config.reference.empty() && shapes.size() > 1)
+      one.for_ranks.insert(one.for_ranks.end(), {i == 0 ? "--write-reference" : "--reference",
+                                                 scratch.file("first-layout.safetensors")});
+    const int code = launch(one, destination, env, i == 0 ? Announce::kYes : Announce::kNo);
+    if (request.config.dry_run) continue;
+    codes.push_back(code);
+    if (code != 0 && verdict == 0) verdict = code;
+    std::ifstream in(out);
+    const json result = in ? json::parse(in, nullptr, false) : json();
+    if (result.is_object()) {
+      results.emplace_back(layouts[i], result);
+    } else if (code == 0) {
+      throw InternalError("verify of layout {} ended well but wrote no result", layouts[i]);
+    } else {
+      std::fprintf(stderr, "r1run: layout %s ended with code %d and no result\n",
+                   layouts[i].c_str(), code);
+    }
+  }
+  if (request.config.dry_run) return 0;
+
+  json merged = results.empty() ? json{{"pass", false}} : merge_verify_results(results);
+  if (verdict != 0 || results.size() != shapes.size()) merged["pass"] = false;
+  std::printf("%-12s %14s %14s %14s  %-6s %s\n", "pp x dp x tp", "loss rel", "logits abs",
+              "worst grad", "pass", "in");
+  for (const auto& [layout, r] : results)
+    std::printf(
+        "%-12s %14.3g %14.3g %14.3g  %-6s %s\n", layout.c_str(), number_of(r["loss_rel_err"]),
+        number_of(r["logits_max_abs_err"]), number_of(r["worst_grad"]["rel_l2"]),
+        r["pass"].get<bool>() ? "yes" : "NO",
+        r["worst_grad"].contains("name") ? r["worst_grad"]["name"].get<std::string>().c_str() : "");
+  std::printf("%s: %zu of %zu layouts gave a result\n",
+              merged["pass"].get<bool>() ? "pass" : "FAIL", results.size(), shapes.size());
+  if (!json_file.empty() && json_file != "-") {
+    std::ofstream file(json_file);
+    file << merged.dump(2) << '\n';
+    if (!file.flush())
+      throw StorageError("--json {}: cannot write: {}", json_file, std::strerror(errno));
+  }
+  if (json_file == "-") std::printf("%s\n", merged.dump(2).c_str());
+  if (!merged["pass"].get<bool>()) return verdict != 0 ? verdict : 1;
+  return 0;
+}
+
+}  // namespace r1::launch

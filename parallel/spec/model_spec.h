@@ -1,0 +1,184 @@
+// ModelConfig + mesh -> what every rank holds and computes: parameters with their shards, stages, activations, memory.
+// Pure: the launcher's plan and the rank's allocation read the same functions.
+//
+// Legend: T tokens of a micro-batch (rows * seq_len), Ts this tp rank's part of them (sequence parallelism), H hidden,
+// NQ/NKV local query/key-value heads, D head dim, F local ffn, V local vocabulary.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "parallel/mesh/mesh.h"
+#include "parallel/schedule/schedule.h"
+#include "parallel/shard/shard.h"
+#include "parallel/spec/model_config.h"
+
+namespace r1::parallel {
+
+/// What a parameter is to its layer. Order = order in memory: q|k|v and gate|up must be neighbours (one GEMM each).
+enum class ParamRole : uint8_t {
+  kEmbedding, kInputNorm, kQ, kK, kV, kQBias, kKBias, kVBias, kQNorm, kKNorm, kO, kPostNorm, kGate, kUp, kDown,
+  kFinalNorm, kHead,
+};
+
+struct ParamSpec {
+  std::string name;             ///< name in the Hugging Face checkpoint
+  ParamRole role = ParamRole::kEmbedding;
+  int64_t layer = 0;            ///< -1 embedding, 0..L-1, L final norm and head
+  std::vector<int64_t> shape;   ///< global
+  ShardSpec shard;              ///< over tp
+  bool tied_copy = false;       ///< the head's copy of a tied embedding: not a tensor of its own in checkpoints
+  /// True when this parameter continues the previous one's block in memory (k after q, up after gate).
+  bool fused_with_previous = false;
+};
+
+/// A virtual stage: layers [begin, end), with the embedding and/or the head.
+struct StageSpec {
+  int64_t layer_begin = 0, layer_end = 0;
+  bool embedding = false, head = false;
+};
+
+/// Local sizes of one tp rank.
+struct LocalShape {
+  Interval q_heads, kv_heads, ffn, vocab;
+  [[nodiscard]] std::vector<int32_t> kv_of_q(int64_t group) const;  ///< local kv head of each local q head
+};
+
+class ModelSpec {
+ public:
+  ModelSpec(ModelConfig config, int tp, int stages);
+
+  [[nodiscard]] const ModelConfig& config() const { return config_; }
+  [[nodiscard]] int tp() const { return tp_; }
+  [[nodiscard]] const std::vector<StageSpec>& stages() const { return stages_; }
+  [[nodiscard]] LocalShape local(int tp_rank) const;
+  /// Parameters of a virtual stage in memory order.
+  [[nodiscard]] std::vector<ParamSpec> stage_params(int stage) const;
+  /// Every parameter of the model once (tied head left out), in checkpoint order.
+  [[nodiscard]] std::vector<ParamSpec> all_params() const;
+
+ private:
+  [[nodiscard]] std::vector<ParamSpec> layer_params(int64_t layer) const;
+  [[nodiscard]] ParamSpec embedding_param() const;
+  [[nodiscard]] std::vector<ParamSpec> head_params() const;
+
+  ModelConfig config_;
+  int tp_;
+  std::vector<StageSpec> stages_;
+};
+
+/// Cuts layers into contiguous stages that minimise the slowest one, embedding and head counted (head = V*H matrix,
+/// layer = its matrices; attention at `seq` = 0 left out). Each stage has one layer at least; throws UsageError when
+/// there are more stages than layers.
+[[nodiscard]] std::vector<StageSpec> partition_stages(const ModelConfig& config, int stages);
+
+enum class Recompute { kNone, kCheap, kSelective, kFull };
+[[nodiscard]] Recompute parse_recompute(const std::string& name);
+[[nodiscard]] std::string recompute_name(Recompute policy);
+
+/// One planned tensor.
+struct PlannedTensor {
+  std::string name;
+  std::vector<int64_t> shape;
+  DType dtype = DType::kF32;
+  [[nodiscard]] int64_t elems() const;
+  [[nodiscard]] int64_t bytes() const { return elems() * dtype_bytes(dtype); }
+};
+
+/// Dtypes of a job: the three explicit choices of storage, accumulation and reduction.
+struct NumericFormat {
+  DType weights = DType::kF32;      ///< weights and activations
+  DType gradients = DType::kF32;    ///< accumulated gradients, and the dtype they are reduced in
+  DType moments = DType::kF32;      ///< Adam moments
+  bool master = false;              ///< fp32 master weights beside `weights`
+};
+
+/// The tensors a decoder layer keeps for one in-flight micro-batch. Index of each in `LayerSaved`.
+enum class LayerSlot : uint8_t {
+  kNorm1, kRstd1, kQkvRaw, kQkRstd, kQkv, kAttn, kLse, kMid, kNorm2, kRstd2, kGateUp, kAct, kCount
+};
+/// True when `policy` keeps the slot between forward and backward; otherwise it lives in scratch and is recomputed.
+[[nodiscard]] bool keeps(Recompute policy, LayerSlot slot);
+/// Shape and dtype of a slot for `tokens` = T of a micro-batch. Unused slots (no q/k norm) have 0 elements.
+[[nodiscard]] PlannedTensor layer_slot(const ModelSpec& spec, int tp_rank, int64_t tokens, DType act, LayerSlot slot);
+
+/// Tokens of T that tp_rank holds between blocks.
+[[nodiscard]] Interval token_part(int64_t tokens, int tp_rank, int tp);
+
+/// Tokens per chunk of the LM head: logits exist only a chunk at a time, of about `budget_elems` local elements.
+[[nodiscard]] int64_t head_chunk_tokens(const ModelSpec& spec, int tp_rank, int64_t tokens, int64_t budget_elems);
+
+/// Gradient buffers of a stage's input that may be on their way to the previous stage at once.
+inline constexpr int kGradientSendRing = 3;
+
+/// What the device side adds to the arithmetic.
+struct DeviceNeeds {
+  int64_t head_budget_elems = int64_t{8} << 20;  ///< local logits elements per head chunk
+  int64_t workspace_bytes = 0;                   ///< attention and GEMM workspaces
+};
+
+/// Everything one rank allocates, in order, by category.
+struct RankPlan {
+  MeshShape mesh;
+  MeshCoord coord;
+  int64_t tokens = 0;                      ///< T of a micro-batch
+  Recompute recompute = Recompute::kNone;
+  NumericFormat format;
+  struct Chunk {
+    int stage = 0;
+    int64_t param_elems = 0;               ///< of the flat parameter block, padding included
+    int in_flight = 0;                     ///< activation slots
+    int stash = 0;                         ///< weight-gradient stashes (split backward), 0 when the backward is whole
+    std::vector<PlannedTensor> slot;       ///< tensors of one activation slot, see slot_layout
+    std::vector<PlannedTensor> stash_slot; ///< tensors of one stash, see slot_layout
+  };
+  std::vector<Chunk> chunks;               ///< this rank's virtual stages, lowest first
+  std::vector<PlannedTensor> scratch;      ///< shared by all layers and chunks; found by name
+  /// Bytes by category: weights, gradients, optimizer, activations, scratch. Each tensor rounded up to 256 bytes.
+  struct Bytes {
+    int64_t weights = 0, gradients = 0, optimizer = 0, activations = 0, scratch = 0;
+    [[nodiscard]] int64_t total() const { return weights + gradients + optimizer + activations + scratch; }
+  };
+  [[nodiscard]] Bytes bytes() const;
+};
+
+/// Bytes of a list laid out one after the other, each rounded up to 256 bytes.
+[[nodiscard]] int64_t laid_out_bytes(const std::vector<PlannedTensor>& tensors);
+
+/// Offsets (elements) of a stage's parameters in its flat block, and the block's size. Blocks start at multiples of 128
+/// elements; fused parameters follow each other without a gap.
+struct ParamLayout {
+  std::vector<int64_t> offsets;
+  int64_t elems = 0;
+};
+[[nodiscard]] ParamLayout param_layout(const std::vector<ParamSpec>& params, int tp_rank);
+
+/// Elements of a stage that several tp ranks hold: packed into one buffer for their sum.
+[[nodiscard]] int64_t shared_gradient_elems(const std::vector<ParamSpec>& params);
+
+/// What a training rank needs: parameters, gradients, optimizer state, activations at the schedule's peak, scratch.
+[[nodiscard]] RankPlan plan_rank(const ModelSpec& spec, const MeshShape& mesh, const MeshCoord& coord,
+                                 const Schedule& schedule, int64_t tokens, Recompute recompute,
+                                 const NumericFormat& format, const DeviceNeeds& needs, bool training = true);
+
+/// Index of tensors in Chunk::slot and Chunk::stash_slot; -1 where there is none.
+struct SlotLayout {
+  int input = -1;     ///< [Ts, H] the stage's input
+  int gradient = -1;  ///< [Ts, H] gradient of the stage's output: received, or made by the head
+  struct Layer {
+    std::array<int, static_cast<size_t>(LayerSlot::kCount)> saved{};  ///< -1: not kept, use scratch
+    int output = -1;                                                  ///< [Ts, H]
+    // In a stash: what the weight gradient needs and no slot keeps.
+    std::array<int, static_cast<size_t>(LayerSlot::kCount)> stashed{};
+    int dy = -1, dmid = -1, dqkv = -1, dgate_up = -1;
+  };
+  std::vector<Layer> layers;
+};
+/// Describes chunk `stage`; appends its tensors to `slot` (and `stash_slot` when the backward is split).
+[[nodiscard]] SlotLayout slot_layout(const ModelSpec& spec, int stage, int tp_rank, int64_t tokens, Recompute recompute,
+                                     DType act, bool split_backward, std::vector<PlannedTensor>* slot,
+                                     std::vector<PlannedTensor>* stash_slot);
+
+}  // namespace r1::parallel

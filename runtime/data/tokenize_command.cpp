@@ -1,0 +1,424 @@
+#include "runtime/data/tokenize_command.h"
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <istream>
+#include <iterator>
+#include <limits>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <ostream>
+#include <span>
+#include <string_view>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include "runtime/core/error.h"
+#include "runtime/data/formats.h"
+#include "runtime/data/packing.h"
+#include "runtime/tokenizer/chat.h"
+#include "runtime/tokenizer/tokenizer.h"
+
+namespace r1::data {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+[[nodiscard]] std::string dump(const Json& j) {
+  return j.dump(-1, ' ', false, Json::error_handler_t::replace);
+}
+
+/// 1234567 -> "1,234,567".
+[[nodiscard]] std::string grouped(int64_t n) {
+  const std::string digits = std::to_string(n);
+  std::string out;
+  for (size_t i = 0; i < digits.size(); ++i) {
+    if (i > 0 && digits[i - 1] != '-' && (digits.size() - i) % 3 == 0) out += ',';
+    out += digits[i];
+  }
+  return out;
+}
+
+/// The template of the tokenizer's directory, when it is first needed.
+class Template {
+ public:
+  Template(const text::Tokenizer& tokenizer, const TokenizeArgs& args)
+      : tokenizer_(tokenizer), args_(args) {}
+  [[nodiscard]] text::TemplateKind kind() {
+    if (!kind_) {
+      std::filesystem::path dir = args_.data.model_dir.empty() ? args_.model : args_.data.model_dir;
+      std::error_code ignored;
+      if (!std::filesystem::is_directory(dir, ignored))
+        dir = dir.has_parent_path() ? dir.parent_path() : ".";
+      kind_ = args_.data.template_name.empty() ? text::load_template(dir)
+                                               : text::template_by_name(args_.data.template_name);
+      text::check_template_tokens(tokenizer_, *kind_);
+    }
+    return *kind_;
+  }
+
+ private:
+  const text::Tokenizer& tokenizer_;
+  const TokenizeArgs& args_;
+  std::optional<text::TemplateKind> kind_;
+};
+
+[[nodiscard]] std::vector<int32_t> ids_of(const Json& list, const text::Tokenizer& tokenizer) {
+  if (!list.is_array()) throw RowError("`ids` is not a list of integers");
+  std::vector<int32_t> ids;
+  for (const Json& j : list) {
+    const bool ok =
+        j.is_number_integer() && !(j.is_number_unsigned() && j.get<uint64_t>() > 0x7fffffff);
+    const int64_t id = ok ? j.get<int64_t>() : -1;
+    if (id < 0 || id > std::numeric_limits<int32_t>::max())
+      throw RowError(fmt::format("`ids` holds {}, which is no token id (0 to {})",
+                                 dump(j).substr(0, 40), tokenizer.vocab_size() - 1));
+    ids.push_back(static_cast<int32_t>(id));
+  }
+  return ids;
+}
+
+[[nodiscard]] Json convert_row(const std::string& line, const TokenizeArgs& args,
+                               const text::Tokenizer& tokenizer, Template& chat) {
+  const Json row = Json::parse(line, nullptr, false);
+  if (!row.is_object())
+    throw RowError("not a JSON object; expected {\"text\"}, {\"messages\"} or {\"ids\"}");
+  std::vector<int32_t> ids;
+  std::string text;
+  if (row.contains("messages")) {
+    const ParsedRow parsed = parse_row(Format::kMessages, line);
+    text::RenderOptions options;
+    options.add_generation_prompt = args.generation_prompt;
+    options.parse_special = args.parse_special;
+    options.tools = parsed.tools;
+    if (const auto it = row.find("add_generation_prompt"); it != row.end() && it->is_boolean())
+      options.add_generation_prompt = it->get<bool>();
+    text = text::render_text(chat.kind(), parsed.messages, options);
+    ids = text::render_ids(tokenizer, chat.kind(), parsed.messages, options);
+  } else if (const auto it = row.find("text"); it != row.end()) {
+    if (!it->is_string()) throw RowError("`text` is not a string");
+    ids = tokenizer.encode(it->get_ref<const std::string&>(),
+                           {.add_special = args.add_special, .parse_special = args.parse_special});
+    text = text::replace_invalid_utf8(tokenizer.decode(ids, args.skip_special));
+  } else if (const auto list = row.find("ids"); list != row.end()) {
+    ids = ids_of(*list, tokenizer);
+    text = text::replace_invalid_utf8(tokenizer.decode(ids, args.skip_special));
+  } else {
+    throw RowError("none of `text`, `messages`, `ids` in it");
+  }
+  return Json{{"ids", ids}, {"text", text}};
+}
+
+/// A token's bytes for the eye: control characters spelled out, line ends marked and kept.
+[[nodiscard]] std::string visible(std::string_view bytes) {
+  std::string out;
+  for (const char c : text::replace_invalid_utf8(bytes)) {
+    if (c == '\n') {
+      out += "\u23ce\n";
+    } else if (c == '\t') {
+      out += "\u21e5";
+    } else if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) {
+      out += fmt::format("\\x{:02x}", static_cast<unsigned>(static_cast<unsigned char>(c)));
+    } else {
+      out += c;
+    }
+  }
+  return out;
+}
+
+void show_training_row(const EncodedSample& sample, const text::Tokenizer& tokenizer, bool color,
+                       std::ostream& out) {
+  const auto trained =
+      static_cast<int64_t>(std::count(sample.trained.begin() + 1, sample.trained.end(), 1));
+  if (!color) {
+    std::vector<int32_t> labels(sample.ids.size(), -100);
+    for (size_t i = 1; i < labels.size(); ++i)
+      if (sample.trained[i] != 0)
+        labels[i] = sample.labels.empty() ? sample.ids[i] : sample.labels[i];
+    out << dump(Json{{"ids", sample.ids},
+                     {"labels", labels},
+                     {"text", text::replace_invalid_utf8(tokenizer.decode(sample.ids))},
+                     {"trained_tokens", trained}})
+        << '\n';
+    return;
+  }
+  // Trained green, context grey; neighbouring tokens differ in brightness. Tokens that share a
+  // character (bytes of one UTF-8 sequence) are shown together.
+  bool bright = false;
+  for (size_t i = 0; i < sample.ids.size();) {
+    size_t end = i + 1;
+    std::string bytes = tokenizer.token_bytes(sample.ids[i]);
+    while (end < sample.ids.size() && sample.trained[end] == sample.trained[i] &&
+           text::replace_invalid_utf8(bytes) != bytes && end - i < 4)
+      bytes += tokenizer.token_bytes(sample.ids[end++]);
+    const bool target = sample.trained[i] != 0 && i > 0;
+    out << (target ? (bright ? "\x1b[92m" : "\x1b[32m") : (bright ? "\x1b[37m" : "\x1b[90m"))
+        << visible(bytes) << "\x1b[0m";
+    bright = !bright;
+    i = end;
+  }
+  out << fmt::format("\n\x1b[2m[{} tokens, {} trained]\x1b[0m\n\n", sample.ids.size(), trained);
+}
+
+[[nodiscard]] int64_t characters(std::string_view utf8) {
+  return std::count_if(utf8.begin(), utf8.end(),
+                       [](char c) { return (static_cast<unsigned char>(c) & 0xc0) != 0x80; });
+}
+
+void count_text(const std::string& content, const TokenizeArgs& args,
+                const text::Tokenizer& tokenizer, std::ostream& out) {
+  const auto ids = tokenizer.encode(
+      content, {.add_special = args.add_special, .parse_special = args.parse_special});
+  const auto lines = std::count(content.begin(), content.end(), '\n') +
+                     (!content.empty() && content.back() != '\n' ? 1 : 0);
+  out << fmt::format(
+      "{} bytes, {} characters, {} lines, {} tokens ({:.2f} bytes a token)\n", content.size(),
+      characters(content), lines, ids.size(),
+      ids.empty() ? 0.0 : static_cast<double>(content.size()) / static_cast<double>(ids.size()));
+}
+
+/// Upper ends of the histogram's classes: powers of two.
+[[nodiscard]] std::vector<int64_t> length_classes(int64_t longest) {
+  std::vector<int64_t> ends = {32};
+  while (ends.back() < longest) ends.push_back(ends.back() * 2);
+  return ends;
+}
+
+struct Fit {
+  int64_t seq_len = 0, rows = 0, fitting = 0;
+  double fill = 0.0, tokens_kept = 0.0;
+};
+
+}  // namespace
+
+void print_dataset_stats(const Dataset& dataset, const DataOptions& options, bool json,
+                         std::ostream& out) {
+  const DatasetStats& stats = dataset.stats();
+  std::vector<int32_t> lengths;
+  int64_t longest = 0, total = 0;
+  for (int64_t i = 0; i < dataset.samples(); ++i) {
+    lengths.push_back(static_cast<int32_t>(dataset.sample_length(i)));
+    longest = std::max<int64_t>(longest, lengths.back());
+    total += lengths.back();
+  }
+  std::vector<PlanSource> sources;
+  uint32_t first = 0;
+  for (const SourceStats& s : stats.sources) {
+    sources.push_back({s.weight, first, static_cast<uint32_t>(s.samples)});
+    first += static_cast<uint32_t>(s.samples);
+  }
+  const std::vector<int64_t> ends = length_classes(longest);
+  std::vector<int64_t> histogram(ends.size(), 0);
+  for (const int32_t n : lengths)
+    ++histogram[static_cast<size_t>(std::lower_bound(ends.begin(), ends.end(), n) - ends.begin())];
+
+  // What each row length would give: samples that fit whole, and how full rows are with the rest
+  // cut or dropped.
+  std::vector<int64_t> candidates = {512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072};
+  while (candidates.size() > 1 && candidates[candidates.size() - 2] >= longest)
+    candidates.pop_back();
+  candidates.push_back(dataset.seq_len());
+  std::sort(candidates.begin(), candidates.end());
+  candidates.erase(std::unique(candidates.begin(), candidates.end()), candidates.end());
+  std::vector<Fit> fits;
+  for (const int64_t seq_len : candidates) {
+    Fit fit;
+    fit.seq_len = seq_len;
+    std::vector<int32_t> cut = lengths;
+    double tokens = 0.0;
+    for (size_t s = 0; s < sources.size(); ++s)
+      for (uint32_t i = 0; i < sources[s].samples; ++i) {
+        int32_t& n = cut[sources[s].first_sample + i];
+        if (n <= seq_len)
+          ++fit.fitting;
+        else
+          n = options.too_long == "drop" ? 0 : static_cast<int32_t>(seq_len);
+        tokens += sources[s].weight * n;
+        fit.tokens_kept += n;
+      }
+    const RowPlan plan(std::move(cut), sources,
+                       {.seq_len = seq_len,
+                        .pack = options.pack,
+                        .shuffle = options.shuffle,
+                        .seed = options.seed});
+    fit.rows = plan.rows();
+    fit.fill = fit.rows == 0
+                   ? 0.0
+                   : tokens / (static_cast<double>(fit.rows) * static_cast<double>(seq_len));
+    fits.push_back(fit);
+  }
+
+  if (json) {
+    Json j = {{"rows", stats.rows},
+              {"seq_len", dataset.seq_len()},
+              {"samples", stats.samples},
+              {"tokens", stats.tokens},
+              {"trained_tokens", stats.trained_tokens},
+              {"fill", stats.fill},
+              {"bad_rows", stats.bad_rows},
+              {"too_long", stats.too_long},
+              {"unclosed_think", stats.unclosed_think},
+              {"empty_answers", stats.empty_answers},
+              {"longest", longest}};
+    for (const SourceStats& s : stats.sources)
+      j["sources"].push_back({{"path", s.path.string()},
+                              {"format", s.format},
+                              {"weight", s.weight},
+                              {"samples", s.samples},
+                              {"tokens", s.tokens},
+                              {"trained_tokens", s.trained_tokens},
+                              {"longest", s.longest},
+                              {"bad_rows", s.bad_rows},
+                              {"too_long", s.too_long},
+                              {"unclosed_think", s.unclosed_think},
+                              {"empty_answers", s.empty_answers}});
+    for (size_t i = 0; i < ends.size(); ++i)
+      j["histogram"].push_back({{"up_to", ends[i]}, {"samples", histogram[i]}});
+    for (const Fit& f : fits)
+      j["seq_lens"].push_back({{"seq_len", f.seq_len},
+                               {"samples_that_fit", f.fitting},
+                               {"rows", f.rows},
+                               {"fill", f.fill}});
+    j["bad_row_examples"] = Json::array();
+    for (const BadRow& b : stats.bad_row_examples)
+      j["bad_row_examples"].push_back(
+          {{"path", b.path.string()}, {"line", b.line}, {"reason", b.reason}});
+    out << dump(j) << '\n';
+    return;
+  }
+
+  const auto percent = [](double part, double whole) {
+    return whole > 0.0 ? 100.0 * part / whole : 0.0;
+  };
+  for (const SourceStats& s : stats.sources) {
+    out << fmt::format(
+        "{} ({}{}): {} samples, {} tokens, {:.1f} % trained, longest {}", s.path.string(), s.format,
+        s.weight == 1.0 ? std::string() : fmt::format(", weight {}", s.weight), grouped(s.samples),
+        grouped(s.tokens),
+        percent(static_cast<double>(s.trained_tokens), static_cast<double>(s.tokens)),
+        grouped(s.longest));
+    if (s.bad_rows > 0) out << fmt::format(", {} bad rows", grouped(s.bad_rows));
+    if (s.unclosed_think > 0)
+      out << fmt::format(", {} answers that never close <think>", grouped(s.unclosed_think));
+    if (s.empty_answers > 0) out << fmt::format(", {} empty answers", grouped(s.empty_answers));
+    out << '\n';
+  }
+  for (const BadRow& b : stats.bad_row_examples)
+    out << fmt::format("  bad row {}:{}: {}\n", b.path.string(), b.line, b.reason);
+
+  out << "\nlength in tokens      samples   share  cumulative\n";
+  int64_t seen = 0, begin = 1;
+  const int64_t most = *std::max_element(histogram.begin(), histogram.end());
+  for (size_t i = 0; i < ends.size(); ++i) {
+    seen += histogram[i];
+    const auto bar = static_cast<size_t>(histogram[i] * 40 / std::max<int64_t>(most, 1));
+    if (seen > 0 || histogram[i] > 0)
+      out << fmt::format(
+          "{:>7} - {:<7} {:>12} {:>6.1f} % {:>8.1f} %  {}\n", begin, ends[i], grouped(histogram[i]),
+          percent(static_cast<double>(histogram[i]), static_cast<double>(lengths.size())),
+          percent(static_cast<double>(seen), static_cast<double>(lengths.size())),
+          std::string(bar, '#'));
+    begin = ends[i] + 1;
+  }
+
+  out << fmt::format(
+      "\n  seq-len  samples that fit  tokens kept        rows    full   ({}{}, longer samples: "
+      "{})\n",
+      options.pack ? "packed" : "not packed", options.shuffle ? "" : ", in the file's order",
+      options.too_long == "drop" ? "dropped" : "truncated");
+  for (const Fit& f : fits)
+    out << fmt::format("{}{:>8} {:>15.1f} % {:>10.1f} % {:>11} {:>6.1f} %\n",
+                       f.seq_len == dataset.seq_len() ? '*' : ' ', f.seq_len,
+                       percent(static_cast<double>(f.fitting), static_cast<double>(lengths.size())),
+                       percent(f.tokens_kept, static_cast<double>(total)), grouped(f.rows),
+                       100.0 * f.fill);
+
+  out << fmt::format(
+      "\nan epoch at --seq-len {}: {} rows, {} samples, {} tokens ({} trained), rows {:.1f} % full",
+      dataset.seq_len(), grouped(stats.rows), grouped(stats.samples), grouped(stats.tokens),
+      grouped(stats.trained_tokens), 100.0 * stats.fill);
+  if (stats.too_long > 0)
+    out << fmt::format(
+        "; {} samples are too long (training needs --too-long truncate or drop, or a larger "
+        "--seq-len)",
+        grouped(stats.too_long));
+  out << '\n';
+}
+
+void run_tokenize(const TokenizeArgs& args, std::istream& in, std::ostream& out) {
+  if (args.input != "auto" && args.input != "json" && args.input != "text")
+    throw UsageError("--input {}: allowed is auto, json or text", args.input);
+  if (args.model.empty())
+    throw UsageError("tokenize needs --model DIR or --model FILE/tokenizer.json");
+  const text::Tokenizer tokenizer = text::Tokenizer::load(args.model);
+  if (args.stats) {
+    DataOptions options = args.data;
+    if (options.too_long == "error")
+      options.too_long = "truncate";  // describe them, do not stop at them
+    const Dataset dataset = Dataset::open(options, tokenizer);
+    print_dataset_stats(dataset, options, args.json, out);
+    return;
+  }
+
+  Template chat(tokenizer, args);
+  EncodeSettings settings;
+  std::optional<Format> format = format_by_name(args.data.format);
+  if (args.train) {
+    if (!format && args.data.format != "auto")
+      throw UsageError("--format {}: not a format of rows", args.data.format);
+    settings.tokenizer = &tokenizer;
+    settings.think_history =
+        args.data.think_history == "all" ? text::ThinkHistory::kAll : text::ThinkHistory::kLast;
+    settings.train_on_prompt = args.data.train_on_prompt;
+    settings.parse_special = args.parse_special;
+    settings.end_id = end_of_text_id(args.data.model_dir, tokenizer);
+  }
+  std::string line;
+  int64_t number = 0;
+  bool as_json = args.input == "json" || (args.train && format != Format::kText);
+  bool known = args.input != "auto" || args.train;
+  std::string content;  // plain text
+  while (std::getline(in, line)) {
+    ++number;
+    const size_t first = line.find_first_not_of(" \t\r");
+    if (!known && first != std::string::npos) {
+      as_json = line[first] == '{';
+      known = true;
+    }
+    if (!as_json) {
+      if (args.train) {
+        if (!line.empty())
+          show_training_row(encode_text(line, settings), tokenizer, args.color, out);
+        continue;
+      }
+      content += line;
+      if (!in.eof()) content += '\n';
+      continue;
+    }
+    if (first == std::string::npos) continue;
+    try {
+      if (args.train) {
+        std::string why;
+        const auto row_format = format ? format : detect_format(line, &why);
+        if (!row_format) throw RowError(why);
+        const ParsedRow row = parse_row(*row_format, line);
+        if (row.kind == ParsedRow::Kind::kConversation) settings.chat_template = chat.kind();
+        const EncodedSample sample = encode_row(row, settings);
+        if (sample.ids.empty()) throw RowError("no tokens");
+        show_training_row(sample, tokenizer, args.color, out);
+      } else {
+        out << dump(convert_row(line, args, tokenizer, chat)) << '\n';
+      }
+    } catch (const RowError& e) {
+      throw DataError("standard input:{}: {}", number, e.what());
+    }
+    // Written as it comes, so that a program at the other end of a pipe can wait for each answer.
+    out.flush();
+  }
+  if (!as_json && !args.train) count_text(content, args, tokenizer, out);
+  if (in.bad()) throw DataError("standard input cannot be read");
+}
+
+}  // namespace r1::data

@@ -1,0 +1,26 @@
+#include "runtime/kernels/checks.h"
+#include "runtime/kernels/kernel_table.h"
+
+namespace r1::kernels {
+
+void sum_into(const Tensor& x, const Tensor& out, const Stream& s) {
+  const checks::Call call("sum_into", s);
+  call.memory("x", x);
+  call.dtype("x", x, {DType::kF32});
+  call.memory("out", out);
+  call.dtype("out", out, {DType::kF64});
+  call.require(out.numel() == 1, "out has {} elements, expected 1", out.numel());
+  kernel_table(s.device.kind).sum_into(x, out, s);
+}
+
+void clip_factor(const Tensor& sum_squares, float max_norm, const Tensor& factor, const Stream& s) {
+  const checks::Call call("clip_factor", s);
+  call.memory("sum_squares", sum_squares);
+  call.dtype("sum_squares", sum_squares, {DType::kF64});
+  call.memory("factor", factor);
+  call.dtype("factor", factor, {DType::kF32});
+  call.require(sum_squares.numel() == 1 && factor.numel() == 1, "scalars expected");
+  kernel_table(s.device.kind).clip_factor(sum_squares, max_norm, factor, s);
+}
+
+}  // namespace r1::kernels

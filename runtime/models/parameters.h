@@ -1,0 +1,63 @@
+// The parameters of one virtual stage on one rank: flat blocks of weights, gradients and optimizer state, and views by
+// role. Offsets come from parallel::param_layout, so plan and allocation agree.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "parallel/spec/model_spec.h"
+#include "runtime/device/device.h"
+#include "runtime/nn/decoder_layer.h"
+
+namespace r1::models {
+
+class StageParameters {
+ public:
+  /// Allocates zeroed blocks on `device`. `training`: gradients and optimizer state too.
+  StageParameters(const parallel::ModelSpec& spec, int stage, int tp_rank, const parallel::NumericFormat& format,
+                  Device device, bool training, const Stream& s);
+
+  [[nodiscard]] int stage() const { return stage_; }
+  [[nodiscard]] int tp_rank() const { return tp_rank_; }
+  [[nodiscard]] const std::vector<parallel::ParamSpec>& specs() const { return specs_; }
+  [[nodiscard]] const parallel::ParamLayout& layout() const { return layout_; }
+  [[nodiscard]] int64_t elems() const { return layout_.elems; }
+
+  /// Whole flat blocks [elems]; empty when not allocated (no master beside fp32 weights, inference).
+  [[nodiscard]] Tensor weights() const { return weights_; }
+  [[nodiscard]] Tensor gradients() const { return gradients_; }
+  [[nodiscard]] Tensor master() const { return master_; }
+  [[nodiscard]] Tensor exp_avg() const { return exp_avg_; }
+  [[nodiscard]] Tensor exp_avg_sq() const { return exp_avg_sq_; }
+
+  /// Parameter i's part of a flat block, with its local shape.
+  [[nodiscard]] Tensor part(const Tensor& block, size_t i) const;
+  /// Index of a role in a layer; throws InternalError when the stage does not hold it.
+  [[nodiscard]] size_t index(parallel::ParamRole role, int64_t layer) const;
+  [[nodiscard]] bool holds(parallel::ParamRole role, int64_t layer) const;
+  /// One parameter, or `count` neighbouring fused ones, as rows of one matrix (or one vector).
+  [[nodiscard]] Tensor fused(const Tensor& block, size_t first, size_t count) const;
+  /// The tensors of a decoder layer in `block` (weights or gradients; empty block: empty tensors).
+  [[nodiscard]] nn::LayerTensors layer(const Tensor& block, int64_t layer) const;
+
+ private:
+  int stage_, tp_rank_;
+  std::vector<parallel::ParamSpec> specs_;
+  parallel::ParamLayout layout_;
+  Buffer weight_buffer_, gradient_buffer_, master_buffer_, exp_avg_buffer_, exp_avg_sq_buffer_;
+  Tensor weights_, gradients_, master_, exp_avg_, exp_avg_sq_;
+};
+
+/// Fills every parameter of the model with its initial value: normal(0, initializer_range) for matrices, zeros for biases,
+/// ones for norms. The value of an element depends on (seed, parameter name, global index) only, never on the layout.
+void initialise(const StageParameters& params, const parallel::ModelConfig& config, uint64_t seed, const Stream& s);
+
+/// Copies fp32 host values of parameter i (its local part, local shape) into weights and master.
+void set_weights(const StageParameters& params, size_t i, const float* values, const Stream& s);
+/// A tensor's values (fp32 or bf16) as fp32 on the host; waits for the stream.
+[[nodiscard]] std::vector<float> host_floats(const Tensor& t, const Stream& s);
+/// Parameter i's part of `block` as fp32 on the host.
+[[nodiscard]] std::vector<float> host_values(const StageParameters& params, const Tensor& block, size_t i, const Stream& s);
+
+}  // namespace r1::models

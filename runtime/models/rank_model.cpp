@@ -1,0 +1,326 @@
+#include "runtime/models/rank_model.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "runtime/kernels/ops.h"
+
+namespace r1::models {
+
+using parallel::ActionKind;
+using parallel::LayerSlot;
+using parallel::ParamRole;
+
+namespace {
+
+std::vector<TensorSpec> arena_specs(const std::vector<parallel::PlannedTensor>& planned) {
+  std::vector<TensorSpec> out;
+  for (const auto& t : planned) out.push_back({t.name, Shape{std::span<const int64_t>(t.shape)}, t.dtype});
+  return out;
+}
+
+/// cos | sin of every position, fp32 [positions, D].
+void fill_rope_table(const parallel::ModelConfig& config, const Tensor& table, const Stream& s) {
+  const std::vector<double> inv = rope_inverse_frequencies(config);
+  const int64_t d = config.head_dim, half = d / 2;
+  std::vector<float> host(static_cast<size_t>(table.numel()));
+  for (int64_t p = 0; p < table.dim(0); ++p)
+    for (int64_t i = 0; i < half; ++i) {
+      const double angle = static_cast<double>(p) * inv[static_cast<size_t>(i)];
+      host[static_cast<size_t>(p * d + i)] = static_cast<float>(std::cos(angle));
+      host[static_cast<size_t>(p * d + half + i)] = static_cast<float>(std::sin(angle));
+    }
+  DeviceBackend& backend = backend_of(s.device.kind);
+  backend.copy(table.data, host.data(), table.bytes(), s);
+  backend.synchronize(s);
+}
+
+}  // namespace
+
+static_assert(kArenaAlign == 256, "parallel::laid_out_bytes counts with the arena's alignment");
+
+RankModel::RankModel(const parallel::ModelSpec& spec, const parallel::RankPlan& plan, parallel::ProcessGroups& groups,
+                     const parallel::Schedule& schedule, Device device, const Stream& s, bool training)
+    : spec_(spec), plan_(plan), device_(device), stream_(s),
+      region_(groups.tp(), plan.tokens, spec.config().hidden) {
+  // Batches of a step stay on the device together: backward reads the positions of every micro-batch in flight.
+  for (parallel::PlannedTensor& t : plan_.scratch)
+    if (t.name == "token ids" || t.name == "targets" || t.name == "positions" || t.name == "cu_seqlens")
+      R1_CHECK(t.shape.size() == 2 && t.shape[0] == schedule.microbatches, "{} of {} micro-batches", t.name,
+               schedule.microbatches);
+  scratch_ = Arena(device, arena_specs(plan_.scratch));
+  for (size_t i = 0; i < plan_.scratch.size(); ++i) scratch_index_[plan_.scratch[i].name] = i;
+  fill_rope_table(spec.config(), scratch("rope table"), s);
+  loss_buffer_ = Buffer(device, sizeof(double));
+  loss_sum_ = {.data = loss_buffer_.data(), .dtype = DType::kF64, .shape = {1}, .device = device};
+
+  const int tp_rank = plan.coord.tp;
+  shared_.config = &spec.config();
+  shared_.local = spec.local(tp_rank);
+  shared_.kv_of_q = shared_.local.kv_of_q(spec.config().heads / spec.config().kv_heads);
+  shared_.region = &region_;
+  shared_.cos_sin = scratch("rope table");
+  shared_.recompute = plan.recompute;
+  const auto optional = [&](const char* name) { return scratch_index_.contains(name) ? scratch(name) : Tensor{}; };
+  shared_.scratch = {.partial = scratch("partial"),
+                     .gathered = optional("gathered"),
+                     .gathered_gradient = optional("gathered gradient"),
+                     .summed = spec.tp() > 1 ? scratch("summed") : scratch("partial"),
+                     .d_attention = optional("d_attention"),
+                     .d_swiglu = optional("d_swiglu"),
+                     .workspace = optional("workspace")};
+
+  params_.reserve(plan_.chunks.size());
+  chunks_.reserve(plan_.chunks.size());
+  for (const auto& planned : plan_.chunks) {
+    params_.emplace_back(spec, planned.stage, tp_rank, plan_.format, device, training, s);
+    StageParameters& params = params_.back();
+    R1_CHECK(params.elems() == planned.param_elems, "stage {}: {} elements, planned {}", planned.stage, params.elems(),
+             planned.param_elems);
+    Chunk c;
+    c.stage = planned.stage;
+    c.spec = spec.stages()[static_cast<size_t>(planned.stage)];
+    c.params = params_.size() - 1;
+    std::vector<parallel::PlannedTensor> slot, stash;
+    c.layout = slot_layout(spec, planned.stage, tp_rank, plan_.tokens, plan_.recompute, plan_.format.weights,
+                           planned.stash > 0, &slot, &stash);
+    for (int64_t l = c.spec.layer_begin; l < c.spec.layer_end; ++l)
+      c.layers.emplace_back(shared_, params.layer(params.weights(), l), params.layer(params.gradients(), l));
+    for (int i = 0; i < planned.in_flight; ++i) c.slots.emplace_back(device, arena_specs(slot));
+    for (int i = 0; i < planned.stash; ++i) c.stashes.emplace_back(device, arena_specs(stash));
+    if (c.spec.head) {
+      const int64_t last = spec.config().layers;
+      const auto head_of = [&](const Tensor& block) {
+        const bool own = params.holds(ParamRole::kHead, last);
+        return nn::LmHead::Weights{
+            .norm = params.part(block, params.index(ParamRole::kFinalNorm, last)),
+            .head = params.part(block, own ? params.index(ParamRole::kHead, last) : params.index(ParamRole::kEmbedding, -1))};
+      };
+      c.head = std::make_unique<nn::LmHead>(
+          head_of(params.weights()), head_of(params.gradients()), shared_.local.vocab.begin,
+          static_cast<float>(spec.config().rms_eps), region_,
+          nn::LmHeadScratch{.norm = scratch("head norm"), .rstd = scratch("head rstd"), .gathered = optional("gathered"),
+                            .partial = scratch("partial"), .logits = scratch("logits"), .stats = scratch("head stats"),
+                            .all_stats = scratch("head all stats"), .lse = scratch("head lse"),
+                            .loss = scratch("token loss")});
+    }
+    chunks_.push_back(std::move(c));
+  }
+  zero_loss(s);
+}
+
+parallel::RankPlan::Bytes RankModel::allocated() const {
+  parallel::RankPlan::Bytes b;
+  for (const StageParameters& p : params_) {
+    b.weights += static_cast<int64_t>(p.weights().bytes());
+    b.gradients += static_cast<int64_t>(p.gradients().bytes());
+    b.optimizer += static_cast<int64_t>(p.exp_avg().bytes() + p.exp_avg_sq().bytes() + p.master().bytes());
+  }
+  for (const Chunk& c : chunks_)
+    for (const auto* list : {&c.slots, &c.stashes})
+      for (const Arena& a : *list) b.activations += static_cast<int64_t>(a.bytes());
+  b.scratch = static_cast<int64_t>(scratch_.bytes());
+  return b;
+}
+
+Tensor RankModel::scratch(const std::string& name) const {
+  const auto it = scratch_index_.find(name);
+  R1_CHECK(it != scratch_index_.end(), "no scratch tensor '{}'", name);
+  return scratch_.at(it->second);
+}
+
+RankModel::Chunk& RankModel::chunk(int stage) {
+  for (Chunk& c : chunks_)
+    if (c.stage == stage) return c;
+  throw InternalError("stage {} is not on this rank", stage);
+}
+
+void RankModel::load(std::span<const HostBatch> host, float loss_scale, bool want_gradients, const Stream& s) {
+  DeviceBackend& backend = backend_of(device_.kind);
+  const int64_t tokens = plan_.tokens;
+  R1_CHECK(static_cast<int64_t>(host.size()) <= scratch("token ids").dim(0), "{} micro-batches", host.size());
+  loss_scale_ = loss_scale;
+  want_gradients_ = want_gradients;
+  batches_.clear();
+  for (size_t i = 0; i < host.size(); ++i) {
+    const HostBatch& h = host[i];
+    const auto m = static_cast<int64_t>(i);
+    const auto upload = [&](const char* name, const std::vector<int32_t>& values) {
+      const Tensor all = scratch(name);
+      Tensor t = all.rows(m, m + 1).view({all.dim(1)});
+      t.shape = {static_cast<int64_t>(values.size())};
+      backend.copy(t.data, values.data(), t.bytes(), s);
+      return t;
+    };
+    R1_CHECK(static_cast<int64_t>(h.ids.size()) == tokens, "{} tokens, planned {}", h.ids.size(), tokens);
+    nn::Batch b;
+    b.tokens = tokens;
+    b.ids = upload("token ids", h.ids);
+    b.targets = upload("targets", h.targets);
+    b.positions = upload("positions", h.positions);
+    b.cu_seqlens = upload("cu_seqlens", h.cu_seqlens);
+    b.host_cu = h.cu_seqlens;
+    b.host_targets = h.targets;
+    for (size_t k = 1; k < h.cu_seqlens.size(); ++k)
+      b.max_segment = std::max<int64_t>(b.max_segment, h.cu_seqlens[k] - h.cu_seqlens[k - 1]);
+    batches_.push_back(std::move(b));
+  }
+  backend.synchronize(s);
+}
+
+nn::Batch RankModel::batch(int microbatch) const { return batches_.at(static_cast<size_t>(microbatch)); }
+
+void RankModel::zero_gradients(const Stream& s) {
+  for (StageParameters& p : params_)
+    backend_of(device_.kind).fill_zero(p.gradients().data, p.gradients().bytes(), s);
+}
+
+void RankModel::zero_loss(const Stream& s) { backend_of(device_.kind).fill_zero(loss_sum_.data, sizeof(double), s); }
+
+void RankModel::acquire(int stage, int microbatch) {
+  Chunk& c = chunk(stage);
+  for (size_t i = 0; i < c.slots.size(); ++i)
+    if (std::none_of(c.slot_of.begin(), c.slot_of.end(), [&](const auto& e) { return e.second == i; })) {
+      c.slot_of[microbatch] = i;
+      return;
+    }
+  throw InternalError("stage {}: more than {} micro-batches in flight", stage, c.slots.size());
+}
+
+void RankModel::release(int stage, int microbatch) {
+  Chunk& c = chunk(stage);
+  c.slot_of.erase(microbatch);
+  c.stash_of.erase(microbatch);  // the gradient ring's entry stays: its send comes after the release
+}
+
+Arena& RankModel::slot(Chunk& c, int microbatch) {
+  const auto it = c.slot_of.find(microbatch);
+  R1_CHECK(it != c.slot_of.end(), "stage {} micro-batch {} holds no slot", c.stage, microbatch);
+  return c.slots[it->second];
+}
+
+Tensor RankModel::input(int stage, int microbatch) {
+  Chunk& c = chunk(stage);
+  return slot(c, microbatch).at(static_cast<size_t>(c.layout.input));
+}
+
+Tensor RankModel::output(int stage, int microbatch) {
+  Chunk& c = chunk(stage);
+  return layer_input(c, microbatch, c.layers.size());
+}
+
+Tensor RankModel::output_gradient(int stage, int microbatch) {
+  Chunk& c = chunk(stage);
+  return slot(c, microbatch).at(static_cast<size_t>(c.layout.gradient));
+}
+
+Tensor RankModel::input_gradient(int stage, int microbatch) {
+  Chunk& c = chunk(stage);
+  const auto it = c.ring_of.find(microbatch);
+  R1_CHECK(it != c.ring_of.end(), "stage {} micro-batch {}: no input gradient yet", stage, microbatch);
+  return scratch("input gradient " + std::to_string(it->second));
+}
+
+/// Input of layer i of the chunk: the stage's input, or the output of the layer before. i = layers: the stage's output.
+Tensor RankModel::layer_input(Chunk& c, int microbatch, size_t layer) {
+  Arena& a = slot(c, microbatch);
+  return a.at(static_cast<size_t>(layer == 0 ? c.layout.input : c.layout.layers[layer - 1].output));
+}
+
+nn::LayerActs RankModel::acts(Chunk& c, int microbatch, size_t layer, bool backward) {
+  nn::LayerActs out;
+  Arena& a = slot(c, microbatch);
+  const parallel::SlotLayout::Layer& l = c.layout.layers[layer];
+  for (size_t i = 0; i < out.slots.size(); ++i) {
+    if (l.saved[i] >= 0) {
+      out.slots[i] = a.at(static_cast<size_t>(l.saved[i]));
+    } else if (backward && l.stashed[i] >= 0) {
+      out.slots[i] = c.stashes[c.stash_of.at(microbatch)].at(static_cast<size_t>(l.stashed[i]));
+    } else {
+      out.slots[i] = scratch(layer_slot(spec_, plan_.coord.tp, plan_.tokens, plan_.format.weights,
+                                        static_cast<LayerSlot>(i)).name);
+    }
+  }
+  return out;
+}
+
+nn::LayerGrads RankModel::grads(Chunk& c, int microbatch, size_t layer, bool split) {
+  const parallel::SlotLayout::Layer& l = c.layout.layers[layer];
+  nn::LayerGrads g;
+  const Tensor gate_up = acts(c, microbatch, layer, true)[LayerSlot::kGateUp];
+  if (!split) {
+    g.dmid = scratch("d_mid");
+    g.dqkv = scratch("d_qkv");
+    g.dgate_up = gate_up;  // in place: the activation is not read again
+    return g;
+  }
+  Arena& stash = c.stashes[c.stash_of.at(microbatch)];
+  g.dy = l.dy >= 0 ? stash.at(static_cast<size_t>(l.dy)) : slot(c, microbatch).at(static_cast<size_t>(c.layout.gradient));
+  g.dmid = stash.at(static_cast<size_t>(l.dmid));
+  g.dqkv = stash.at(static_cast<size_t>(l.dqkv));
+  g.dgate_up = l.dgate_up >= 0 ? stash.at(static_cast<size_t>(l.dgate_up)) : gate_up;
+  return g;
+}
+
+void RankModel::forward(int stage, int microbatch) {
+  Chunk& c = chunk(stage);
+  const nn::Batch b = batch(microbatch);
+  if (c.spec.embedding) {
+    const Tensor x = layer_input(c, microbatch, 0);
+    const Tensor partial = region_.partial(scratch("partial"), x);
+    const StageParameters& p = params_[c.params];
+    kernels::embedding_forward(b.ids, p.part(p.weights(), p.index(ParamRole::kEmbedding, -1)), shared_.local.vocab.begin,
+                               partial, stream_);
+    region_.scatter_sum(partial, x, stream_);
+  }
+  for (size_t i = 0; i < c.layers.size(); ++i)
+    c.layers[i].forward(layer_input(c, microbatch, i), b, acts(c, microbatch, i, false),
+                        layer_input(c, microbatch, i + 1), stream_);
+  if (c.head) {
+    const Tensor gradient = want_gradients_ ? output_gradient(stage, microbatch) : Tensor{};
+    nn::LogitsSink sink;
+    if (sink_) sink = [this, microbatch](int64_t first, const Tensor& logits) { sink_(microbatch, first, logits); };
+    c.head->forward(layer_input(c, microbatch, c.layers.size()), b, loss_scale_, loss_sum_, gradient, sink, stream_);
+  }
+}
+
+void RankModel::backward(int stage, int microbatch, ActionKind kind) {
+  Chunk& c = chunk(stage);
+  const nn::Batch b = batch(microbatch);
+  const bool split = kind != ActionKind::kBackward;
+  if (kind == ActionKind::kBackwardWeight) {
+    for (size_t i = c.layers.size(); i-- > 0;)
+      c.layers[i].backward_weight(acts(c, microbatch, i, true), grads(c, microbatch, i, true), stream_);
+    return;
+  }
+  if (split)
+    for (size_t i = 0; i < c.stashes.size() && !c.stash_of.contains(microbatch); ++i)
+      if (std::none_of(c.stash_of.begin(), c.stash_of.end(), [&](const auto& e) { return e.second == i; }))
+        c.stash_of[microbatch] = i;
+  R1_CHECK(!split || c.stash_of.contains(microbatch), "stage {}: no stash left", stage);
+
+  const size_t ring = ring_next_;
+  ring_next_ = (ring_next_ + 1) % parallel::kGradientSendRing;
+  c.ring_of[microbatch] = ring;
+  const Tensor out = scratch("input gradient " + std::to_string(ring));
+  Tensor dy = output_gradient(stage, microbatch);
+  for (size_t i = c.layers.size(); i-- > 0;) {
+    const nn::LayerActs a = acts(c, microbatch, i, true);
+    const Tensor x = layer_input(c, microbatch, i);
+    c.layers[i].rematerialise(x, b, a, stream_);
+    nn::LayerGrads g = grads(c, microbatch, i, split);
+    if (!split) g.dy = dy;
+    Tensor dx = out;
+    if (i > 0) dx = split ? grads(c, microbatch, i - 1, true).dy : scratch(i % 2 == 0 ? "gradient 0" : "gradient 1");
+    c.layers[i].backward_input(x, b, a, g, dx, !split, stream_);
+    dy = dx;
+  }
+  if (c.spec.embedding) {
+    const StageParameters& p = params_[c.params];
+    kernels::embedding_backward(b.ids, region_.gather(dy, shared_.scratch.gathered_gradient, stream_),
+                                shared_.local.vocab.begin, p.part(p.gradients(), p.index(ParamRole::kEmbedding, -1)),
+                                stream_);
+  }
+}
+
+}  // namespace r1::models

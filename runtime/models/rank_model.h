@@ -1,0 +1,100 @@
+// The part of a model that one rank holds: its virtual stages with parameters and activations, run by the pipeline
+// executor. Everything is allocated from the rank's plan at construction; a step allocates nothing.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "parallel/exec/pipeline.h"
+#include "parallel/exec/process_groups.h"
+#include "parallel/spec/model_spec.h"
+#include "runtime/models/parameters.h"
+#include "runtime/nn/decoder_layer.h"
+#include "runtime/nn/lm_head.h"
+
+namespace r1::models {
+
+/// A micro-batch on the host: rows * seq_len tokens.
+struct HostBatch {
+  std::vector<int32_t> ids, targets, positions;
+  std::vector<int32_t> cu_seqlens;  ///< starts of segments, and T at the end
+  int64_t trained_tokens = 0;
+};
+
+class RankModel : public parallel::StageRunner {
+ public:
+  /// `plan` must come from parallel::plan_rank for this rank. Collective over nothing.
+  RankModel(const parallel::ModelSpec& spec, const parallel::RankPlan& plan, parallel::ProcessGroups& groups,
+            const parallel::Schedule& schedule, Device device, const Stream& s, bool training = true);
+
+  [[nodiscard]] std::vector<StageParameters>& parameters() { return params_; }
+  [[nodiscard]] const std::vector<StageParameters>& parameters() const { return params_; }
+  [[nodiscard]] const parallel::ModelSpec& spec() const { return spec_; }
+  [[nodiscard]] const parallel::RankPlan& plan() const { return plan_; }
+  /// A planned scratch tensor by name.
+  [[nodiscard]] Tensor scratch(const std::string& name) const;
+  /// Bytes allocated, by the plan's categories: equal to plan.bytes() exactly.
+  [[nodiscard]] parallel::RankPlan::Bytes allocated() const;
+
+  /// Copies the step's micro-batches to the device. `loss_scale`: 1 / global number of trained tokens.
+  void load(std::span<const HostBatch> batches, float loss_scale, bool want_gradients, const Stream& s);
+  /// Sees the logits of micro-batches as they are made (verification, sampling): (micro-batch, first token, logits [C, V]).
+  using Sink = std::function<void(int microbatch, int64_t first_token, const Tensor& logits)>;
+  void set_logits_sink(Sink sink) { sink_ = std::move(sink); }
+  void zero_gradients(const Stream& s);
+  void zero_loss(const Stream& s);
+  /// [1] fp64 on the device: sum of token losses since zero_loss (on the last stage; 0 elsewhere).
+  [[nodiscard]] Tensor loss_sum() const { return loss_sum_; }
+
+  // StageRunner
+  void acquire(int stage, int microbatch) override;
+  void release(int stage, int microbatch) override;
+  [[nodiscard]] Tensor input(int stage, int microbatch) override;
+  [[nodiscard]] Tensor output(int stage, int microbatch) override;
+  [[nodiscard]] Tensor output_gradient(int stage, int microbatch) override;
+  [[nodiscard]] Tensor input_gradient(int stage, int microbatch) override;
+  void forward(int stage, int microbatch) override;
+  void backward(int stage, int microbatch, parallel::ActionKind kind) override;
+
+ private:
+  struct Chunk {
+    int stage = 0;
+    parallel::StageSpec spec;
+    parallel::SlotLayout layout;
+    size_t params = 0;                   ///< index in params_
+    std::vector<nn::DecoderLayer> layers;
+    std::unique_ptr<nn::LmHead> head;
+    std::vector<Arena> slots, stashes;
+    std::map<int, size_t> slot_of, stash_of;  ///< micro-batch -> slot, stash
+    std::map<int, size_t> ring_of;            ///< micro-batch -> gradient ring entry of its input gradient
+  };
+  [[nodiscard]] Chunk& chunk(int stage);
+  [[nodiscard]] Arena& slot(Chunk& c, int microbatch);
+  [[nodiscard]] nn::LayerActs acts(Chunk& c, int microbatch, size_t layer, bool backward);
+  [[nodiscard]] nn::LayerGrads grads(Chunk& c, int microbatch, size_t layer, bool split);
+  [[nodiscard]] Tensor layer_input(Chunk& c, int microbatch, size_t layer);
+  [[nodiscard]] nn::Batch batch(int microbatch) const;
+
+  const parallel::ModelSpec& spec_;
+  parallel::RankPlan plan_;
+  Device device_;
+  Stream stream_;
+  parallel::TpRegion region_;
+  Arena scratch_;
+  std::map<std::string, size_t> scratch_index_;
+  std::vector<StageParameters> params_;
+  nn::LayerShared shared_;
+  std::vector<Chunk> chunks_;
+  Buffer loss_buffer_;
+  Tensor loss_sum_;
+  size_t ring_next_ = 0;
+  float loss_scale_ = 0;
+  bool want_gradients_ = false;
+  std::vector<nn::Batch> batches_;
+  Sink sink_;
+};
+
+}  // namespace r1::models

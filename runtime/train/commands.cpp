@@ -1,0 +1,73 @@
+#include "runtime/train/commands.h"
+
+#include <unistd.h>
+
+#include <iostream>
+
+#include "runtime/data/tokenize_command.h"
+#include "runtime/train/evaluate.h"
+#include "runtime/train/trainer.h"
+#include "runtime/train/verify.h"
+
+namespace r1::train {
+
+namespace {
+
+ExitCode run_tokenize(const RankContext& ctx) {
+  const JobConfig& cfg = ctx.config;
+  if (cfg.model.empty()) throw UsageError("tokenize needs --model DIR or --model tokenizer.json");
+  data::TokenizeArgs args;
+  args.model = cfg.model;
+  args.add_special = cfg.add_special;
+  args.generation_prompt = cfg.generation_prompt;
+  args.parse_special = cfg.parse_special;
+  args.train = cfg.train;
+  args.stats = cfg.stats;
+  args.color = isatty(STDOUT_FILENO) == 1;
+  for (const std::string& file : cfg.data) args.data.sources.push_back(data::parse_data_source(file));
+  if (cfg.stats && cfg.data.empty()) throw UsageError("tokenize --stats needs --data FILE");
+  args.data.format = cfg.format;
+  args.data.seq_len = cfg.seq_len;
+  args.data.pack = !cfg.no_pack;
+  args.data.train_on_prompt = cfg.train_on_prompt;
+  args.data.think_history = cfg.think_history;
+  args.data.max_bad_rows = cfg.max_bad_rows;
+  args.data.too_long = cfg.too_long;
+  args.data.template_name = cfg.template_name;
+  args.data.parse_special = cfg.parse_special;
+  args.data.cache_dir = cfg.cache_dir;
+  args.data.threads = cfg.threads > 0 ? cfg.threads : static_cast<int>(std::max<long>(1, sysconf(_SC_NPROCESSORS_ONLN)));
+  data::run_tokenize(args, std::cin, std::cout);
+  std::cout.flush();
+  return ExitCode::kOk;
+}
+
+}  // namespace
+
+bool needs_ranks(const std::string& command) {
+  for (const Subcommand& c : subcommands())
+    if (c.name == command) return c.runs_ranks;
+  return false;
+}
+
+ExitCode run_command(const RankContext& ctx) {
+  const std::string& command = ctx.config.command;
+  if (command == "train") return run_train(ctx);
+  if (command == "verify") return run_verify(ctx);
+  if (command == "eval") return run_eval(ctx);
+  if (command == "tokenize") return run_tokenize(ctx);
+  throw UsageError("r1run {}: this program has no such command", command);
+}
+
+comm::StopCheck stop_check(const JobConfig& config, const SignalFlags& signals) {
+  return [&config, &signals](const comm::Communicator& group, const char* operation, std::chrono::nanoseconds waited) {
+    if (const int signal = signals.stop.load(); signal != 0)
+      throw StoppedError("stopped by signal {}; the last checkpoint is valid: run the same command with --resume auto", signal);
+    const double seconds = std::chrono::duration<double>(waited).count();
+    if (config.stall_timeout > 0 && seconds > config.stall_timeout)
+      throw CommError("{} over {} has waited {:.0f} s (--stall-timeout {:.0f}s): another rank does not come", operation,
+                      group.name(), seconds, config.stall_timeout);
+  };
+}
+
+}  // namespace r1::train

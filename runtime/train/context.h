@@ -1,0 +1,46 @@
+// What every command of a rank shares, built once in main and passed by reference.
+#pragma once
+
+#include <atomic>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "comm/communicator.h"
+#include "runtime/core/options.h"
+#include "runtime/core/rank_status.h"
+
+namespace r1::train {
+
+/// Signals, as flags that the handlers set.
+struct SignalFlags {
+  std::atomic<int> stop{0};  ///< SIGTERM, SIGINT or SIGHUP: leave at once
+  std::atomic<int> save{0};  ///< SIGUSR1: save at the next step boundary and leave
+};
+
+struct RankContext {
+  JobConfig& config;
+  comm::Communicator& world;
+  RankStatusWriter& status;
+  SignalFlags& signals;
+  bool terminal = false;  ///< standard output is a terminal (the front door says so)
+
+  [[nodiscard]] bool first() const { return world.rank() == 0; }
+  /// Throws StoppedError when a signal asked to leave.
+  void check_stop() const;
+};
+
+/// Prints a line on standard output from world rank 0.
+void say(const RankContext& ctx, const std::string& line);
+
+/// `text` of rank `root` on every rank. Collective.
+[[nodiscard]] std::string broadcast_text(comm::Communicator& group, std::string text, int root = 0);
+/// Reductions of host values. Collective.
+[[nodiscard]] int64_t reduce(comm::Communicator& group, int64_t value, comm::ReduceOp op);
+[[nodiscard]] double reduce(comm::Communicator& group, double value, comm::ReduceOp op);
+/// Ranks on the same host as this one (this one included). Collective over the world.
+[[nodiscard]] int ranks_on_this_host(comm::Communicator& world);
+/// This rank's number among them, in world order. Collective over the world.
+[[nodiscard]] int local_rank(comm::Communicator& world);
+
+}  // namespace r1::train

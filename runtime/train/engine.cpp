@@ -1,0 +1,92 @@
+#include "runtime/train/engine.h"
+
+#include <cmath>
+
+namespace r1::train {
+
+namespace {
+
+parallel::Schedule schedule_of(const EngineOptions& o, int microbatches) {
+  parallel::Schedule s = parallel::make_schedule(o.schedule, o.mesh.pp, o.virtual_stages, microbatches);
+  parallel::validate(s);
+  return s;
+}
+
+}  // namespace
+
+parallel::RankPlan plan_for(const parallel::ModelConfig& config, const EngineOptions& o, int world_rank) {
+  const parallel::ModelSpec spec(config, o.mesh.tp, o.mesh.pp * o.virtual_stages);
+  return parallel::plan_rank(spec, o.mesh, parallel::coord_of(o.mesh, world_rank), schedule_of(o, o.microbatches),
+                             o.tokens, o.recompute, o.format, o.needs, o.training);
+}
+
+Engine::Engine(const parallel::ModelConfig& config, const EngineOptions& o, comm::Communicator& world)
+    : options_(o), spec_(config, o.mesh.tp, o.mesh.pp * o.virtual_stages),
+      groups_(std::make_unique<parallel::ProcessGroups>(world, o.mesh, config.tied_embeddings && o.mesh.pp > 1)),
+      schedule_(schedule_of(o, o.microbatches)), single_schedule_(schedule_of(o, 1)),
+      plan_(parallel::plan_rank(spec_, o.mesh, groups_->coord(), schedule_, o.tokens, o.recompute, o.format, o.needs,
+                                o.training)),
+      stream_(backend_of(o.device.kind).create_stream(o.device)) {
+  model_ = std::make_unique<models::RankModel>(spec_, plan_, *groups_, schedule_, o.device, stream_, o.training);
+  executor_ = std::make_unique<parallel::PipelineExecutor>(groups_->pp(), schedule_, parallel::kGradientSendRing);
+  single_executor_ =
+      std::make_unique<parallel::PipelineExecutor>(groups_->pp(), single_schedule_, parallel::kGradientSendRing);
+  if (!o.training) return;
+  std::vector<optim::ParamBlock> blocks;
+  for (const models::StageParameters& p : model_->parameters())
+    blocks.push_back({.specs = &p.specs(), .layout = &p.layout(), .tp_rank = p.tp_rank(), .weights = p.weights(),
+                      .gradients = p.gradients(), .master = p.master(), .exp_avg = p.exp_avg(),
+                      .exp_avg_sq = p.exp_avg_sq()});
+  sync_ = std::make_unique<optim::GradientSync>(blocks, *groups_, model_->scratch("shared gradients"));
+  norm_ = std::make_unique<optim::GradientNorm>(blocks, *groups_, o.device);
+  adamw_ = std::make_unique<optim::AdamW>(blocks, o.adamw, o.device);
+}
+
+Engine::~Engine() { backend_of(options_.device.kind).destroy_stream(stream_); }
+
+double Engine::host_scalar(const Tensor& t) const {
+  double v = 0;
+  DeviceBackend& backend = backend_of(options_.device.kind);
+  backend.copy(&v, t.data, sizeof v, stream_);
+  backend.synchronize(stream_);
+  return v;
+}
+
+/// The loss lives on the last stage, equal on its tp ranks, and is zero elsewhere: sum over dp, then over pp.
+double Engine::global_loss_sum() {
+  const Tensor sum = model_->loss_sum();
+  groups_->dp().all_reduce(sum, comm::ReduceOp::kSum, stream_);
+  groups_->pp().all_reduce(sum, comm::ReduceOp::kSum, stream_);
+  return host_scalar(sum);
+}
+
+double Engine::forward_backward(std::span<const models::HostBatch> batches, int64_t global_tokens,
+                                const parallel::ActionObserver& observe) {
+  R1_CHECK(static_cast<int>(batches.size()) == schedule_.microbatches, "{} micro-batches, planned {}", batches.size(),
+           schedule_.microbatches);
+  // A step without a single trained token has loss 0 and no gradient.
+  const double scale = global_tokens > 0 ? 1.0 / static_cast<double>(global_tokens) : 0.0;
+  model_->zero_gradients(stream_);
+  model_->zero_loss(stream_);
+  model_->load(batches, static_cast<float>(scale), true, stream_);
+  executor_->run(*model_, stream_, false, observe);
+  sync_->run(stream_);
+  return global_loss_sum() * scale;
+}
+
+double Engine::forward_only(std::span<const models::HostBatch> batches, bool single) {
+  model_->zero_loss(stream_);
+  model_->load(batches, 0.0F, false, stream_);
+  (single ? *single_executor_ : *executor_).run(*model_, stream_, true, {});
+  return global_loss_sum();
+}
+
+double Engine::optimizer_step(double lr, int64_t step) {
+  const Tensor sum_squares = norm_->run(stream_);
+  adamw_->step(lr, step, sum_squares, stream_);
+  return std::sqrt(host_scalar(sum_squares));
+}
+
+void Engine::close() { groups_->close(); }
+
+}  // namespace r1::train

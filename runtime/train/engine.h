@@ -1,0 +1,75 @@
+// One rank's training engine: model part, schedule, executor and optimizer behind two calls a step. Knows no files.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+
+#include "parallel/exec/pipeline.h"
+#include "parallel/exec/process_groups.h"
+#include "parallel/spec/model_spec.h"
+#include "runtime/models/rank_model.h"
+#include "runtime/optim/optimizer.h"
+
+namespace r1::train {
+
+struct EngineOptions {
+  parallel::MeshShape mesh;
+  std::string schedule = "1f1b";
+  int virtual_stages = 1;
+  int microbatches = 1;         ///< per step and dp rank
+  int64_t tokens = 0;           ///< T of a micro-batch: rows * seq_len
+  parallel::Recompute recompute = parallel::Recompute::kNone;
+  parallel::NumericFormat format;
+  parallel::DeviceNeeds needs;
+  Device device;
+  bool training = true;
+  optim::AdamWOptions adamw;
+};
+
+class Engine {
+ public:
+  /// Collective over `world`, which must outlive the engine. Allocates everything the plan lists.
+  Engine(const parallel::ModelConfig& config, const EngineOptions& options, comm::Communicator& world);
+  ~Engine();
+
+  /// Forward and backward of this dp rank's micro-batches, and the sums over replicas: afterwards the gradients of the mean
+  /// loss over `global_tokens` trained tokens are complete. Returns that mean loss (the same on every rank). Collective.
+  double forward_backward(std::span<const models::HostBatch> batches, int64_t global_tokens,
+                          const parallel::ActionObserver& observe = {});
+  /// Sum of token losses over all dp ranks without gradients. Collective. `single`: one micro-batch instead of a step's.
+  double forward_only(std::span<const models::HostBatch> batches, bool single = false);
+  /// Global gradient norm before clipping; updates the weights unless it is not finite. step counts from 1. Collective.
+  double optimizer_step(double lr, int64_t step);
+
+  [[nodiscard]] models::RankModel& model() { return *model_; }
+  [[nodiscard]] parallel::ProcessGroups& groups() { return *groups_; }
+  [[nodiscard]] const parallel::ModelSpec& spec() const { return spec_; }
+  [[nodiscard]] const parallel::RankPlan& plan() const { return plan_; }
+  [[nodiscard]] const parallel::Schedule& schedule() const { return schedule_; }
+  [[nodiscard]] const Stream& stream() const { return stream_; }
+  /// Collective end.
+  void close();
+
+ private:
+  [[nodiscard]] double host_scalar(const Tensor& t) const;
+  [[nodiscard]] double global_loss_sum();
+
+  EngineOptions options_;
+  parallel::ModelSpec spec_;
+  std::unique_ptr<parallel::ProcessGroups> groups_;
+  parallel::Schedule schedule_, single_schedule_;
+  parallel::RankPlan plan_;
+  Stream stream_;
+  std::unique_ptr<models::RankModel> model_;
+  std::unique_ptr<parallel::PipelineExecutor> executor_, single_executor_;
+  std::unique_ptr<optim::GradientSync> sync_;
+  std::unique_ptr<optim::GradientNorm> norm_;
+  std::unique_ptr<optim::AdamW> adamw_;
+};
+
+/// The plan of one rank for these options, without allocating anything. Pure.
+[[nodiscard]] parallel::RankPlan plan_for(const parallel::ModelConfig& config, const EngineOptions& options, int world_rank);
+
+}  // namespace r1::train

@@ -1,0 +1,251 @@
+#include "runtime/train/setup.h"
+
+#include <sched.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdlib>
+#include <fstream>
+
+#include "runtime/core/human.h"
+#include "runtime/core/log.h"
+#include "runtime/device/cpu/thread_pool.h"
+#include "runtime/core/rng.h"
+#include "runtime/device/cuda/cuda_api.h"
+#include "runtime/device/cuda_library.h"
+#include "runtime/kernels/ops.h"
+
+namespace r1::train {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+int cores_allowed() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
+}
+
+/// Bytes this host can still give: MemAvailable, and the cgroup's limit where it is lower.
+int64_t available_memory() {
+  int64_t available = 0;
+  std::ifstream info("/proc/meminfo");
+  for (std::string key; info >> key;) {
+    int64_t kib = 0;
+    if (key == "MemAvailable:" && info >> kib) available = kib * 1024;
+    info.ignore(256, '\n');
+  }
+  int64_t limit = 0, used = 0;
+  if (std::ifstream("/sys/fs/cgroup/memory.max") >> limit && std::ifstream("/sys/fs/cgroup/memory.current") >> used)
+    available = std::min(available, std::max<int64_t>(limit - used, 0));
+  return available;
+}
+
+int64_t bytes_on_host(comm::Communicator& world, const parallel::ModelConfig& config, const EngineOptions& options) {
+  // Every rank knows every plan; which ranks share this host is what the plan's total is summed over.
+  const int same = ranks_on_this_host(world);
+  int64_t total = 0;
+  const int first = world.rank() / same * same;
+  for (int r = first; r < std::min(first + same, world.size()); ++r) total += plan_for(config, options, r).bytes().total();
+  return total;
+}
+
+}  // namespace
+
+int setup_threads(const RankContext& ctx) {
+  const int cores = cores_allowed();
+  const int ranks = ranks_on_this_host(ctx.world);
+  const int online = std::max<int>(1, static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN)));
+  int threads = ctx.config.threads;
+  // A rank bound to its own cores uses them; unbound ranks share the host.
+  if (threads == 0) threads = std::max(1, cores < online ? cores : online / ranks);
+  else if (threads > cores && ctx.first())
+    log::warn("--threads {}: this rank may use {} core{} only (mpirun binds ranks to cores; --bind-to none frees them)",
+              threads, cores, cores == 1 ? "" : "s");
+  set_cpu_threads(threads);
+  return threads;
+}
+
+parallel::MeshShape mesh_of(const RankContext& ctx, int ranks_per_host) {
+  const JobConfig& cfg = ctx.config;
+  const parallel::MeshShape mesh{.pp = cfg.pp, .dp = cfg.dp, .tp = cfg.tp};
+  parallel::check_mesh(mesh, ctx.world.size(), ranks_per_host);
+  return mesh;
+}
+
+Device choose_device(const RankContext& ctx, const fs::path& cache) {
+  const JobConfig& cfg = ctx.config;
+  if (cfg.device == "cpu") return {};
+  // The driver's device file: without it the CUDA library need not be loaded to know that there is no GPU.
+  if (cfg.device == "auto" && !fs::exists("/dev/nvidiactl")) return {};
+  const auto get = reinterpret_cast<cuda::Api* (*)()>(cuda_library_symbol("r1run_cuda_api"));
+  cuda::Api& api = *get();
+  std::string why;
+  const int count = api.device_count(&why);
+  if (count == 0) {
+    if (cfg.device == "auto") {
+      if (ctx.first()) log::warn("no usable GPU ({}); training on the CPU", why);
+      return {};
+    }
+    throw DeviceError("--device cuda: no usable GPU: {}", why);
+  }
+  const int local = local_rank(ctx.world);
+  const int ranks = ranks_on_this_host(ctx.world);
+  if (ranks > count && ctx.first())
+    log::warn("{} ranks share {} GPU{} of this host: correct, but slower than one rank a GPU", ranks, count, count == 1 ? "" : "s");
+  const Device device{DeviceKind::kCuda, local % count};
+  api.set_deterministic(cfg.deterministic);
+  api.set_tuning(cfg.deterministic || cfg.dtype == "fp32" ? cuda::Tuning::kHeuristic : cuda::Tuning::kTimed, cache.string());
+  return device;
+}
+
+parallel::NumericFormat numeric_format(const JobConfig& cfg, const Device& device) {
+  if (device.kind == DeviceKind::kCpu) {
+    if (cfg.dtype == "bf16") throw UsageError("--dtype bf16 needs a GPU; the CPU backend computes in fp32");
+    if (cfg.state_dtype == "bf16") throw UsageError("--state-dtype bf16 needs a GPU; the CPU backend keeps fp32 state");
+    return {};
+  }
+  if (cfg.dtype == "fp32") return {};
+  if (cfg.state_dtype == "bf16")
+    return {.weights = DType::kBF16, .gradients = DType::kBF16, .moments = DType::kBF16, .master = false};
+  return {.weights = DType::kBF16, .gradients = DType::kF32, .moments = DType::kF32, .master = true};
+}
+
+EngineOptions engine_options(const JobConfig& cfg, const parallel::ModelConfig& model, const parallel::MeshShape& mesh,
+                             const BatchLayout& rows, const Device& device, bool training) {
+  EngineOptions o;
+  o.mesh = mesh;
+  o.schedule = cfg.schedule.empty() || cfg.schedule == "all" ? "1f1b" : cfg.schedule;
+  o.virtual_stages = cfg.virtual_stages;
+  o.microbatches = rows.microbatches();
+  o.tokens = rows.tokens();
+  o.recompute = cfg.recompute.empty() || cfg.recompute == "all" ? parallel::Recompute::kNone
+                                                                 : parallel::parse_recompute(cfg.recompute);
+  o.training = training;
+  o.device = device;
+  o.format = numeric_format(cfg, device);
+  if (device.kind == DeviceKind::kCuda) {
+    // A chunk of the head large enough for full GEMM rate: 2048 tokens of a 152k vocabulary take 0.6 GB in bf16.
+    o.needs.head_budget_elems = int64_t{320} << 20;
+    const int64_t heads = (model.heads + mesh.tp - 1) / mesh.tp, kv_heads = (model.kv_heads + mesh.tp - 1) / mesh.tp;
+    o.needs.workspace_bytes = static_cast<int64_t>(
+        kernels::attention_workspace_bytes(device.kind, rows.tokens(), heads, std::min(heads, kv_heads + 1), model.head_dim));
+  }
+  o.adamw = {.beta1 = cfg.beta1, .beta2 = cfg.beta2, .eps = cfg.eps, .weight_decay = cfg.weight_decay,
+             .no_decay = cfg.no_decay, .clip = cfg.clip, .seed = cfg.seed};
+  return o;
+}
+
+void check_memory(const RankContext& ctx, const parallel::ModelConfig& config, const EngineOptions& options) {
+  if (options.device.kind == DeviceKind::kCuda) {
+    // On a GPU the rank itself asks the device; ranks that share one are added up.
+    const auto get = reinterpret_cast<cuda::Api* (*)()>(cuda_library_symbol("r1run_cuda_api"));
+    const cuda::DeviceInfo info = (*get)()->device_info(options.device);
+    const int64_t sharing = std::max<int64_t>(1, ranks_on_this_host(ctx.world) / std::max(1, (*get)()->device_count(nullptr)));
+    const int64_t wanted = plan_for(config, options, ctx.world.rank()).bytes().total() * sharing;
+    const auto free = static_cast<int64_t>(info.free_bytes);
+    if (reduce(ctx.world, int64_t{wanted > free}, comm::ReduceOp::kMax) != 0)
+      throw MemoryError("{}: the plan needs {} and {} of {} are free; a cheaper --recompute policy, a smaller --micro-batch, "
+                        "--state-dtype bf16 or more ranks would need less", info.name, human_bytes(static_cast<double>(wanted)),
+                        human_bytes(static_cast<double>(free)), human_bytes(static_cast<double>(info.total_bytes)));
+    return;
+  }
+  const int64_t available = available_memory();
+  const int64_t wanted = bytes_on_host(ctx.world, config, options);
+  const int64_t misfits = reduce(ctx.world, int64_t{wanted > available}, comm::ReduceOp::kMax);
+  if (misfits == 0) return;
+  std::string advice;
+  for (const parallel::Recompute r : {parallel::Recompute::kCheap, parallel::Recompute::kSelective, parallel::Recompute::kFull}) {
+    EngineOptions smaller = options;
+    smaller.recompute = r;
+    const int64_t bytes = bytes_on_host(ctx.world, config, smaller);
+    if (bytes > available || r <= options.recompute) continue;
+    advice = fmt::format("--recompute {} would need {}", recompute_name(r), human_bytes(static_cast<double>(bytes)));
+    break;
+  }
+  throw MemoryError("the ranks of this host need {} and {} are available{}{}", human_bytes(static_cast<double>(wanted)),
+                    human_bytes(static_cast<double>(available)), advice.empty() ? "" : ": ",
+                    advice.empty() ? "; take more hosts, a smaller --micro-batch or a shorter --seq-len" : advice);
+}
+
+data::DataOptions data_options(const RankContext& ctx, const std::vector<std::string>& sources, const fs::path& cache,
+                               int64_t seq_len, const parallel::ModelConfig& model) {
+  const JobConfig& cfg = ctx.config;
+  data::DataOptions o;
+  for (const std::string& s : sources) o.sources.push_back(data::parse_data_source(s));
+  o.format = cfg.format;
+  o.seq_len = seq_len;
+  o.pack = !cfg.no_pack;
+  o.shuffle = !cfg.no_shuffle;
+  o.seed = cfg.seed;
+  o.train_on_prompt = cfg.train_on_prompt;
+  o.think_history = cfg.think_history;
+  o.max_bad_rows = cfg.max_bad_rows;
+  o.too_long = cfg.too_long;
+  o.template_name = cfg.template_name;
+  o.parse_special = cfg.parse_special;
+  o.cache_dir = cache;
+  o.threads = cpu_threads();
+  o.vocab_size = model.vocab;
+  o.progress = [&ctx](const data::DataProgress&) { ctx.check_stop(); };
+  return o;
+}
+
+int64_t seq_len_of(const JobConfig& cfg, const parallel::ModelConfig& model) {
+  if (cfg.seq_len == 0) return std::min<int64_t>(1024, model.max_positions);
+  if (cfg.seq_len > model.max_positions)
+    throw UsageError("--seq-len {}: the model has max_position_embeddings {}", cfg.seq_len, model.max_positions);
+  return cfg.seq_len;
+}
+
+double measure_gemm_rate(const RankContext& ctx, const Device& device, DType dtype) {
+  const bool gpu = device.kind == DeviceKind::kCuda;
+  const int64_t n = gpu ? 8192 : 768;
+  DeviceBackend& backend = backend_of(device.kind);
+  const Stream s = backend.create_stream(device);
+  double rate = 0;
+  {
+    Buffer memory(device, static_cast<size_t>(3 * n * n * dtype_bytes(dtype)));
+    // Random data: GEMMs run faster on zeros than on real numbers.
+    std::vector<uint16_t> bits(static_cast<size_t>(2 * n * n));
+    const Rng rng(1, "gemm rate");
+    for (size_t i = 0; i < bits.size(); ++i) bits[i] = static_cast<uint16_t>(0x3c00u + (philox4x32({static_cast<uint32_t>(i)}, 7)[0] & 0x83ffu));
+    std::vector<float> floats;
+    if (dtype == DType::kF32)
+      for (const uint16_t b : bits) floats.push_back(bf16_to_float(b));
+    const void* host = dtype == DType::kF32 ? static_cast<const void*>(floats.data()) : bits.data();
+    backend.copy(memory.data(), host, static_cast<size_t>(2 * n * n * dtype_bytes(dtype)), s);
+    backend.synchronize(s);
+    const auto matrix = [&](int64_t i) {
+      return Tensor{.data = static_cast<char*>(memory.data()) + i * n * n * dtype_bytes(dtype), .dtype = dtype, .shape = {n, n}, .device = device};
+    };
+    const auto run = [&](int count) {
+      for (int i = 0; i < count; ++i) kernels::linear_forward(matrix(0), matrix(1), {}, matrix(2), s);
+      backend.synchronize(s);
+    };
+    run(3);
+    ctx.world.barrier();
+    const auto start = std::chrono::steady_clock::now();
+    int64_t count = 0;
+    double seconds = 0;
+    while (seconds < 0.15) {
+      run(4);
+      count += 4;
+      seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    }
+    rate = 2.0 * static_cast<double>(n * n * n * count) / seconds;
+  }
+  backend.destroy_stream(s);
+  return reduce(ctx.world, rate, comm::ReduceOp::kSum);
+}
+
+int64_t peak_rss_bytes() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return static_cast<int64_t>(usage.ru_maxrss) * 1024;
+}
+
+}  // namespace r1::train

@@ -1,0 +1,431 @@
+#include "runtime/train/trainer.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstring>
+#include <cstdio>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "runtime/core/human.h"
+#include "runtime/core/log.h"
+#include "runtime/data/default/default_job.h"
+#include "runtime/device/cpu/thread_pool.h"
+#include "runtime/tokenizer/byte_level.h"
+#include "runtime/train/evaluate.h"
+#include "runtime/train/sample.h"
+#include "runtime/train/setup.h"
+#include "runtime/train/weights_io.h"
+
+namespace r1::train {
+
+namespace fs = std::filesystem;
+using Clock = std::chrono::steady_clock;
+
+namespace {
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+/// Where the job writes: --output, or the first free of r1run-out, r1run-out-2, ... when it is not given. An output that
+/// already holds checkpoints is not written into without --resume.
+fs::path choose_output(const RankContext& ctx) {
+  JobConfig& cfg = ctx.config;
+  std::string chosen, error;
+  ExitCode code = ExitCode::kOk;
+  if (ctx.first()) {
+    try {
+      fs::path out = cfg.output;
+      if (cfg.resume.empty()) {
+        if (!cfg.is_set("output"))
+          for (int i = 2; fs::exists(out); ++i) out = fmt::format("{}-{}", cfg.output, i);
+        else if (!checkpoint::list_checkpoints(out).empty())
+          throw UsageError("--output {}: holds checkpoints already; continue them with --resume auto, or give another --output",
+                           out.string());
+      }
+      std::error_code failed;
+      fs::create_directories(out, failed);
+      const fs::path probe = out / ".r1run-write-test";
+      if (failed || !(std::ofstream(probe) << "x").flush())
+        throw StorageError("--output {}: cannot be written: {}", out.string(),
+                           failed ? failed.message() : std::string(std::strerror(errno)));
+      fs::remove(probe, failed);
+      chosen = out.string();
+    } catch (const Error& e) {
+      error = e.what();
+      code = e.code();
+    }
+  }
+  // Rank 0 decides; its error is everybody's end, and rank 0 alone tells it.
+  const auto failed = reduce(ctx.world, static_cast<int64_t>(code), comm::ReduceOp::kMax);
+  if (failed != 0) {
+    if (ctx.first()) throw Error(code, error);
+    throw CommError("rank 0 ended with code {}", failed);
+  }
+  return broadcast_text(ctx.world, chosen);
+}
+
+/// What the built-in job trains with where the user gives nothing: chosen so that the loss halves in some minutes on two cores.
+void derive_default_job(JobConfig& cfg) {
+  const std::string why = "built-in job";
+  const auto set = [&](const char* name, const char* value) {
+    if (!cfg.is_set(name)) cfg.derive(name, value, why);
+  };
+  if (!cfg.is_set("epochs")) set("steps", "150");
+  set("batch", "8");
+  set("micro-batch", "2");
+  set("lr", "3e-3");
+  set("warmup-steps", "10");
+  set("lr-schedule", "cosine");
+  set("min-lr", "3e-4");
+  if (cfg.seq_len == 0) cfg.derive("seq-len", std::to_string(data::kDefaultSeqLen), why);
+}
+
+/// The state of a job that checkpoints carry beside tensors.
+struct Progress {
+  int64_t step = 0;           ///< optimizer steps done
+  int64_t position_rows = 0;  ///< rows consumed over all ranks
+  int64_t skipped_steps = 0;
+};
+
+class Job {
+ public:
+  explicit Job(const RankContext& ctx) : ctx_(ctx), cfg_(ctx.config) {}
+  ExitCode run();
+
+ private:
+  void open();
+  void resume(const fs::path& checkpoint);
+  void print_start(double gemm_rate, int64_t total_steps);
+  void evaluate();
+  void save();
+  void report_step(double loss, double norm, double lr, int64_t tokens, int64_t trained, double seconds, double segment);
+  void metrics_line(nlohmann::ordered_json line);
+  ExitCode finish(const char* why);
+
+  const RankContext& ctx_;
+  JobConfig& cfg_;
+  fs::path output_;
+  std::optional<ModelSource> source_;
+  std::optional<text::Tokenizer> tokenizer_;
+  std::optional<data::Dataset> data_;
+  std::vector<std::pair<std::string, data::Dataset>> eval_;
+  BatchLayout rows_;
+  Device device_;
+  std::optional<Engine> engine_;
+  Progress progress_;
+  std::string run_id_;
+  int64_t total_steps_ = 0, last_saved_ = -1;
+  double gemm_rate_ = 0, seconds_per_step_ = 0;
+  bool progress_line_ = false;
+  std::FILE* metrics_ = nullptr;
+};
+
+void Job::open() {
+  ctx_.status.set_phase("reading the configuration");
+  const bool built_in_data = cfg_.data.empty();
+  if (cfg_.model.empty() != built_in_data && cfg_.resume.empty())
+    throw UsageError("{}: give both --model and --data, or neither (the built-in model and data)",
+                     cfg_.model.empty() ? "--data is given, --model is not" : "--model is given, --data is not");
+  if (built_in_data) derive_default_job(cfg_);
+  const int local_ranks = ranks_on_this_host(ctx_.world);
+  const parallel::MeshShape mesh = mesh_of(ctx_, local_ranks);
+  setup_threads(ctx_);
+  output_ = choose_output(ctx_);
+  cfg_.derive("output", output_.string(), "free name");
+  if (built_in_data)
+    say(ctx_, "r1run: neither --model nor --data is given: training the built-in default, a small R1-distill-shaped Qwen2 model\n"
+              "r1run: from random weights on a bundled slice of GSM8K. `r1run train --help` lists the options.");
+
+  ctx_.status.set_phase("opening the model");
+  source_.emplace(open_model_source(ctx_, output_));
+  // Pre-tokenised data needs no tokenizer; anything else is refused below.
+  const bool has_tokenizer = fs::exists(source_->dir.path() / "tokenizer.json");
+  tokenizer_.emplace(has_tokenizer ? text::Tokenizer::load(source_->dir.path())
+                                   : text::Tokenizer::from_json(text::byte_level_tokenizer_json(), "no tokenizer"));
+  if (has_tokenizer && tokenizer_->vocab_size() > source_->config.vocab)
+    throw DataError("{}: the tokenizer has ids up to {}, but the model's embedding has {} rows (vocab_size in config.json)",
+                    (source_->dir.path() / "tokenizer.json").string(), tokenizer_->vocab_size() - 1, source_->config.vocab);
+
+  ctx_.status.set_phase("reading the data");
+  const int64_t seq_len = seq_len_of(cfg_, source_->config);
+  const fs::path cache = cfg_.cache_dir.empty() ? output_ / "cache" : fs::path(cfg_.cache_dir);
+  std::vector<std::string> files = cfg_.data;
+  if (built_in_data) {
+    const fs::path file = output_ / "gsm8k-slice.jsonl";
+    if (ctx_.first()) data::write_default_data(file);
+    ctx_.world.barrier();
+    files = {file.string()};
+  }
+  data_.emplace(data::Dataset::open(data_options(ctx_, files, cache, seq_len, source_->config), *tokenizer_));
+  if (!has_tokenizer)
+    for (const data::SourceStats& source : data_->stats().sources)
+      if (source.format != "input-ids")
+        throw DataError("{}: has no tokenizer.json, which --data {} (format {}) needs; without one, rows must be input_ids and labels",
+                        source_->dir.path().string(), source.path.string(), source.format);
+  for (const std::string& file : cfg_.eval_data) {
+    data::DataOptions o = data_options(ctx_, {file}, cache, seq_len, source_->config);
+    o.shuffle = false;
+    eval_.emplace_back(file, data::Dataset::open(o, *tokenizer_));
+  }
+
+  rows_ = {.batch = cfg_.batch, .micro_batch = cfg_.micro_batch, .seq_len = data_->seq_len(), .dp = mesh.dp};
+  device_ = choose_device(ctx_, cache);
+  const EngineOptions options = engine_options(cfg_, source_->config, mesh, rows_, device_, true);
+  check_memory(ctx_, source_->config, options);
+  ctx_.status.set_phase("building the model");
+  engine_.emplace(source_->config, options, ctx_.world);
+  run_id_ = broadcast_text(ctx_.world, ctx_.first() ? checkpoint::make_run_id() : std::string());
+  total_steps_ = cfg_.steps > 0 ? cfg_.steps
+                                : std::max<int64_t>(1, static_cast<int64_t>(std::ceil(
+                                      cfg_.epochs * static_cast<double>(data_->rows_per_epoch()) / static_cast<double>(cfg_.batch))));
+
+  if (!cfg_.resume.empty()) {
+    std::optional<fs::path> from = fs::path(cfg_.resume);
+    if (cfg_.resume == "auto") from = checkpoint::latest_checkpoint(output_);
+    else if (!fs::exists(*from / "r1run" / "manifest.json")) from = checkpoint::latest_checkpoint(*from);
+    if (!from && cfg_.resume != "auto")
+      throw DataError("--resume {}: no checkpoint there (a directory with r1run/manifest.json, or one that holds step-NNNNNN)",
+                      cfg_.resume);
+    if (from) {
+      resume(*from);
+      return;
+    }
+    say(ctx_, fmt::format("r1run: --resume auto: no checkpoint in {} yet, starting anew", output_.string()));
+  }
+  ctx_.status.set_phase("loading weights");
+  if (source_->init_seed) {
+    for (const models::StageParameters& p : engine_->model().parameters())
+      models::initialise(p, source_->config, *source_->init_seed, engine_->stream());
+    if (source_->built_in) write_model_weights(*engine_, source_->dir.path());
+  } else {
+    load_weights(*engine_, source_->dir);
+  }
+}
+
+void Job::resume(const fs::path& checkpoint) {
+  ctx_.status.set_phase("loading the checkpoint");
+  const auto reader = checkpoint::CheckpointReader::open(checkpoint);
+  const checkpoint::Manifest& m = reader.manifest();
+  const auto same = [&](const char* name, const std::string& mine) {
+    const auto it = m.fingerprints.find(name);
+    return it == m.fingerprints.end() || it->second == mine;
+  };
+  if (!same("model_config", source_->fingerprint()))
+    throw DataError("{}: is a checkpoint of another model than {} (config.json differs in a size or in what it computes)",
+                    checkpoint.string(), source_->dir.path().string());
+  if (!same("tokenizer", fmt::format("{:016x}", tokenizer_->fingerprint())))
+    throw DataError("{}: was trained with another tokenizer than {}", checkpoint.string(), source_->dir.path().string());
+  if (!same("data", fmt::format("{:016x}", data_->fingerprint())))
+    throw UsageError("{}: was trained on other data, or with another --seq-len, --seed, --no-pack or --no-shuffle; the order of "
+                     "rows would change", checkpoint.string());
+  reader.verify_part(ctx_.world.rank(), ctx_.world.size());
+  load_checkpoint_state(*engine_, reader);
+  progress_ = {.step = m.step, .position_rows = m.data_position_rows,
+               .skipped_steps = m.counters.contains("skipped_steps") ? m.counters.at("skipped_steps") : 0};
+  last_saved_ = m.step;
+  ctx_.status.set_checkpoint(m.step);
+  say(ctx_, fmt::format("r1run: resumed {} (step {}, {} rows seen; written by pp {} x dp {} x tp {})", checkpoint.string(),
+                        m.step, m.data_position_rows, m.mesh.pp, m.mesh.dp, m.mesh.tp));
+}
+
+void Job::print_start(double gemm_rate, int64_t total_steps) {
+  if (!ctx_.first()) return;
+  const parallel::ModelConfig& c = source_->config;
+  const parallel::RankPlan::Bytes b = engine_->plan().bytes();
+  const data::DatasetStats& d = data_->stats();
+  fmt::print("\n{}\n", resolved_ini(cfg_));
+  fmt::print("model      {} {} parameters, {} layers, hidden {}, heads {}/{}, ffn {}, vocabulary {}{}\n",
+             c.architecture_name(), human_count(c.parameters()), c.layers, c.hidden, c.heads, c.kv_heads, c.ffn, c.vocab,
+             c.tied_embeddings ? ", tied" : "");
+  fmt::print("data       {} samples in {} rows of {} tokens, {:.1f} % full, {} trained tokens\n", d.samples, d.rows,
+             data_->seq_len(), 100.0 * d.fill, human_count(d.trained_tokens));
+  const parallel::MeshShape& mesh = engine_->groups().mesh();
+  std::string layers;
+  for (const parallel::StageSpec& s : engine_->spec().stages())
+    layers += fmt::format("{}{}", layers.empty() ? "" : "|", s.layer_end - s.layer_begin);
+  fmt::print("layout     {} ({} ranks), layers {}, schedule {}, {} micro-batches of {} rows a rank, recompute {}\n", mesh.str(),
+             mesh.world(), layers, engine_->schedule().name, rows_.microbatches(), rows_.micro_batch,
+             recompute_name(engine_->plan().recompute));
+  const auto h = [](int64_t n) { return human_bytes(static_cast<double>(n)); };
+  fmt::print("memory     rank 0: {} (weights {}, gradients {}, optimizer {}, activations {}, scratch {})\n", h(b.total()),
+             h(b.weights), h(b.gradients), h(b.optimizer), h(b.activations), h(b.scratch));
+  fmt::print("machine    {}, {} together in {} GEMM, {} thread(s) a rank\n",
+             device_.kind == DeviceKind::kCuda ? "GPU" : "CPU", human_si(gemm_rate, "FLOP/s"),
+             dtype_name(engine_->plan().format.weights), cpu_threads());
+  fmt::print("steps      {} to {}, {} rows each\n\n", progress_.step + 1, total_steps, rows_.batch);
+  if (cfg_.schedule_print) {
+    const parallel::Schedule& schedule = engine_->schedule();
+    fmt::print("{}\n", parallel::print(schedule));
+    // A backward costs twice a forward, its halves one each.
+    std::ofstream(output_ / "schedule.svg") << parallel::gantt_svg(schedule, parallel::simulate(schedule, {}));
+    fmt::print("schedule   {}\n\n", (output_ / "schedule.svg").string());
+  }
+  std::fflush(stdout);
+  std::ofstream(output_ / "config.ini") << resolved_ini(cfg_);
+}
+
+void Job::metrics_line(nlohmann::ordered_json line) {
+  if (metrics_ == nullptr) return;
+  fmt::print(metrics_, "{}\n", line.dump());
+  std::fflush(metrics_);
+}
+
+void Job::report_step(double loss, double norm, double lr, int64_t tokens, int64_t trained, double seconds,
+                      double segment) {
+  if (!ctx_.first()) return;
+  const double rate = static_cast<double>(tokens) / seconds;
+  const double share = gemm_rate_ > 0 ? rate * source_->config.train_flops_per_token(segment) / gemm_rate_ : 0.0;
+  seconds_per_step_ = seconds_per_step_ == 0 ? seconds : 0.9 * seconds_per_step_ + 0.1 * seconds;
+  const double eta = seconds_per_step_ * static_cast<double>(total_steps_ - progress_.step);
+  metrics_line({{"type", "step"}, {"step", progress_.step}, {"loss", loss}, {"grad_norm", norm}, {"lr", lr},
+                {"tokens", tokens}, {"trained_tokens", trained}, {"rows_seen", progress_.position_rows},
+                {"seconds", seconds}, {"tokens_per_second", rate}, {"gemm_share", share},
+                {"peak_rss_bytes", peak_rss_bytes()}, {"skipped_steps", progress_.skipped_steps}});
+  const std::string text = fmt::format("step {}/{}  loss {:.4f}  norm {:.3f}  lr {:.2e}  {} tok/s  {:.0f} % of GEMM  mem {}  ETA {}",
+                                       progress_.step, total_steps_, loss, norm, lr, human_count(static_cast<int64_t>(rate)),
+                                       100.0 * share, human_bytes(static_cast<double>(peak_rss_bytes())), human_duration(eta));
+  if (ctx_.terminal) {
+    fmt::print("\r\033[K{}", text);
+    progress_line_ = true;
+  } else {
+    fmt::print("{}\n", text);
+  }
+  std::fflush(stdout);
+}
+
+void Job::evaluate() {
+  for (const auto& [file, set] : eval_) {
+    ctx_.status.set_phase("evaluating " + file);
+    const EvalResult r = evaluate_dataset(ctx_, *engine_, set, rows_);
+    if (!ctx_.first()) continue;
+    fmt::print("{}eval  step {}  {}  loss {:.4f}  perplexity {:.3f}  ({} trained tokens)\n", progress_line_ ? "\n" : "",
+               progress_.step, file, r.loss, r.perplexity(), r.trained_tokens);
+    progress_line_ = false;
+    std::fflush(stdout);
+    metrics_line({{"type", "eval"}, {"step", progress_.step}, {"file", file}, {"loss", r.loss},
+                  {"perplexity", r.perplexity()}, {"trained_tokens", r.trained_tokens}});
+  }
+}
+
+void Job::save() {
+  if (last_saved_ == progress_.step) return;
+  ctx_.status.set_phase("writing a checkpoint");
+  const auto start = Clock::now();
+  CheckpointMeta meta;
+  meta.run_id = run_id_;
+  meta.step = progress_.step;
+  meta.data_position_rows = progress_.position_rows;
+  meta.seed = cfg_.seed;
+  meta.config_text = resolved_ini(cfg_);
+  meta.fingerprints = {{"model_config", source_->fingerprint()},
+                       {"tokenizer", fmt::format("{:016x}", tokenizer_->fingerprint())},
+                       {"data", fmt::format("{:016x}", data_->fingerprint())}};
+  meta.counters = {{"skipped_steps", progress_.skipped_steps}};
+  const fs::path path = save_checkpoint(*engine_, source_->dir, output_, meta);
+  last_saved_ = progress_.step;
+  ctx_.status.set_checkpoint(progress_.step);
+  if (!ctx_.first()) return;
+  if (cfg_.keep_last > 0)
+    checkpoint::apply_retention(output_, {.keep_last = static_cast<int>(cfg_.keep_last), .keep_every = cfg_.keep_every});
+  fmt::print("{}checkpoint {} ({:.1f} s)\n", progress_line_ ? "\n" : "", path.string(), seconds_since(start));
+  progress_line_ = false;
+  std::fflush(stdout);
+  metrics_line({{"type", "checkpoint"}, {"step", progress_.step}, {"path", path.string()}, {"seconds", seconds_since(start)}});
+}
+
+ExitCode Job::finish(const char* why) {
+  if (metrics_ != nullptr) std::fclose(metrics_);
+  metrics_ = nullptr;
+  engine_->close();
+  if (why == nullptr) return ExitCode::kOk;
+  throw StoppedError("{}; step {} is saved: run the same command with --resume auto", why, progress_.step);
+}
+
+ExitCode Job::run() {
+  open();
+  gemm_rate_ = measure_gemm_rate(ctx_, device_, engine_->plan().format.weights);
+  print_start(gemm_rate_, total_steps_);
+  if (ctx_.first()) {
+    metrics_ = std::fopen((output_ / "metrics.jsonl").c_str(), "a");
+    if (metrics_ == nullptr) throw StorageError("{}: cannot be written: {}", (output_ / "metrics.jsonl").string(), std::strerror(errno));
+    metrics_line({{"type", "start"}, {"version", R1RUN_VERSION}, {"run_id", run_id_}, {"step", progress_.step},
+                  {"pp", cfg_.pp}, {"dp", cfg_.dp}, {"tp", cfg_.tp}, {"schedule", engine_->schedule().name},
+                  {"recompute", recompute_name(engine_->plan().recompute)}, {"rows", rows_.batch},
+                  {"seq_len", rows_.seq_len}, {"parameters", source_->config.parameters()},
+                  {"planned_bytes", engine_->plan().bytes().total()}, {"gemm_flops_per_second", gemm_rate_}});
+  }
+  const optim::LrSchedule lr_schedule{.kind = optim::parse_lr_schedule(cfg_.lr_schedule), .lr = cfg_.lr, .min_lr = cfg_.min_lr,
+                                      .warmup_steps = cfg_.warmup_steps, .total_steps = total_steps_};
+  const parallel::MeshCoord coord = engine_->groups().coord();
+  int64_t skipped_in_a_row = 0;
+  double first_loss = std::nan(""), last_loss = std::nan("");
+  const auto job_start = Clock::now();
+  while (progress_.step < total_steps_) {
+    const auto start = Clock::now();
+    ctx_.status.set_step(progress_.step + 1);
+    ctx_.check_stop();
+    const std::vector<models::HostBatch> batches = make_batches(*data_, rows_, progress_.position_rows, coord.dp);
+    int64_t trained = 0, segment_squares = 0;
+    for (const models::HostBatch& b : batches) {
+      trained += b.trained_tokens;
+      for (size_t i = 1; i < b.cu_seqlens.size(); ++i) {
+        const int64_t n = b.cu_seqlens[i] - b.cu_seqlens[i - 1];
+        segment_squares += n * n;
+      }
+    }
+    trained = reduce(engine_->groups().dp(), trained, comm::ReduceOp::kSum);
+    const double loss = engine_->forward_backward(batches, trained, [&](const parallel::Action& a) {
+      ctx_.status.set_phase(a.str());
+    });
+    ctx_.status.set_phase("optimizer");
+    const double lr = lr_schedule.at(progress_.step);
+    const double norm = engine_->optimizer_step(lr, progress_.step + 1);
+    ++progress_.step;
+    progress_.position_rows += rows_.batch;
+    const bool skipped = !std::isfinite(norm) || !std::isfinite(loss);
+    skipped_in_a_row = skipped ? skipped_in_a_row + 1 : 0;
+    if (skipped) {
+      ++progress_.skipped_steps;
+      if (ctx_.first())
+        log::warn("step {}: loss {} and gradient norm {} are not finite: the step is skipped, weights unchanged (rows {} to {})",
+                  progress_.step, loss, norm, progress_.position_rows - rows_.batch, progress_.position_rows - 1);
+      if (skipped_in_a_row > cfg_.max_skipped_steps)
+        throw DivergedError("{} steps in a row had NaN or Inf (--max-skipped-steps {}); the last good checkpoint is step {}",
+                            skipped_in_a_row, cfg_.max_skipped_steps, last_saved_);
+    }
+    if (std::isnan(first_loss)) first_loss = loss;
+    last_loss = loss;
+    const auto tokens = static_cast<int64_t>(batches.size()) * rows_.tokens() * rows_.dp;
+    report_step(loss, norm, lr, tokens, trained, seconds_since(start),
+                static_cast<double>(segment_squares) / static_cast<double>(std::max<int64_t>(1, tokens / rows_.dp)));
+    if (cfg_.eval_every > 0 && progress_.step % cfg_.eval_every == 0 && progress_.step < total_steps_) evaluate();
+    // A signal reaches ranks at different times: all leave after the same step.
+    const bool leave = reduce(ctx_.world, int64_t{ctx_.signals.save.load() != 0}, comm::ReduceOp::kMax) != 0;
+    if (leave || (cfg_.save_every > 0 && progress_.step % cfg_.save_every == 0)) save();
+    if (leave && progress_.step < total_steps_) return finish("stopped by signal USR1");
+  }
+  if (!eval_.empty()) evaluate();
+  save();
+  if (ctx_.first() && progress_line_) fmt::print("\n");
+  say(ctx_, fmt::format("\nloss {:.4f} at the start, {:.4f} at the end; {} in all", first_loss, last_loss,
+                        human_duration(seconds_since(job_start))));
+  if (source_->built_in) {
+    ctx_.status.set_phase("sampling an answer");
+    print_sample(ctx_, *engine_, *data_, *tokenizer_, rows_);
+  }
+  const std::string checkpoint = (output_ / checkpoint::step_directory(progress_.step)).string();
+  say(ctx_, fmt::format("\nThe checkpoint is a Hugging Face directory: {}\n"
+                        "Try next:\n"
+                        "  r1run verify --model {} --layouts 1x1x1,2x1x4\n"
+                        "  r1run train --model {} --data YOUR.jsonl --pp {} --dp {} --tp {}\n"
+                        "Metrics of every step: {}",
+                        checkpoint, checkpoint, checkpoint, cfg_.pp, cfg_.dp, cfg_.tp, (output_ / "metrics.jsonl").string()));
+  return finish(nullptr);
+}
+
+}  // namespace
+
+ExitCode run_train(const RankContext& ctx) { return Job(ctx).run(); }
+
+}  // namespace r1::train

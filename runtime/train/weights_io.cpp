@@ -1,0 +1,330 @@
+#include "runtime/train/weights_io.h"
+
+#include <algorithm>
+#include <cstring>
+#include <exception>
+
+#include "runtime/checkpoint/crc32c.h"
+#include "runtime/checkpoint/io.h"
+
+namespace r1::train {
+
+namespace fs = std::filesystem;
+using checkpoint::Contribution;
+using checkpoint::Piece;
+using models::StageParameters;
+using parallel::ParamSpec;
+
+namespace {
+
+Tensor host_tensor(void* data, int64_t n, DType dtype) {
+  return {.data = data, .dtype = dtype, .shape = {n}, .device = {}};
+}
+
+/// fp32 values of `n` elements in `dtype`.
+std::vector<char> converted(const std::vector<float>& values, DType dtype) {
+  std::vector<char> out(values.size() * static_cast<size_t>(dtype_bytes(dtype)));
+  checkpoint::convert_elements(DType::kF32, values.data(), dtype, out.data(), values.size());
+  return out;
+}
+
+/// Text from tp 0 / dp 0 of each stage to world rank 0, over pp.
+std::vector<std::string> gather_text(parallel::ProcessGroups& groups, const std::string& mine) {
+  comm::Communicator& pp = groups.pp();
+  const Stream s{};
+  std::vector<std::string> all;
+  if (pp.rank() != 0) {
+    auto n = static_cast<int64_t>(mine.size());
+    pp.send(host_tensor(&n, 1, DType::kI64), 0, s);
+    std::string copy = mine;
+    if (n > 0) pp.send(host_tensor(copy.data(), n, DType::kU8), 0, s);
+    return all;
+  }
+  all.push_back(mine);
+  for (int r = 1; r < pp.size(); ++r) {
+    int64_t n = 0;
+    pp.recv(host_tensor(&n, 1, DType::kI64), r, s);
+    std::string text(static_cast<size_t>(n), '\0');
+    if (n > 0) pp.recv(host_tensor(text.data(), n, DType::kU8), r, s);
+    all.push_back(std::move(text));
+  }
+  return all;
+}
+
+/// Runs `work` on this rank and tells all ranks whether any of them failed: a rank that cannot write must not leave the
+/// others waiting. Throws StorageError everywhere, with the own message where it happened.
+void together(comm::Communicator& world, const std::function<void()>& work) {
+  int64_t failed = 0;
+  std::string message;
+  try {
+    work();
+  } catch (const StorageError& e) {
+    failed = 1;
+    message = e.what();
+  }
+  world.all_reduce(host_tensor(&failed, 1, DType::kI64), comm::ReduceOp::kMax, {});
+  if (failed != 0) throw StorageError("{}", message.empty() ? std::string("another rank cannot write the checkpoint") : message);
+}
+
+struct Written {
+  Contribution contribution;
+};
+
+/// One file of pieces on the writer of a stage, and nothing on the other tp ranks. A write that fails is remembered until
+/// finish(): the other ranks of the group are in the middle of gathering and must not be left there.
+class StageFile {
+ public:
+  StageFile(bool writer, const fs::path& dir, const std::string& name, std::vector<Piece> pieces) : writer_(writer) {
+    if (writer)
+      guard([&] { file_ = std::make_unique<checkpoint::PieceWriter>(dir, name, std::move(pieces)); });
+  }
+  void write(const ParamSpec& p, std::string_view kind, const std::vector<float>& values, DType dtype) {
+    if (!writer_) return;
+    guard([&] {
+      if (!file_) return;
+      const Piece& piece = file_->pieces()[next_];
+      R1_CHECK(piece.tensor == p.name && piece.kind == kind, "file order changed at {}", p.name);
+      const std::vector<char> bytes = converted(values, dtype);
+      file_->write(next_++, bytes.data(), bytes.size());
+    });
+  }
+  void finish(Written& out) {
+    if (!writer_) return;
+    if (error_) std::rethrow_exception(error_);
+    const Contribution c = file_->finish();
+    out.contribution.files.insert(out.contribution.files.end(), c.files.begin(), c.files.end());
+    out.contribution.pieces.insert(out.contribution.pieces.end(), c.pieces.begin(), c.pieces.end());
+  }
+
+ private:
+  template <class Work>
+  void guard(const Work& work) {
+    if (error_) return;
+    try {
+      work();
+    } catch (const StorageError&) {
+      error_ = std::current_exception();
+      file_.reset();
+    }
+  }
+  bool writer_;
+  std::unique_ptr<checkpoint::PieceWriter> file_;
+  size_t next_ = 0;
+  std::exception_ptr error_;
+};
+
+/// Writes the model weights of this pipeline rank's stages into `dir`. Collective over tp; the writer is tp 0.
+void write_stage_weights(Engine& engine, const fs::path& dir, Written& out) {
+  const parallel::ProcessGroups& groups = engine.groups();
+  const DType dtype = engine.spec().config().storage;
+  std::vector<Piece> pieces;
+  for (const StageParameters& params : engine.model().parameters())
+    for (const ParamSpec& p : params.specs())
+      if (!p.tied_copy)
+        pieces.push_back({.tensor = p.name, .kind = std::string(checkpoint::kKindWeight), .dtype = dtype,
+                          .global_shape = p.shape, .box = checkpoint::whole_box(p.shape)});
+  StageFile file(groups.tp().rank() == 0, dir, checkpoint::weight_file_name(groups.coord().pp, groups.mesh().pp), pieces);
+  for (const StageParameters& params : engine.model().parameters())
+    for (size_t i = 0; i < params.specs().size(); ++i) {
+      if (params.specs()[i].tied_copy) continue;
+      const Tensor block = params.master().data != nullptr ? params.master() : params.weights();
+      file.write(params.specs()[i], checkpoint::kKindWeight, gather_parameter(engine, params, block, i), dtype);
+    }
+  file.finish(out);
+}
+
+/// Writes masters (where the stored weights do not hold them exactly) and moments. Collective over tp.
+void write_stage_state(Engine& engine, const fs::path& stage, Written& out) {
+  const parallel::ProcessGroups& groups = engine.groups();
+  const auto kinds = [&](const StageParameters& p) {
+    std::vector<std::pair<std::string_view, Tensor>> list;
+    const Tensor exact = p.master().data != nullptr ? p.master() : p.weights();
+    if (exact.dtype != engine.spec().config().storage) list.emplace_back(checkpoint::kKindMaster, exact);
+    list.emplace_back(checkpoint::kKindExpAvg, p.exp_avg());
+    list.emplace_back(checkpoint::kKindExpAvgSq, p.exp_avg_sq());
+    return list;
+  };
+  // Kind by kind: the file keeps the order given as long as no wider element follows a narrower one.
+  const auto& stages = engine.model().parameters();
+  const size_t count = kinds(stages.front()).size();
+  std::vector<Piece> pieces;
+  for (size_t k = 0; k < count; ++k)
+    for (const StageParameters& params : stages) {
+      const auto [kind, block] = kinds(params)[k];
+      for (const ParamSpec& p : params.specs())
+        if (!p.tied_copy)
+          pieces.push_back({.tensor = p.name, .kind = std::string(kind), .dtype = block.dtype, .global_shape = p.shape,
+                            .box = checkpoint::whole_box(p.shape)});
+    }
+  StageFile file(groups.tp().rank() == 0, stage,
+                 fmt::format("r1run/state-{:05}-of-{:05}.safetensors", groups.coord().pp + 1, groups.mesh().pp), pieces);
+  for (size_t k = 0; k < count; ++k)
+    for (const StageParameters& params : stages) {
+      const auto [kind, block] = kinds(params)[k];
+      for (size_t i = 0; i < params.specs().size(); ++i)
+        if (!params.specs()[i].tied_copy)
+          file.write(params.specs()[i], kind, gather_parameter(engine, params, block, i), block.dtype);
+    }
+  file.finish(out);
+}
+
+/// Writes model.safetensors.index.json of a sharded model.
+checkpoint::FileRecord write_index(const fs::path& dir, const std::vector<Piece>& pieces) {
+  std::map<std::string, std::string> files;
+  uint64_t bytes = 0;
+  for (const Piece& p : pieces) {
+    if (p.kind != checkpoint::kKindWeight) continue;
+    files[p.tensor] = p.file;
+    bytes += static_cast<uint64_t>(p.box.elems() * dtype_bytes(p.dtype));
+  }
+  const std::string text = checkpoint::weight_index_json(files, bytes);
+  const std::string name = "model.safetensors.index.json";
+  checkpoint::write_text_file(dir / name, text);
+  return {.name = name, .bytes = text.size(), .crc32c = checkpoint::crc32c(text)};
+}
+
+}  // namespace
+
+void check_model_dir(const checkpoint::HfModelDir& dir, const parallel::ModelConfig& config) {
+  const parallel::ModelSpec spec(config, 1, 1);
+  for (const ParamSpec& p : spec.all_params()) {
+    const checkpoint::TensorEntry& e = dir.entry(p.name);
+    if (e.shape != p.shape)
+      throw DataError("{}: tensor '{}' has shape {}, but config.json asks for {}", dir.file_of(p.name).path().string(),
+                      p.name, checkpoint::shape_text(e.shape), checkpoint::shape_text(p.shape));
+    if (!e.dtype || !checkpoint::convertible(*e.dtype, DType::kF32))
+      throw DataError("{}: tensor '{}' has dtype {}; F32, F16, BF16 and F64 weights are read",
+                      dir.file_of(p.name).path().string(), p.name, e.dtype_name);
+  }
+}
+
+void load_weights(Engine& engine, const checkpoint::HfModelDir& dir) {
+  for (const StageParameters& params : engine.model().parameters())
+    for (size_t i = 0; i < params.specs().size(); ++i) {
+      const ParamSpec& p = params.specs()[i];
+      std::vector<float> values(static_cast<size_t>(p.shard.local_elems(params.tp_rank())));
+      dir.read_shard(p.name, p.shard, params.tp_rank(), DType::kF32, values.data());
+      models::set_weights(params, i, values.data(), engine.stream());
+    }
+}
+
+void load_checkpoint_state(Engine& engine, const checkpoint::CheckpointReader& reader) {
+  DeviceBackend& backend = backend_of(engine.stream().device.kind);
+  for (const StageParameters& params : engine.model().parameters())
+    for (size_t i = 0; i < params.specs().size(); ++i) {
+      const ParamSpec& p = params.specs()[i];
+      std::vector<float> values(static_cast<size_t>(p.shard.local_elems(params.tp_rank())));
+      const std::string_view kind =
+          reader.has(checkpoint::kKindMaster, p.name) ? checkpoint::kKindMaster : checkpoint::kKindWeight;
+      reader.read(kind, p.name, p.shard, params.tp_rank(), DType::kF32, values.data());
+      models::set_weights(params, i, values.data(), engine.stream());
+      for (const auto& [state, block] : {std::pair{checkpoint::kKindExpAvg, params.exp_avg()},
+                                         std::pair{checkpoint::kKindExpAvgSq, params.exp_avg_sq()}}) {
+        const Tensor t = params.part(block, i);
+        std::vector<char> bytes(t.bytes());
+        reader.read(state, p.name, p.shard, params.tp_rank(), t.dtype, bytes.data());
+        backend.copy(t.data, bytes.data(), bytes.size(), engine.stream());
+        backend.synchronize(engine.stream());
+      }
+    }
+}
+
+std::vector<float> gather_parameter(Engine& engine, const StageParameters& params, const Tensor& block, size_t index) {
+  comm::Communicator& tp = engine.groups().tp();
+  const ParamSpec& p = params.specs()[index];
+  std::vector<float> mine = models::host_values(params, block, index, engine.stream());
+  if (tp.size() == 1) return mine;
+  // A rank that owns nothing of the tensor (replicated: rank 0 has it all) sends nothing.
+  if (tp.rank() != 0) {
+    if (!p.shard.owned(tp.rank()).empty() && !mine.empty())
+      tp.send(host_tensor(mine.data(), static_cast<int64_t>(mine.size()), DType::kF32), 0, {});
+    return {};
+  }
+  int64_t elems = 1;
+  for (const int64_t d : p.shape) elems *= d;
+  std::vector<float> whole(static_cast<size_t>(elems)), part;
+  for (int r = 0; r < tp.size(); ++r) {
+    const auto n = p.shard.local_elems(r);
+    if (r > 0) {
+      if (p.shard.owned(r).empty() || n == 0) continue;
+      part.resize(static_cast<size_t>(n));
+      tp.recv(host_tensor(part.data(), n, DType::kF32), r, {});
+    }
+    const std::vector<float>& from = r == 0 ? mine : part;
+    for (const parallel::Interval& owned : p.shard.owned(r))
+      for (const parallel::Run& run : runs_of(p.shard, r, owned))
+        std::memcpy(&whole[static_cast<size_t>(run.global)], &from[static_cast<size_t>(run.local)],
+                    static_cast<size_t>(run.count) * sizeof(float));
+  }
+  return whole;
+}
+
+fs::path save_checkpoint(Engine& engine, const checkpoint::HfModelDir& source, const fs::path& root,
+                         const CheckpointMeta& meta) {
+  parallel::ProcessGroups& groups = engine.groups();
+  comm::Communicator& world = groups.world();
+  const bool first = world.rank() == 0;
+  const bool works = groups.coord().dp == 0;  // dp replicas hold the same state
+  std::optional<checkpoint::StagedCheckpoint> staged;
+  // Weights, fp32 masters and two moments; 5 % for headers and side files.
+  const uint64_t need = static_cast<uint64_t>(static_cast<double>(engine.spec().config().parameters()) * 16.0 * 1.05);
+  together(world, [&] {
+    if (first) staged = checkpoint::StagedCheckpoint::create(root, meta.step, meta.run_id, need);
+  });
+  Written written;
+  std::vector<std::string> contributions;
+  together(world, [&] {
+    if (!first && works && groups.tp().rank() == 0) staged = checkpoint::StagedCheckpoint::join(root, meta.step, meta.run_id);
+  });
+  together(world, [&] {
+    if (!works) return;
+    const fs::path stage = staged ? staged->stage() : fs::path();
+    write_stage_weights(engine, stage, written);
+    write_stage_state(engine, stage, written);
+  });
+  if (works && groups.tp().rank() == 0)
+    contributions = gather_text(groups, checkpoint::to_json(written.contribution));
+
+  fs::path target;
+  together(world, [&] {
+    if (!first) return;
+    checkpoint::Manifest m;
+    m.run_id = meta.run_id;
+    m.step = meta.step;
+    m.rng_seed = meta.seed;
+    m.data_position_rows = meta.data_position_rows;
+    m.config_text = meta.config_text;
+    m.mesh = {groups.mesh().pp, groups.mesh().dp, groups.mesh().tp};
+    m.fingerprints = meta.fingerprints;
+    m.counters = meta.counters;
+    for (size_t r = 0; r < contributions.size(); ++r)
+      m.add(checkpoint::contribution_from_json(contributions[r], fmt::format("contribution of pp {}", r)));
+    for (const checkpoint::FileRecord& f : source.copy_side_files(staged->stage())) m.files.push_back(f);
+    if (groups.mesh().pp > 1)
+      m.files.push_back(write_index(staged->stage(), m.pieces));
+    target = staged->commit(m);
+  });
+  return root / checkpoint::step_directory(meta.step);
+}
+
+void write_model_weights(Engine& engine, const fs::path& dir) {
+  parallel::ProcessGroups& groups = engine.groups();
+  Written written;
+  together(groups.world(), [&] {
+    if (groups.coord().dp == 0) write_stage_weights(engine, dir, written);
+  });
+  std::vector<std::string> contributions;
+  if (groups.coord().dp == 0 && groups.tp().rank() == 0)
+    contributions = gather_text(groups, checkpoint::to_json(written.contribution));
+  together(groups.world(), [&] {
+    if (groups.world().rank() != 0 || groups.mesh().pp == 1) return;
+    std::vector<Piece> pieces;
+    for (const std::string& text : contributions) {
+      const Contribution c = checkpoint::contribution_from_json(text, "contribution");
+      pieces.insert(pieces.end(), c.pieces.begin(), c.pieces.end());
+    }
+    static_cast<void>(write_index(dir, pieces));
+  });
+}
+
+}  // namespace r1::train
