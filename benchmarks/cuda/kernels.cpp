@@ -1,10 +1,12 @@
-// Time of every CUDA operation at the shapes of R1-Distill-Qwen-1.5B and -7B, as a share of the ceilings measured in the
-// same run: a bf16 product of 8192^3 for arithmetic, a large device-to-device copy for bytes.
+// Time of every CUDA operation at the shapes of R1-Distill-Qwen-1.5B and -7B, as a share of the
+// ceilings measured in the same run: a bf16 product of 8192^3 for arithmetic, a large
+// device-to-device copy for bytes.
 //
 //   bench_cuda_kernels [--cache DIR] [--only TEXT] [--deterministic]
 //
-// Times are medians over graph replays of ten calls. Data is random; the data of a call exceeds the L2 cache where the
-// operation is bound by memory. The last table adds the operations of a step up and compares with the step's floor.
+// Times are medians over graph replays of ten calls. Data is random; the data of a call exceeds the
+// L2 cache where the operation is bound by memory. The last table adds the operations of a step up
+// and compares with the step's floor.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -72,15 +74,18 @@ struct Bench {
     return times[times.size() / 2];
   }
 
-  void report(const std::string& name, double flop, double bytes, const std::function<void()>& call) {
+  void report(const std::string& name, double flop, double bytes,
+              const std::function<void()>& call) {
     if (!only.empty() && name.find(only) == std::string::npos) return;
     const double t = time(call);
     us[name] = t;
     const double flops = flop / t * 1e6, rate = bytes / t * 1e6;
     if (flop > 0)
-      std::printf("%-52s %10.1f us %8.1f TFLOP/s %5.1f %%\n", name.c_str(), t, flops * 1e-12, 100 * flops / gemm_ceiling);
+      std::printf("%-52s %10.1f us %8.1f TFLOP/s %5.1f %%\n", name.c_str(), t, flops * 1e-12,
+                  100 * flops / gemm_ceiling);
     else
-      std::printf("%-52s %10.1f us %8.2f TB/s    %5.1f %%\n", name.c_str(), t, rate * 1e-12, 100 * rate / copy_ceiling);
+      std::printf("%-52s %10.1f us %8.2f TB/s    %5.1f %%\n", name.c_str(), t, rate * 1e-12,
+                  100 * rate / copy_ceiling);
     std::fflush(stdout);
   }
 };
@@ -110,11 +115,15 @@ class Pool {
     DeviceBackend& b = backend_of(DeviceKind::kCuda);
     const Buffer& from = t == kB ? half_ : full_;
     for (size_t at = 0; at < x.bytes(); at += from.bytes())
-      b.copy(static_cast<char*>(x.data) + at, from.data(), std::min(from.bytes(), x.bytes() - at), s_);
+      b.copy(static_cast<char*>(x.data) + at, from.data(), std::min(from.bytes(), x.bytes() - at),
+             s_);
     return x;
   }
   Tensor ints(const std::vector<int32_t>& v) {
-    Tensor x{.data = nullptr, .dtype = DType::kI32, .shape = {static_cast<int64_t>(v.size())}, .device = kGpu};
+    Tensor x{.data = nullptr,
+             .dtype = DType::kI32,
+             .shape = {static_cast<int64_t>(v.size())},
+             .device = kGpu};
     owned_.emplace_back(kGpu, x.bytes());
     x.data = owned_.back().data();
     backend_of(DeviceKind::kCuda).copy(x.data, v.data(), x.bytes(), s_);
@@ -136,33 +145,44 @@ class Pool {
 struct Model {
   const char* name;
   int64_t layers, hidden, ffn, nq, nkv, vocab;
-  int64_t params() const { return layers * (hidden * (nq + 2 * nkv) * 128 + nq * 128 * hidden + 3 * hidden * ffn + 2 * hidden) + 2 * vocab * hidden; }
+  int64_t params() const {
+    return layers *
+               (hidden * (nq + 2 * nkv) * 128 + nq * 128 * hidden + 3 * hidden * ffn + 2 * hidden) +
+           2 * vocab * hidden;
+  }
 };
 
 std::vector<int32_t> kv_of_q(int64_t nq, int64_t nkv) {
   std::vector<int32_t> kv(static_cast<size_t>(nq));
-  for (int64_t i = 0; i < nq; ++i) kv[static_cast<size_t>(i)] = static_cast<int32_t>(i / (nq / nkv));
+  for (int64_t i = 0; i < nq; ++i)
+    kv[static_cast<size_t>(i)] = static_cast<int32_t>(i / (nq / nkv));
   return kv;
 }
 
 void ceilings(Bench& b, Pool& pool) {
   const int64_t n = 8192;
-  const Tensor x = pool.tensor(kB, {n, n}), w = pool.tensor(kB, {n, n}), y = pool.tensor(kB, {n, n});
+  const Tensor x = pool.tensor(kB, {n, n}), w = pool.tensor(kB, {n, n}),
+               y = pool.tensor(kB, {n, n});
   const double t = b.time([&] { kernels::linear_forward(x, w, {}, y, b.s); });
   b.gemm_ceiling = 2.0 * n * n * n / t * 1e6;
   const size_t bytes = size_t{4} << 30;
   const Buffer from(kGpu, bytes), to(kGpu, bytes);
-  const double c = b.time([&] { backend_of(DeviceKind::kCuda).copy(to.data(), from.data(), bytes, b.s); });
+  const double c =
+      b.time([&] { backend_of(DeviceKind::kCuda).copy(to.data(), from.data(), bytes, b.s); });
   b.copy_ceiling = 2.0 * static_cast<double>(bytes) / c * 1e6;
-  std::printf("ceilings: product of 8192^3 %.1f TFLOP/s, copy %.2f TB/s\n", b.gemm_ceiling * 1e-12, b.copy_ceiling * 1e-12);
+  std::printf("ceilings: product of 8192^3 %.1f TFLOP/s, copy %.2f TB/s\n", b.gemm_ceiling * 1e-12,
+              b.copy_ceiling * 1e-12);
   pool.clear();
 }
 
-void linear(Bench& b, Pool& pool, const std::string& name, int64_t tokens, int64_t in, int64_t out, bool bias) {
-  const Tensor x = pool.tensor(kB, {tokens, in}), w = pool.tensor(kB, {out, in}), y = pool.tensor(kB, {tokens, out});
+void linear(Bench& b, Pool& pool, const std::string& name, int64_t tokens, int64_t in, int64_t out,
+            bool bias) {
+  const Tensor x = pool.tensor(kB, {tokens, in}), w = pool.tensor(kB, {out, in}),
+               y = pool.tensor(kB, {tokens, out});
   const Tensor bs = bias ? pool.tensor(kB, {out}) : Tensor{};
   const Tensor dw32 = pool.tensor(kF, {out, in}), dw16 = pool.tensor(kB, {out, in});
-  const double flop = 2.0 * static_cast<double>(tokens) * static_cast<double>(in) * static_cast<double>(out);
+  const double flop =
+      2.0 * static_cast<double>(tokens) * static_cast<double>(in) * static_cast<double>(out);
   b.report(name + " forward", flop, 0, [&] { kernels::linear_forward(x, w, bs, y, b.s); });
   b.report(name + " dx", flop, 0, [&] { kernels::linear_backward_input(y, w, x, false, b.s); });
   b.report(name + " dw fp32", flop, 0, [&] { kernels::linear_backward_weight(y, x, dw32, b.s); });
@@ -170,7 +190,8 @@ void linear(Bench& b, Pool& pool, const std::string& name, int64_t tokens, int64
   pool.clear();
 }
 
-void attention(Bench& b, Pool& pool, const std::string& name, const Model& m, int64_t tokens, const std::vector<int32_t>& lengths, DType t) {
+void attention(Bench& b, Pool& pool, const std::string& name, const Model& m, int64_t tokens,
+               const std::vector<int32_t>& lengths, DType t) {
   std::vector<int32_t> cu{0};
   double pairs = 0;
   for (int32_t n : lengths) {
@@ -178,90 +199,142 @@ void attention(Bench& b, Pool& pool, const std::string& name, const Model& m, in
     pairs += 0.5 * n * static_cast<double>(n);
   }
   const auto kv = kv_of_q(m.nq, m.nkv);
-  const AttentionArgs args{.q_heads = m.nq, .kv_heads = m.nkv, .head_dim = 128, .kv_of_q = kv, .scale = 1.0F / std::sqrt(128.0F),
-                           .max_segment = *std::max_element(lengths.begin(), lengths.end()), .host_cu = cu};
+  const AttentionArgs args{.q_heads = m.nq,
+                           .kv_heads = m.nkv,
+                           .head_dim = 128,
+                           .kv_of_q = kv,
+                           .scale = 1.0F / std::sqrt(128.0F),
+                           .max_segment = *std::max_element(lengths.begin(), lengths.end()),
+                           .host_cu = cu};
   const Tensor seqlens = pool.ints(cu);
-  const Tensor qkv = pool.tensor(t, {tokens, (m.nq + 2 * m.nkv) * 128}), dqkv = pool.tensor(t, {tokens, (m.nq + 2 * m.nkv) * 128});
-  const Tensor o = pool.tensor(t, {tokens, m.nq * 128}), d_o = pool.tensor(t, {tokens, m.nq * 128}), lse = pool.tensor(kF, {m.nq, tokens});
-  const auto bytes = static_cast<int64_t>(kernels::attention_workspace_bytes(DeviceKind::kCuda, tokens, m.nq, m.nkv, 128));
+  const Tensor qkv = pool.tensor(t, {tokens, (m.nq + 2 * m.nkv) * 128}),
+               dqkv = pool.tensor(t, {tokens, (m.nq + 2 * m.nkv) * 128});
+  const Tensor o = pool.tensor(t, {tokens, m.nq * 128}), d_o = pool.tensor(t, {tokens, m.nq * 128}),
+               lse = pool.tensor(kF, {m.nq, tokens});
+  const auto bytes = static_cast<int64_t>(
+      kernels::attention_workspace_bytes(DeviceKind::kCuda, tokens, m.nq, m.nkv, 128));
   const Tensor workspace = pool.tensor(DType::kU8, {bytes});
   const double flop = 4.0 * static_cast<double>(m.nq) * 128 * pairs;
-  b.report(name + " forward", flop, 0, [&] { kernels::attention_forward(qkv, seqlens, args, o, lse, workspace, b.s); });
-  b.report(name + " backward", 2.5 * flop, 0, [&] { kernels::attention_backward(d_o, qkv, o, lse, seqlens, args, dqkv, workspace, b.s); });
+  b.report(name + " forward", flop, 0,
+           [&] { kernels::attention_forward(qkv, seqlens, args, o, lse, workspace, b.s); });
+  b.report(name + " backward", 2.5 * flop, 0, [&] {
+    kernels::attention_backward(d_o, qkv, o, lse, seqlens, args, dqkv, workspace, b.s);
+  });
   pool.clear();
 }
 
 void rows(Bench& b, Pool& pool, const std::string& name, const Model& m, int64_t tokens) {
   const auto n = static_cast<double>(tokens);
-  const int64_t h = m.hidden, f = m.ffn, heads = (m.nq + m.nkv) * 128, width = (m.nq + 2 * m.nkv) * 128;
+  const int64_t h = m.hidden, f = m.ffn, heads = (m.nq + m.nkv) * 128,
+                width = (m.nq + 2 * m.nkv) * 128;
   {
-    const Tensor x = pool.tensor(kB, {tokens, h}), d = pool.tensor(kB, {tokens, h}), y = pool.tensor(kB, {tokens, h}), sum = pool.tensor(kB, {tokens, h});
-    const Tensor w = pool.tensor(kB, {h}), rstd = pool.tensor(kF, {tokens}), dw = pool.tensor(kF, {h});
+    const Tensor x = pool.tensor(kB, {tokens, h}), d = pool.tensor(kB, {tokens, h}),
+                 y = pool.tensor(kB, {tokens, h}), sum = pool.tensor(kB, {tokens, h});
+    const Tensor w = pool.tensor(kB, {h}), rstd = pool.tensor(kF, {tokens}),
+                 dw = pool.tensor(kF, {h});
     const double row = n * static_cast<double>(h) * 2;
-    b.report(name + " rmsnorm forward", 0, 2 * row, [&] { kernels::rmsnorm_forward(x, w, 1e-6F, y, rstd, b.s); });
-    b.report(name + " add+rmsnorm forward", 0, 4 * row, [&] { kernels::add_rmsnorm_forward(x, d, w, 1e-6F, sum, y, rstd, b.s); });
-    b.report(name + " rmsnorm backward", 0, 4 * row, [&] { kernels::rmsnorm_backward(y, x, w, rstd, d, sum, dw, b.s); });
+    b.report(name + " rmsnorm forward", 0, 2 * row,
+             [&] { kernels::rmsnorm_forward(x, w, 1e-6F, y, rstd, b.s); });
+    b.report(name + " add+rmsnorm forward", 0, 4 * row,
+             [&] { kernels::add_rmsnorm_forward(x, d, w, 1e-6F, sum, y, rstd, b.s); });
+    b.report(name + " rmsnorm backward", 0, 4 * row,
+             [&] { kernels::rmsnorm_backward(y, x, w, rstd, d, sum, dw, b.s); });
     b.report(name + " add_into", 0, 3 * row, [&] { kernels::add_into(y, x, b.s); });
     pool.clear();
   }
   {
-    const Tensor qkv = pool.tensor(kB, {tokens, width}), table = pool.tensor(kF, {tokens, 128}), dy_b = pool.tensor(kF, {width});
+    const Tensor qkv = pool.tensor(kB, {tokens, width}), table = pool.tensor(kF, {tokens, 128}),
+                 dy_b = pool.tensor(kF, {width});
     std::vector<int32_t> p(static_cast<size_t>(tokens));
     for (size_t i = 0; i < p.size(); ++i) p[i] = static_cast<int32_t>(i % 4096);
     const Tensor positions = pool.ints(p);
-    b.report(name + " rope", 0, n * static_cast<double>(heads) * 4, [&] { kernels::rope(qkv, positions, table, {.q_heads = m.nq, .kv_heads = m.nkv, .head_dim = 128, .inverse = false}, b.s); });
-    b.report(name + " qkv bias backward", 0, n * static_cast<double>(width) * 2, [&] { kernels::bias_backward(qkv, dy_b, b.s); });
-    const Tensor out = pool.tensor(kB, {tokens, width}), rstd = pool.tensor(kF, {tokens, m.nq + m.nkv});
-    const Tensor qw = pool.tensor(kB, {128}), kw = pool.tensor(kB, {128}), dqw = pool.tensor(kF, {128}), dkw = pool.tensor(kF, {128});
-    const kernels::RopeArgs args{.q_heads = m.nq, .kv_heads = m.nkv, .head_dim = 128, .inverse = false};
-    b.report(name + " qk_norm forward", 0, n * static_cast<double>(width) * 4, [&] { kernels::qk_norm_forward(qkv, qw, kw, 1e-6F, args, out, rstd, b.s); });
-    b.report(name + " qk_norm backward", 0, n * static_cast<double>(heads) * 6, [&] { kernels::qk_norm_backward(out, qkv, qw, kw, rstd, args, dqw, dkw, b.s); });
+    b.report(name + " rope", 0, n * static_cast<double>(heads) * 4, [&] {
+      kernels::rope(qkv, positions, table,
+                    {.q_heads = m.nq, .kv_heads = m.nkv, .head_dim = 128, .inverse = false}, b.s);
+    });
+    b.report(name + " qkv bias backward", 0, n * static_cast<double>(width) * 2,
+             [&] { kernels::bias_backward(qkv, dy_b, b.s); });
+    const Tensor out = pool.tensor(kB, {tokens, width}),
+                 rstd = pool.tensor(kF, {tokens, m.nq + m.nkv});
+    const Tensor qw = pool.tensor(kB, {128}), kw = pool.tensor(kB, {128}),
+                 dqw = pool.tensor(kF, {128}), dkw = pool.tensor(kF, {128});
+    const kernels::RopeArgs args{
+        .q_heads = m.nq, .kv_heads = m.nkv, .head_dim = 128, .inverse = false};
+    b.report(name + " qk_norm forward", 0, n * static_cast<double>(width) * 4,
+             [&] { kernels::qk_norm_forward(qkv, qw, kw, 1e-6F, args, out, rstd, b.s); });
+    b.report(name + " qk_norm backward", 0, n * static_cast<double>(heads) * 6,
+             [&] { kernels::qk_norm_backward(out, qkv, qw, kw, rstd, args, dqw, dkw, b.s); });
     pool.clear();
   }
   {
     const Tensor gu = pool.tensor(kB, {tokens, 2 * f}), out = pool.tensor(kB, {tokens, f});
     const double row = n * static_cast<double>(f) * 2;
     b.report(name + " swiglu forward", 0, 3 * row, [&] { kernels::swiglu_forward(gu, out, b.s); });
-    b.report(name + " swiglu backward in place", 0, 5 * row, [&] { kernels::swiglu_backward(out, gu, gu, b.s); });
+    b.report(name + " swiglu backward in place", 0, 5 * row,
+             [&] { kernels::swiglu_backward(out, gu, gu, b.s); });
     pool.clear();
   }
   {
     const int64_t c = 4096;
-    const Tensor logits = pool.tensor(kB, {c, m.vocab}), stats = pool.tensor(kF, {3, c}), lse = pool.tensor(kF, {c}), loss = pool.tensor(kF, {c});
+    const Tensor logits = pool.tensor(kB, {c, m.vocab}), stats = pool.tensor(kF, {3, c}),
+                 lse = pool.tensor(kF, {c}), loss = pool.tensor(kF, {c});
     std::vector<int32_t> ids(static_cast<size_t>(c));
-    for (size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<int32_t>(i * 37 % static_cast<size_t>(m.vocab));
+    for (size_t i = 0; i < ids.size(); ++i)
+      ids[i] = static_cast<int32_t>(i * 37 % static_cast<size_t>(m.vocab));
     const Tensor targets = pool.ints(ids);
     const double row = static_cast<double>(c * m.vocab) * 2;
-    b.report(name + " cross-entropy stats (4096 rows)", 0, row, [&] { kernels::cross_entropy_stats(logits, targets, 0, stats, b.s); });
+    b.report(name + " cross-entropy stats (4096 rows)", 0, row,
+             [&] { kernels::cross_entropy_stats(logits, targets, 0, stats, b.s); });
     Tensor parts = stats;
     parts.shape = {1, 3, c};
     kernels::cross_entropy_combine(parts, targets, lse, loss, b.s);
-    b.report(name + " cross-entropy backward (4096 rows)", 0, 2 * row, [&] { kernels::cross_entropy_backward(logits, targets, 0, lse, 1.0F, b.s); });
+    b.report(name + " cross-entropy backward (4096 rows)", 0, 2 * row,
+             [&] { kernels::cross_entropy_backward(logits, targets, 0, lse, 1.0F, b.s); });
     pool.clear();
   }
   {
     std::vector<int32_t> ids(static_cast<size_t>(tokens));
     const Rng rng(2, "ids");
-    for (size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<int32_t>(rng.below(i, 10) < 3 ? 13 : rng.below(i, 40000));  // a third is one token
-    const Tensor id = pool.ints(ids), w = pool.tensor(kB, {m.vocab, h}), y = pool.tensor(kB, {tokens, h}), dw = pool.tensor(kF, {m.vocab, h});
-    b.report(name + " embedding forward", 0, 2 * n * static_cast<double>(h) * 2, [&] { kernels::embedding_forward(id, w, 0, y, b.s); });
-    b.report(name + " embedding backward", 0, n * static_cast<double>(h) * 2 + 0.7 * n * static_cast<double>(h) * 8, [&] { kernels::embedding_backward(id, y, 0, dw, b.s); });
+    for (size_t i = 0; i < ids.size(); ++i)
+      ids[i] = static_cast<int32_t>(
+          rng.below(i, 10) < 3 ? 13 : rng.below(i, 40000));  // a third is one token
+    const Tensor id = pool.ints(ids), w = pool.tensor(kB, {m.vocab, h}),
+                 y = pool.tensor(kB, {tokens, h}), dw = pool.tensor(kF, {m.vocab, h});
+    b.report(name + " embedding forward", 0, 2 * n * static_cast<double>(h) * 2,
+             [&] { kernels::embedding_forward(id, w, 0, y, b.s); });
+    b.report(name + " embedding backward", 0,
+             n * static_cast<double>(h) * 2 + 0.7 * n * static_cast<double>(h) * 8,
+             [&] { kernels::embedding_backward(id, y, 0, dw, b.s); });
     pool.clear();
   }
 }
 
 void optimizer(Bench& b, Pool& pool) {
   const int64_t n = 200'000'000;
-  const Tensor p = pool.tensor(kB, {n}), g32 = pool.tensor(kF, {n}), g16 = pool.tensor(kB, {n}), master = pool.tensor(kF, {n});
-  const Tensor m32 = pool.tensor(kF, {n}), v32 = pool.tensor(kF, {n}), m16 = pool.tensor(kB, {n}), v16 = pool.tensor(kB, {n});
-  const Tensor one = pool.tensor(kF, {1}), total{.data = pool.tensor(kF, {2}).data, .dtype = DType::kF64, .shape = {1}, .device = kGpu};
-  const kernels::AdamWArgs args{.lr = 1e-5, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1, .step = 10, .seed = 1};
-  // The square root of negative numbers would be NaN: second moments are the squares' mean, taken from v = m * m once.
+  const Tensor p = pool.tensor(kB, {n}), g32 = pool.tensor(kF, {n}), g16 = pool.tensor(kB, {n}),
+               master = pool.tensor(kF, {n});
+  const Tensor m32 = pool.tensor(kF, {n}), v32 = pool.tensor(kF, {n}), m16 = pool.tensor(kB, {n}),
+               v16 = pool.tensor(kB, {n});
+  const Tensor one = pool.tensor(kF, {1}), total{.data = pool.tensor(kF, {2}).data,
+                                                 .dtype = DType::kF64,
+                                                 .shape = {1},
+                                                 .device = kGpu};
+  const kernels::AdamWArgs args{.lr = 1e-5,
+                                .beta1 = 0.9,
+                                .beta2 = 0.95,
+                                .eps = 1e-8,
+                                .weight_decay = 0.1,
+                                .step = 10,
+                                .seed = 1};
+  // The square root of negative numbers would be NaN: second moments are the squares' mean, taken
+  // from v = m * m once.
   backend_of(DeviceKind::kCuda).fill_zero(v32.data, v32.bytes(), b.s);
   backend_of(DeviceKind::kCuda).fill_zero(v16.data, v16.bytes(), b.s);
   const auto c = static_cast<double>(n);
-  b.report("adamw fp32 states, bf16 weights, fp32 gradients", 0, 30 * c, [&] { kernels::adamw_step(p, master, g32, m32, v32, one, args, b.s); });
-  b.report("adamw bf16 states (stochastic rounding)", 0, 14 * c, [&] { kernels::adamw_step(p, {}, g16, m16, v16, one, args, b.s); });
+  b.report("adamw fp32 states, bf16 weights, fp32 gradients", 0, 30 * c,
+           [&] { kernels::adamw_step(p, master, g32, m32, v32, one, args, b.s); });
+  b.report("adamw bf16 states (stochastic rounding)", 0, 14 * c,
+           [&] { kernels::adamw_step(p, {}, g16, m16, v16, one, args, b.s); });
   b.report("sum_of_squares fp32", 0, 4 * c, [&] { kernels::sum_of_squares(g32, total, b.s); });
   b.report("sum_of_squares bf16", 0, 2 * c, [&] { kernels::sum_of_squares(g16, total, b.s); });
   b.report("cast fp32 to bf16", 0, 6 * c, [&] { kernels::cast(g32, p, b.s); });
@@ -269,7 +342,8 @@ void optimizer(Bench& b, Pool& pool) {
 }
 
 /// Microseconds a token of a step made of these kernels alone, no recompute.
-void sum_up(const Bench& b, const std::string& name, const Model& m, int64_t tokens, double bytes_per_param, const char* dw, const char* adam, int64_t step_tokens) {
+void sum_up(const Bench& b, const std::string& name, const Model& m, int64_t tokens,
+            double bytes_per_param, const char* dw, const char* adam, int64_t step_tokens) {
   const auto get = [&](const std::string& op) {
     const auto it = b.us.find(op);
     return it == b.us.end() ? std::nan("") : it->second;
@@ -278,17 +352,33 @@ void sum_up(const Bench& b, const std::string& name, const Model& m, int64_t tok
   for (const char* g : {"qkv", "out", "gate_up", "down"})
     for (const char* k : {"forward", "dx", dw}) gemm += get(name + " " + g + " " + k);
   const double layers = static_cast<double>(m.layers), t = static_cast<double>(tokens);
-  const double head = (get(name + " head forward") + get(name + " head dx") + get(name + " head " + dw)) / 4096;
-  const double ce = (get(name + " cross-entropy stats (4096 rows)") + get(name + " cross-entropy backward (4096 rows)")) / 4096;
+  const double head =
+      (get(name + " head forward") + get(name + " head dx") + get(name + " head " + dw)) / 4096;
+  const double ce = (get(name + " cross-entropy stats (4096 rows)") +
+                     get(name + " cross-entropy backward (4096 rows)")) /
+                    4096;
   const double attention = get(name + " attention forward") + get(name + " attention backward");
-  const double rows = 2 * get(name + " add+rmsnorm forward") + 2 * get(name + " rmsnorm backward") + 2 * get(name + " rope") +
-                      get(name + " swiglu forward") + get(name + " swiglu backward in place") + get(name + " qkv bias backward");
-  const double optimizer = get(adam) / 2e8 * static_cast<double>(m.params()) / static_cast<double>(step_tokens);
-  const double floor_rows = 2.0 * (16 * static_cast<double>(m.hidden) + 4.0 * static_cast<double>((m.nq + 2 * m.nkv) * 128) + 8.0 * static_cast<double>(m.ffn)) / b.copy_ceiling * 1e6 * layers;
-  std::printf("%s: us/token: matrix %.2f (+ head %.2f), attention %.2f, rows %.2f (bytes alone %.2f), cross-entropy %.2f (floor %.2f), optimizer %.2f at %lld tokens a step (floor %.2f); sum %.2f = %.0f tok/s\n",
-              name.c_str(), layers * gemm / t, head, layers * attention / t, layers * rows / t, floor_rows, ce, 4.0 * static_cast<double>(m.vocab) / b.copy_ceiling * 1e6,
-              optimizer, static_cast<long long>(step_tokens), bytes_per_param * static_cast<double>(m.params()) / static_cast<double>(step_tokens) / b.copy_ceiling * 1e6,
-              layers * (gemm + attention + rows) / t + head + ce + optimizer, 1e6 / (layers * (gemm + attention + rows) / t + head + ce + optimizer));
+  const double rows = 2 * get(name + " add+rmsnorm forward") + 2 * get(name + " rmsnorm backward") +
+                      2 * get(name + " rope") + get(name + " swiglu forward") +
+                      get(name + " swiglu backward in place") + get(name + " qkv bias backward");
+  const double optimizer =
+      get(adam) / 2e8 * static_cast<double>(m.params()) / static_cast<double>(step_tokens);
+  const double floor_rows =
+      2.0 *
+      (16 * static_cast<double>(m.hidden) + 4.0 * static_cast<double>((m.nq + 2 * m.nkv) * 128) +
+       8.0 * static_cast<double>(m.ffn)) /
+      b.copy_ceiling * 1e6 * layers;
+  std::printf(
+      "%s: us/token: matrix %.2f (+ head %.2f), attention %.2f, rows %.2f (bytes alone %.2f), "
+      "cross-entropy %.2f (floor %.2f), optimizer %.2f at %lld tokens a step (floor %.2f); sum "
+      "%.2f = %.0f tok/s\n",
+      name.c_str(), layers * gemm / t, head, layers * attention / t, layers * rows / t, floor_rows,
+      ce, 4.0 * static_cast<double>(m.vocab) / b.copy_ceiling * 1e6, optimizer,
+      static_cast<long long>(step_tokens),
+      bytes_per_param * static_cast<double>(m.params()) / static_cast<double>(step_tokens) /
+          b.copy_ceiling * 1e6,
+      layers * (gemm + attention + rows) / t + head + ce + optimizer,
+      1e6 / (layers * (gemm + attention + rows) / t + head + ce + optimizer));
 }
 
 int run(int argc, char** argv) {
@@ -303,7 +393,8 @@ int run(int argc, char** argv) {
     else if (a == "--deterministic")
       deterministic = true;
     else
-      throw UsageError("unknown argument {}; allowed: --cache DIR, --only TEXT, --deterministic", a);
+      throw UsageError("unknown argument {}; allowed: --cache DIR, --only TEXT, --deterministic",
+                       a);
   }
   auto& api = *reinterpret_cast<cuda::Api* (*)()>(cuda_library_symbol("r1run_cuda_api"))();
   std::string why;
@@ -311,12 +402,15 @@ int run(int argc, char** argv) {
   api.set_tuning(cuda::Tuning::kTimed, cache);
   api.set_deterministic(deterministic);
   const cuda::DeviceInfo info = api.device_info(kGpu);
-  std::printf("%s, %d multiprocessors, driver CUDA %d, runtime %d, cuBLASLt %zu%s\n", info.name.c_str(), info.multiprocessors, info.driver_cuda,
-              info.runtime_cuda, info.cublaslt_version, deterministic ? ", deterministic" : "");
-  Bench b{.api = api, .s = backend_of(DeviceKind::kCuda).create_stream(kGpu), .only = only, .us = {}};
+  std::printf("%s, %d multiprocessors, driver CUDA %d, runtime %d, cuBLASLt %zu%s\n",
+              info.name.c_str(), info.multiprocessors, info.driver_cuda, info.runtime_cuda,
+              info.cublaslt_version, deterministic ? ", deterministic" : "");
+  Bench b{
+      .api = api, .s = backend_of(DeviceKind::kCuda).create_stream(kGpu), .only = only, .us = {}};
   Pool pool(b.s);
   ceilings(b, pool);
-  const Model small{"1.5B", 28, 1536, 8960, 12, 2, 151936}, large{"7B", 28, 3584, 18944, 28, 4, 152064};
+  const Model small{"1.5B", 28, 1536, 8960, 12, 2, 151936},
+      large{"7B", 28, 3584, 18944, 28, 4, 152064};
   for (const auto& [m, tokens] : {std::pair<const Model&, int64_t>{small, 16384}, {large, 8192}}) {
     const std::string n = m.name;
     const int64_t q = m.nq * 128, width = (m.nq + 2 * m.nkv) * 128;
@@ -325,8 +419,10 @@ int run(int argc, char** argv) {
     linear(b, pool, n + " gate_up", tokens, m.hidden, 2 * m.ffn, false);
     linear(b, pool, n + " down", tokens, m.ffn, m.hidden, false);
     linear(b, pool, n + " head", 4096, m.hidden, m.vocab, false);
-    attention(b, pool, n + " attention", m, tokens, std::vector<int32_t>(static_cast<size_t>(tokens / 4096), 4096), kB);
-    attention(b, pool, n + " attention T 1024", m, tokens, std::vector<int32_t>(static_cast<size_t>(tokens / 1024), 1024), kB);
+    attention(b, pool, n + " attention", m, tokens,
+              std::vector<int32_t>(static_cast<size_t>(tokens / 4096), 4096), kB);
+    attention(b, pool, n + " attention T 1024", m, tokens,
+              std::vector<int32_t>(static_cast<size_t>(tokens / 1024), 1024), kB);
     std::vector<int32_t> packed;
     for (int64_t left = tokens, i = 0; left > 0; ++i) {
       const int64_t length = std::min<int64_t>(left, 200 + i * 977 % 1800);
@@ -340,11 +436,15 @@ int run(int argc, char** argv) {
   attention(b, pool, "1.5B attention fp32 (own kernel)", small, 4096, {4096}, kF);
   optimizer(b, pool);
   for (const cuda::GemmChoice& c : api.gemm_choices())
-    std::printf("gemm %-62s candidate %2d: %9.1f us, first %9.1f us (%+.1f %%)\n", c.shape.c_str(), c.algo_rank, c.best_us, c.first_us,
+    std::printf("gemm %-62s candidate %2d: %9.1f us, first %9.1f us (%+.1f %%)\n", c.shape.c_str(),
+                c.algo_rank, c.best_us, c.first_us,
                 c.best_us > 0 ? 100 * (c.first_us / c.best_us - 1) : 0.0);
-  for (const auto& [shape, bytes] : api.attention_plans()) std::printf("attention %-70s workspace %.1f MiB\n", shape.c_str(), static_cast<double>(bytes) / 0x1p20);
+  for (const auto& [shape, bytes] : api.attention_plans())
+    std::printf("attention %-70s workspace %.1f MiB\n", shape.c_str(),
+                static_cast<double>(bytes) / 0x1p20);
   std::printf("own device memory: %.1f MiB\n", static_cast<double>(api.own_bytes(kGpu)) / 0x1p20);
-  sum_up(b, "1.5B", small, 16384, 30, "dw fp32", "adamw fp32 states, bf16 weights, fp32 gradients", 16384);
+  sum_up(b, "1.5B", small, 16384, 30, "dw fp32", "adamw fp32 states, bf16 weights, fp32 gradients",
+         16384);
   sum_up(b, "1.5B", small, 16384, 14, "dw bf16", "adamw bf16 states (stochastic rounding)", 131072);
   sum_up(b, "7B", large, 8192, 14, "dw bf16", "adamw bf16 states (stochastic rounding)", 32768);
   api.save_tuning();

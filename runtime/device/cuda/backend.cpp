@@ -1,6 +1,4 @@
 // The CUDA side of the device seam, and the library's entry points.
-#include "runtime/device/device.h"
-
 #include <cuda_runtime.h>
 #include <nvtx3/nvToolsExt.h>
 
@@ -9,10 +7,11 @@
 #include <mutex>
 
 #include "runtime/core/error.h"
+#include "runtime/device/cuda/attention_plans.h"
 #include "runtime/device/cuda/check.h"
 #include "runtime/device/cuda/context.h"
-#include "runtime/kernels/cuda/attention_plans.h"
-#include "runtime/kernels/cuda/gemm_plans.h"
+#include "runtime/device/cuda/gemm_plans.h"
+#include "runtime/device/device.h"
 
 namespace r1::cuda {
 namespace {
@@ -30,7 +29,8 @@ class Backend final : public DeviceBackend, public Api {
       size_t free_bytes = 0, total_bytes = 0;
       CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total_bytes));
       throw MemoryError(
-          "cuda:{} ({}): {:.2f} GiB wanted, {:.2f} of {:.2f} GiB free; see nvidia-smi for other processes on this GPU, "
+          "cuda:{} ({}): {:.2f} GiB wanted, {:.2f} of {:.2f} GiB free; see nvidia-smi for other "
+          "processes on this GPU, "
           "or use more ranks, a smaller micro-batch, --recompute or --state-dtype bf16",
           d.index, context(d.index).info().name, gib(bytes), gib(free_bytes), gib(total_bytes));
     }
@@ -86,10 +86,13 @@ class Backend final : public DeviceBackend, public Api {
       if (driver == 0)
         *why = "no NVIDIA driver is loaded on this host";
       else if (e == cudaErrorInsufficientDriver || driver / 1000 < runtime / 1000)
-        *why = fmt::format("the NVIDIA driver offers CUDA {}.{}, this build needs {}.{}: install driver 580 or newer",
-                           driver / 1000, driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
+        *why = fmt::format(
+            "the NVIDIA driver offers CUDA {}.{}, this build needs {}.{}: install driver 580 or "
+            "newer",
+            driver / 1000, driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
       else
-        *why = fmt::format("{} ({}); check nvidia-smi and CUDA_VISIBLE_DEVICES", cudaGetErrorString(e), cudaGetErrorName(e));
+        *why = fmt::format("{} ({}); check nvidia-smi and CUDA_VISIBLE_DEVICES",
+                           cudaGetErrorString(e), cudaGetErrorName(e));
     }
     return 0;
   }
@@ -191,7 +194,8 @@ class Backend final : public DeviceBackend, public Api {
   }
   void abandon_capture(const Stream& s) noexcept override {
     cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-    if (cudaStreamIsCapturing(handle_of(s), &status) != cudaSuccess) status = cudaStreamCaptureStatusInvalidated;
+    if (cudaStreamIsCapturing(handle_of(s), &status) != cudaSuccess)
+      status = cudaStreamCaptureStatusInvalidated;
     if (status != cudaStreamCaptureStatusNone) {
       cudaGraph_t graph = nullptr;
       (void)cudaStreamEndCapture(handle_of(s), &graph);
@@ -223,7 +227,9 @@ class Backend final : public DeviceBackend, public Api {
       const int count = device_count(&why);
       if (count == 0) throw DeviceError("no GPU can be used: {}; or run with --device cpu", why);
       if (index < 0 || index >= count)
-        throw UsageError("cuda:{} does not exist: {} GPU(s) are visible to this process (CUDA_VISIBLE_DEVICES)", index, count);
+        throw UsageError(
+            "cuda:{} does not exist: {} GPU(s) are visible to this process (CUDA_VISIBLE_DEVICES)",
+            index, count);
       const DeviceScope scope(index);
       entry = std::make_unique<DeviceContext>(index, settings_, allocations_);
     }

@@ -5,9 +5,9 @@
 #include <algorithm>
 
 #include "runtime/core/error.h"
+#include "runtime/device/cuda/attention_plans.h"
 #include "runtime/device/cuda/check.h"
-#include "runtime/kernels/cuda/attention_plans.h"
-#include "runtime/kernels/cuda/gemm_plans.h"
+#include "runtime/device/cuda/gemm_plans.h"
 
 namespace r1::cuda {
 namespace {
@@ -56,12 +56,13 @@ Scratch::~Scratch() {
 }
 
 void* Scratch::get(size_t bytes, cudaStream_t stream) {
-  if (bytes <= current_) return blocks_.back();
+  if (bytes <= current_) return blocks_.empty() ? nullptr : blocks_.back();
   cudaStreamCaptureStatus capturing = cudaStreamCaptureStatusNone;
   CUDA_CHECK(cudaStreamIsCapturing(stream, &capturing));
   R1_CHECK(capturing == cudaStreamCaptureStatusNone,
-           "a captured stream needs {} bytes of scratch and has {}: run the step once before capture, or reserve", bytes,
-           current_);
+           "a captured stream needs {} bytes of scratch and has {}: run the step once before "
+           "capture, or reserve",
+           bytes, current_);
   const size_t wanted = std::max(bytes, 2 * current_);
   void* p = nullptr;
   CUDA_CHECK(cudaMalloc(&p, wanted));
@@ -75,8 +76,9 @@ void* Scratch::get(size_t bytes, cudaStream_t stream) {
 DeviceContext::DeviceContext(int index, const Settings& settings, std::atomic<int64_t>& allocations)
     : index_(index), settings_(settings), allocations_(allocations), info_(read_info(index)) {
   if (info_.major < 8)
-    throw DeviceError("cuda:{} is {} with compute capability {}.{}; this build needs 8.0 (A100) or newer", index,
-                      info_.name, info_.major, info_.minor);
+    throw DeviceError(
+        "cuda:{} is {} with compute capability {}.{}; this build needs 8.0 (A100) or newer", index,
+        info_.name, info_.major, info_.minor);
 }
 
 DeviceContext::~DeviceContext() {
@@ -108,7 +110,9 @@ StreamMemory& DeviceContext::memory_of(cudaStream_t stream) {
   return *entry;
 }
 
-void* DeviceContext::scratch(size_t bytes, cudaStream_t stream) { return memory_of(stream).scratch.get(bytes, stream); }
+void* DeviceContext::scratch(size_t bytes, cudaStream_t stream) {
+  return memory_of(stream).scratch.get(bytes, stream);
+}
 
 void* DeviceContext::gemm_workspace(cudaStream_t stream) {
   return memory_of(stream).gemm.get(kGemmWorkspaceBytes, stream);
@@ -122,7 +126,8 @@ void DeviceContext::forget_stream(cudaStream_t stream) noexcept {
 size_t DeviceContext::owned_bytes() {
   const std::scoped_lock lock(mutex_);
   size_t total = 0;
-  for (const auto& [stream, memory] : streams_) total += memory->scratch.owned_bytes() + memory->gemm.owned_bytes();
+  for (const auto& [stream, memory] : streams_)
+    total += memory->scratch.owned_bytes() + memory->gemm.owned_bytes();
   return total;
 }
 

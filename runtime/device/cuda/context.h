@@ -1,4 +1,5 @@
-// What the CUDA library keeps per device: library handles, workspaces, plan caches. Owned by the backend.
+// What the CUDA library keeps per device: library handles, workspaces, plan caches. Owned by the
+// backend.
 #pragma once
 
 #include <cublasLt.h>
@@ -16,8 +17,8 @@
 
 namespace r1::cuda {
 
-class GemmPlans;       // runtime/kernels/cuda/gemm_plans.h
-class AttentionPlans;  // runtime/kernels/cuda/attention_plans.h
+class GemmPlans;       // runtime/device/cuda/gemm_plans.h
+class AttentionPlans;  // runtime/device/cuda/attention_plans.h
 
 /// Choices made for the whole process before the first operation.
 struct Settings {
@@ -38,16 +39,17 @@ class DeviceScope {
   int before_ = -1;
 };
 
-/// Temporary device memory of one stream. Grows, never shrinks, and keeps what it handed out before (a captured graph
-/// may still name it), so work on the stream needs no synchronisation.
+/// Temporary device memory of one stream. Grows, never shrinks, and keeps what it handed out before
+/// (a captured graph may still name it), so work on the stream needs no synchronisation.
 class Scratch {
  public:
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
   explicit Scratch(std::atomic<int64_t>& allocations) : allocations_(allocations) {}
   ~Scratch();
-  /// At least `bytes`, 256-byte aligned; valid for work enqueued on the stream until the next call of get().
-  /// Throws InternalError while the stream captures and more is needed than there is: run the step once, or reserve.
+  /// At least `bytes`, 256-byte aligned; valid for work enqueued on the stream until the next call
+  /// of get(). Throws InternalError while the stream captures and more is needed than there is: run
+  /// the step once, or reserve.
   [[nodiscard]] void* get(size_t bytes, cudaStream_t stream);
   [[nodiscard]] size_t owned_bytes() const { return owned_; }
 
@@ -58,9 +60,11 @@ class Scratch {
   size_t owned_ = 0;
 };
 
-/// Temporary memory of one stream: reductions and attention offsets in one, the GEMM library's in the other.
+/// Temporary memory of one stream: reductions and attention offsets in one, the GEMM library's in
+/// the other.
 struct StreamMemory {
-  explicit StreamMemory(std::atomic<int64_t>& allocations) : scratch(allocations), gemm(allocations) {}
+  explicit StreamMemory(std::atomic<int64_t>& allocations)
+      : scratch(allocations), gemm(allocations) {}
   Scratch scratch, gemm;
 };
 
@@ -105,12 +109,15 @@ class DeviceContext {
 
 /// The context of the device a stream belongs to.
 [[nodiscard]] DeviceContext& context_of(const Stream& s);
-[[nodiscard]] inline cudaStream_t handle_of(const Stream& s) { return static_cast<cudaStream_t>(s.handle); }
+[[nodiscard]] inline cudaStream_t handle_of(const Stream& s) {
+  return static_cast<cudaStream_t>(s.handle);
+}
 
 /// One operation's view: its device is current, `stream` its stream.
 class Launch {
  public:
-  explicit Launch(const Stream& s) : scope_(s.device.index), stream(handle_of(s)), ctx(context_of(s)) {}
+  explicit Launch(const Stream& s)
+      : scope_(s.device.index), stream(handle_of(s)), ctx(context_of(s)) {}
 
  private:
   DeviceScope scope_;

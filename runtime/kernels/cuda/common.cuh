@@ -1,4 +1,5 @@
-// Helpers of the kernels: 16-byte accesses, conversions through fp32, reductions over a warp and a block, dtype dispatch.
+// Helpers of the kernels: 16-byte accesses, conversions through fp32, reductions over a warp and a
+// block, dtype dispatch.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -31,7 +32,8 @@ __device__ __forceinline__ bf16 from_float<bf16>(float x) {
   return __float2bfloat16_rn(x);
 }
 
-/// N floats in registers; loaded from and stored to T with accesses of up to 16 bytes (p aligned to min(16, N * sizeof(T))).
+/// N floats in registers; loaded from and stored to T with accesses of up to 16 bytes (p aligned to
+/// min(16, N * sizeof(T))).
 template <int N>
 struct Floats {
   float v[N];
@@ -100,7 +102,8 @@ __device__ __forceinline__ float rounded(float x) {
 template <class V, class Op>
 __device__ __forceinline__ V warp_reduce(V x, Op op) {
 #pragma unroll
-  for (int offset = kWarp / 2; offset > 0; offset /= 2) x = op(x, __shfl_xor_sync(0xffffffffu, x, offset));
+  for (int offset = kWarp / 2; offset > 0; offset /= 2)
+    x = op(x, __shfl_xor_sync(0xffffffffu, x, offset));
   return x;
 }
 struct Sum {
@@ -113,8 +116,9 @@ struct Max {
   __device__ float operator()(float a, float b) const { return fmaxf(a, b); }
 };
 
-/// Reduction over a block of whole warps (at most 32), result in every thread. `slots`: 32 values of shared memory that
-/// no thread still reads; alternate between two arrays to need one barrier a call.
+/// Reduction over a block of whole warps (at most 32), result in every thread. `slots`: 32 values
+/// of shared memory that no thread still reads; alternate between two arrays to need one barrier a
+/// call.
 template <class V, class Op>
 __device__ __forceinline__ V block_reduce(V x, V* slots, Op op, V identity) {
   x = warp_reduce(x, op);
@@ -134,7 +138,8 @@ bool all_aligned16(const P*... p) {
   return (aligned16(p) && ...);
 }
 
-/// Calls f with a null pointer of the element type: dispatch(t.dtype, [&](auto* tag) { using T = ...; }).
+/// Calls f with a null pointer of the element type: dispatch(t.dtype, [&](auto* tag) { using T =
+/// ...; }).
 template <class F>
 void dispatch(DType t, F&& f) {
   switch (t) {

@@ -1,7 +1,8 @@
-// Cross-entropy over this rank's vocabulary part, on bf16 (or fp32) logits in place; nothing of size [C, V] in fp32.
+// Cross-entropy over this rank's vocabulary part, on bf16 (or fp32) logits in place; nothing of
+// size [C, V] in fp32.
 //
-// stats reads the logits once (2V bytes a row in bf16): online maximum and sum of exponentials, a thread its columns, then
-// a fixed tree. backward reads and writes them once (4V). One block a row.
+// stats reads the logits once (2V bytes a row in bf16): online maximum and sum of exponentials, a
+// thread its columns, then a fixed tree. backward reads and writes them once (4V). One block a row.
 #include "runtime/kernels/cuda/common.cuh"
 
 namespace r1::kernels::cuda {
@@ -44,15 +45,19 @@ __device__ __forceinline__ void for_row(const T* row, int64_t n, Vec&& vec, One&
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) stats_kernel(const T* __restrict__ logits, const int* __restrict__ targets,
-                                                         int64_t vocab_begin, float* __restrict__ stats, int64_t rows, int64_t v) {
+__global__ void __launch_bounds__(kThreads)
+    stats_kernel(const T* __restrict__ logits, const int* __restrict__ targets, int64_t vocab_begin,
+                 float* __restrict__ stats, int64_t rows, int64_t v) {
   constexpr int kW = 16 / static_cast<int>(sizeof(T));
   __shared__ float maxima[32], sums[32];
   const T* row = logits + static_cast<int64_t>(blockIdx.x) * v;
   Running r;
-  for_row<T, kW>(row, v, [&](int64_t c) { r.take(load<kW>(row + c)); }, [&](int64_t c) { r.take(load<1>(row + c)); });
+  for_row<T, kW>(
+      row, v, [&](int64_t c) { r.take(load<kW>(row + c)); },
+      [&](int64_t c) { r.take(load<1>(row + c)); });
   const float top = block_reduce(r.max, maxima, Max{}, -INFINITY);
-  const float part = r.max == -INFINITY ? r.sum : r.sum * exp2f(r.max - top);  // sum is 0 there, or NaN
+  const float part =
+      r.max == -INFINITY ? r.sum : r.sum * exp2f(r.max - top);  // sum is 0 there, or NaN
   const float sum = block_reduce(part, sums, Sum{}, 0.0F);
   if (threadIdx.x == 0) {
     const int64_t c = targets[blockIdx.x] < 0 ? -1 : targets[blockIdx.x] - vocab_begin;
@@ -62,8 +67,9 @@ __global__ void __launch_bounds__(kThreads) stats_kernel(const T* __restrict__ l
   }
 }
 
-__global__ void __launch_bounds__(256) combine_kernel(const float* __restrict__ all, const int* __restrict__ targets,
-                                                      float* __restrict__ lse, float* __restrict__ loss, int parts, int64_t rows) {
+__global__ void __launch_bounds__(256)
+    combine_kernel(const float* __restrict__ all, const int* __restrict__ targets,
+                   float* __restrict__ lse, float* __restrict__ loss, int parts, int64_t rows) {
   const int64_t c = static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x;
   if (c >= rows) return;
   float top = -INFINITY;
@@ -71,7 +77,9 @@ __global__ void __launch_bounds__(256) combine_kernel(const float* __restrict__ 
   double sum = 0, target = 0;
   for (int p = 0; p < parts; ++p) {
     const float* s = all + p * 3 * rows + c;
-    if (s[rows] != 0.0F) sum += static_cast<double>(s[rows]) * exp(static_cast<double>(s[0]) - static_cast<double>(top));
+    if (s[rows] != 0.0F)
+      sum +=
+          static_cast<double>(s[rows]) * exp(static_cast<double>(s[0]) - static_cast<double>(top));
     target += static_cast<double>(s[2 * rows]);
   }
   const double value = static_cast<double>(top) + log(sum);
@@ -80,8 +88,9 @@ __global__ void __launch_bounds__(256) combine_kernel(const float* __restrict__ 
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) backward_kernel(T* __restrict__ logits, const int* __restrict__ targets, int64_t vocab_begin,
-                                                            const float* __restrict__ lse, float scale, int64_t v) {
+__global__ void __launch_bounds__(kThreads)
+    backward_kernel(T* __restrict__ logits, const int* __restrict__ targets, int64_t vocab_begin,
+                    const float* __restrict__ lse, float scale, int64_t v) {
   constexpr int kW = 16 / static_cast<int>(sizeof(T));
   T* row = logits + static_cast<int64_t>(blockIdx.x) * v;
   const int target = targets[blockIdx.x];
@@ -89,7 +98,9 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(T* __restrict__ logi
     Floats<kW> zero;
 #pragma unroll
     for (int j = 0; j < kW; ++j) zero.v[j] = 0;
-    for_row<T, kW>(row, v, [&](int64_t c) { store<kW>(row + c, zero); }, [&](int64_t c) { row[c] = from_float<T>(0.0F); });
+    for_row<T, kW>(
+        row, v, [&](int64_t c) { store<kW>(row + c, zero); },
+        [&](int64_t c) { row[c] = from_float<T>(0.0F); });
     return;
   }
   const float log_sum = lse[blockIdx.x], shift = log_sum * kLog2e;
@@ -106,45 +117,44 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(T* __restrict__ logi
         for (int j = 0; j < kW; ++j) x.v[j] = gradient(x.v[j], c + j == hit);
         store<kW>(row + c, x);
       },
-      [&](int64_t c) {
-        row[c] = from_float<T>(gradient(to_float(row[c]), c == hit));
-      });
+      [&](int64_t c) { row[c] = from_float<T>(gradient(to_float(row[c]), c == hit)); });
 }
 
 }  // namespace
 
-void cross_entropy_stats(const Tensor& logits, const Tensor& targets, int64_t vocab_begin, const Tensor& stats,
-                         const Stream& s) {
+void cross_entropy_stats(const Tensor& logits, const Tensor& targets, int64_t vocab_begin,
+                         const Tensor& stats, const Stream& s) {
   const int64_t rows = logits.dim(0);
   if (rows == 0) return;
   const Launch l(s);
   dispatch(logits.dtype, [&](auto* tag) {
     using T = Element<decltype(tag)>;
-    stats_kernel<T><<<static_cast<unsigned>(rows), kThreads, 0, l.stream>>>(logits.ptr<T>(), targets.ptr<int>(), vocab_begin,
-                                                                            stats.ptr<float>(), rows, logits.dim(1));
+    stats_kernel<T><<<static_cast<unsigned>(rows), kThreads, 0, l.stream>>>(
+        logits.ptr<T>(), targets.ptr<int>(), vocab_begin, stats.ptr<float>(), rows, logits.dim(1));
   });
   CUDA_LAUNCH_CHECK();
 }
 
-void cross_entropy_combine(const Tensor& all_stats, const Tensor& targets, const Tensor& lse, const Tensor& loss,
-                           const Stream& s) {
+void cross_entropy_combine(const Tensor& all_stats, const Tensor& targets, const Tensor& lse,
+                           const Tensor& loss, const Stream& s) {
   const int64_t rows = targets.dim(0);
   if (rows == 0) return;
   const Launch l(s);
   combine_kernel<<<static_cast<unsigned>(ceil_div(rows, 256)), 256, 0, l.stream>>>(
-      all_stats.ptr<float>(), targets.ptr<int>(), lse.ptr<float>(), loss.ptr<float>(), static_cast<int>(all_stats.dim(0)), rows);
+      all_stats.ptr<float>(), targets.ptr<int>(), lse.ptr<float>(), loss.ptr<float>(),
+      static_cast<int>(all_stats.dim(0)), rows);
   CUDA_LAUNCH_CHECK();
 }
 
-void cross_entropy_backward(const Tensor& logits, const Tensor& targets, int64_t vocab_begin, const Tensor& lse,
-                            float scale, const Stream& s) {
+void cross_entropy_backward(const Tensor& logits, const Tensor& targets, int64_t vocab_begin,
+                            const Tensor& lse, float scale, const Stream& s) {
   const int64_t rows = logits.dim(0);
   if (rows == 0 || logits.dim(1) == 0) return;
   const Launch l(s);
   dispatch(logits.dtype, [&](auto* tag) {
     using T = Element<decltype(tag)>;
-    backward_kernel<T><<<static_cast<unsigned>(rows), kThreads, 0, l.stream>>>(logits.ptr<T>(), targets.ptr<int>(), vocab_begin,
-                                                                               lse.ptr<float>(), scale, logits.dim(1));
+    backward_kernel<T><<<static_cast<unsigned>(rows), kThreads, 0, l.stream>>>(
+        logits.ptr<T>(), targets.ptr<int>(), vocab_begin, lse.ptr<float>(), scale, logits.dim(1));
   });
   CUDA_LAUNCH_CHECK();
 }

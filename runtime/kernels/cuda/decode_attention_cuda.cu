@@ -1,16 +1,18 @@
 // Decoding with a paged KV cache: one query a sequence.
 //
-// The context is cut into splits of 256 positions; a block takes one (split, kv head, sequence), reads its keys and values
-// once for all q heads of the group (in rounds of kGroup), and writes a partial output with its maximum and sum. A second
-// kernel combines the splits in order. Bytes: the cache of the context once; results do not depend on timing.
+// The context is cut into splits of 256 positions; a block takes one (split, kv head, sequence),
+// reads its keys and values once for all q heads of the group (in rounds of kGroup), and writes a
+// partial output with its maximum and sum. A second kernel combines the splits in order. Bytes: the
+// cache of the context once; results do not depend on timing.
 #include "runtime/kernels/cuda/common.cuh"
 
 namespace r1::kernels::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kSplit = 256;     // positions a block; the workspace of decode_attention_workspace_bytes counts with it
-constexpr int kGroup = 8;       // q heads a round
+constexpr int kSplit =
+    256;  // positions a block; the workspace of decode_attention_workspace_bytes counts with it
+constexpr int kGroup = 8;  // q heads a round
 constexpr int kMaxHeads = 512;
 
 struct Heads {
@@ -21,8 +23,9 @@ struct Heads {
 };
 
 template <class T, int W>
-__global__ void __launch_bounds__(kThreads) append_kernel(const T* __restrict__ qkv, const int64_t* __restrict__ slots, T* __restrict__ k,
-                                                          T* __restrict__ v, int64_t total, int64_t row, int64_t q_width) {
+__global__ void __launch_bounds__(kThreads)
+    append_kernel(const T* __restrict__ qkv, const int64_t* __restrict__ slots, T* __restrict__ k,
+                  T* __restrict__ v, int64_t total, int64_t row, int64_t q_width) {
   const int64_t i = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * W;
   if (i >= total) return;
   const int64_t t = i / row, c = i - t * row, slot = slots[t];
@@ -35,18 +38,26 @@ __global__ void __launch_bounds__(kThreads) append_kernel(const T* __restrict__ 
 // partial [B, NQ, splits, D] fp32, extrema [B, NQ, splits, 2]: maximum (log2 units) and sum.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    split_kernel(const T* __restrict__ q, const T* __restrict__ k_cache, const T* __restrict__ v_cache, const int* __restrict__ table,
-                 const int* __restrict__ lens, float* __restrict__ partial, float* __restrict__ extrema, Heads h) {
+    split_kernel(const T* __restrict__ q, const T* __restrict__ k_cache,
+                 const T* __restrict__ v_cache, const int* __restrict__ table,
+                 const int* __restrict__ lens, float* __restrict__ partial,
+                 float* __restrict__ extrema, Heads h) {
   extern __shared__ float shared[];
-  float* query = shared;                    // [kGroup, D]
-  float* scores = query + kGroup * h.d;     // [kGroup, kSplit]
-  float* sums = scores + kGroup * kSplit;   // [threads / columns, D] partial outputs of one head
-  const int split = static_cast<int>(blockIdx.x), kv = static_cast<int>(blockIdx.y), b = static_cast<int>(blockIdx.z);
+  float* query = shared;                   // [kGroup, D]
+  float* scores = query + kGroup * h.d;    // [kGroup, kSplit]
+  float* sums = scores + kGroup * kSplit;  // [threads / columns, D] partial outputs of one head
+  const int split = static_cast<int>(blockIdx.x), kv = static_cast<int>(blockIdx.y),
+            b = static_cast<int>(blockIdx.z);
   const int begin = split * kSplit, end = min(lens[b], begin + kSplit);
-  const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int warp = static_cast<int>(threadIdx.x) / kWarp,
+            lane = static_cast<int>(threadIdx.x) % kWarp;
   const int* blocks = table + static_cast<int64_t>(b) * h.max_blocks;
   const auto row_of = [&](int position) {
-    return ((static_cast<int64_t>(blocks[position / h.block_size]) * h.block_size + position % h.block_size) * h.nkv + kv) * h.d;
+    return ((static_cast<int64_t>(blocks[position / h.block_size]) * h.block_size +
+             position % h.block_size) *
+                h.nkv +
+            kv) *
+           h.d;
   };
   for (int first = h.first_q[kv]; first < h.first_q[kv + 1]; first += kGroup) {
     const int heads = min(kGroup, h.first_q[kv + 1] - first);
@@ -60,7 +71,8 @@ __global__ void __launch_bounds__(kThreads)
     }
     __syncthreads();
     for (int i = static_cast<int>(threadIdx.x); i < heads * h.d; i += kThreads)
-      query[i] = to_float(q[b * h.q_stride + static_cast<int64_t>(first) * h.d + i]) * h.scale * 1.44269504088896340736F;
+      query[i] = to_float(q[b * h.q_stride + static_cast<int64_t>(first) * h.d + i]) * h.scale *
+                 1.44269504088896340736F;
     __syncthreads();
     for (int p = begin + warp; p < end; p += kThreads / kWarp) {
       const T* key = k_cache + row_of(p);
@@ -96,9 +108,11 @@ __global__ void __launch_bounds__(kThreads)
       }
     }
     __syncthreads();
-    // Columns across threads; where the head is narrower than the block, several threads share a column's positions.
+    // Columns across threads; where the head is narrower than the block, several threads share a
+    // column's positions.
     const int columns = min(h.d, kThreads), shares = kThreads / columns;
-    const int column = static_cast<int>(threadIdx.x) % columns, share = static_cast<int>(threadIdx.x) / columns;
+    const int column = static_cast<int>(threadIdx.x) % columns,
+              share = static_cast<int>(threadIdx.x) / columns;
     for (int c0 = 0; c0 < h.d; c0 += columns) {
       const int c = c0 + column;
       float out[kGroup] = {};
@@ -119,7 +133,8 @@ __global__ void __launch_bounds__(kThreads)
         if (share == 0 && c < h.d) {
           float total = 0;
           for (int i = 0; i < shares; ++i) total += sums[i * columns + column];
-          partial[((static_cast<int64_t>(b) * h.nq + first + g) * h.splits + split) * h.d + c] = total;
+          partial[((static_cast<int64_t>(b) * h.nq + first + g) * h.splits + split) * h.d + c] =
+              total;
         }
       }
     }
@@ -127,8 +142,9 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class T>
-__global__ void __launch_bounds__(128) combine_kernel(const float* __restrict__ partial, const float* __restrict__ extrema,
-                                                      const int* __restrict__ lens, T* __restrict__ o, int nq, int splits, int d) {
+__global__ void __launch_bounds__(128)
+    combine_kernel(const float* __restrict__ partial, const float* __restrict__ extrema,
+                   const int* __restrict__ lens, T* __restrict__ o, int nq, int splits, int d) {
   const int64_t item = blockIdx.x;  // b * nq + head
   const int used = (lens[item / nq] + kSplit - 1) / kSplit;
   const float* e = extrema + item * splits * 2;
@@ -137,15 +153,16 @@ __global__ void __launch_bounds__(128) combine_kernel(const float* __restrict__ 
   for (int s = 0; s < used; ++s) sum += e[2 * s + 1] * exp2f(e[2 * s] - top);
   for (int c = static_cast<int>(threadIdx.x); c < d; c += 128) {
     float out = 0;
-    for (int s = 0; s < used; ++s) out += partial[(item * splits + s) * d + c] * exp2f(e[2 * s] - top);
+    for (int s = 0; s < used; ++s)
+      out += partial[(item * splits + s) * d + c] * exp2f(e[2 * s] - top);
     o[item * d + c] = from_float<T>(used == 0 ? 0.0F : out / sum);
   }
 }
 
 }  // namespace
 
-void kv_cache_append(const Tensor& qkv, const Tensor& slots, const DecodeAttentionArgs& args, const Tensor& k_cache,
-                     const Tensor& v_cache, const Stream& s) {
+void kv_cache_append(const Tensor& qkv, const Tensor& slots, const DecodeAttentionArgs& args,
+                     const Tensor& k_cache, const Tensor& v_cache, const Stream& s) {
   const int64_t row = args.kv_heads * args.head_dim, total = qkv.dim(0) * row;
   if (total == 0) return;
   const Launch l(s);
@@ -154,8 +171,10 @@ void kv_cache_append(const Tensor& qkv, const Tensor& slots, const DecodeAttenti
     using T = Element<decltype(tag)>;
     auto go = [&](auto width) {
       constexpr int kW = decltype(width)::value;
-      append_kernel<T, kW><<<static_cast<unsigned>(ceil_div(total, kThreads * kW)), kThreads, 0, l.stream>>>(
-          qkv.ptr<T>(), slots.ptr<int64_t>(), k_cache.ptr<T>(), v_cache.ptr<T>(), total, row, q_width);
+      append_kernel<T, kW>
+          <<<static_cast<unsigned>(ceil_div(total, kThreads * kW)), kThreads, 0, l.stream>>>(
+              qkv.ptr<T>(), slots.ptr<int64_t>(), k_cache.ptr<T>(), v_cache.ptr<T>(), total, row,
+              q_width);
     };
     if (row % 8 == 0 && q_width % 8 == 0 && all_aligned16(qkv.data, k_cache.data, v_cache.data))
       go(std::integral_constant<int, 8>{});
@@ -165,9 +184,10 @@ void kv_cache_append(const Tensor& qkv, const Tensor& slots, const DecodeAttenti
   CUDA_LAUNCH_CHECK();
 }
 
-void decode_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, const Tensor& block_table,
-                      const Tensor& context_lens, const DecodeAttentionArgs& args, const Tensor& o,
-                      const Tensor& workspace, const Stream& s) {
+void decode_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache,
+                      const Tensor& block_table, const Tensor& context_lens,
+                      const DecodeAttentionArgs& args, const Tensor& o, const Tensor& workspace,
+                      const Stream& s) {
   const int64_t sequences = q.dim(0), d = args.head_dim;
   if (sequences == 0 || args.q_heads == 0) return;
   const Launch l(s);
@@ -176,23 +196,33 @@ void decode_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_ca
     CUDA_CHECK(cudaMemsetAsync(o.data, 0, o.bytes(), l.stream));
     return;
   }
-  R1_CHECK(args.q_heads <= kMaxHeads && args.kv_heads <= kMaxHeads, "{} q heads, {} kv heads", args.q_heads, args.kv_heads);
-  Heads h{.nq = static_cast<int>(args.q_heads), .nkv = static_cast<int>(args.kv_heads), .d = static_cast<int>(d),
-          .splits = static_cast<int>(splits), .max_blocks = static_cast<int>(block_table.dim(1)),
-          .block_size = static_cast<int>(k_cache.dim(1)), .q_stride = q.dim(1), .scale = args.scale, .first_q = {}};
+  R1_CHECK(args.q_heads <= kMaxHeads && args.kv_heads <= kMaxHeads, "{} q heads, {} kv heads",
+           args.q_heads, args.kv_heads);
+  Heads h{.nq = static_cast<int>(args.q_heads),
+          .nkv = static_cast<int>(args.kv_heads),
+          .d = static_cast<int>(d),
+          .splits = static_cast<int>(splits),
+          .max_blocks = static_cast<int>(block_table.dim(1)),
+          .block_size = static_cast<int>(k_cache.dim(1)),
+          .q_stride = q.dim(1),
+          .scale = args.scale,
+          .first_q = {}};
   for (int64_t kv = 0, i = 0; kv <= args.kv_heads; ++kv) {
     while (i < args.q_heads && args.kv_of_q[static_cast<size_t>(i)] < kv) ++i;
     h.first_q[kv] = static_cast<int16_t>(i);
   }
   auto* partial = static_cast<float*>(workspace.data);
   float* extrema = partial + sequences * args.q_heads * splits * d;
-  const size_t shared = static_cast<size_t>(kGroup * d + kGroup * kSplit + kThreads) * sizeof(float);
+  const size_t shared =
+      static_cast<size_t>(kGroup * d + kGroup * kSplit + kThreads) * sizeof(float);
   R1_CHECK(shared <= 48 * 1024, "decode_attention: head dim {}", d);
   dispatch(q.dtype, [&](auto* tag) {
     using T = Element<decltype(tag)>;
-    split_kernel<T><<<dim3(static_cast<unsigned>(splits), static_cast<unsigned>(args.kv_heads), static_cast<unsigned>(sequences)),
-                      kThreads, shared, l.stream>>>(q.ptr<T>(), k_cache.ptr<T>(), v_cache.ptr<T>(), block_table.ptr<int>(),
-                                                    context_lens.ptr<int>(), partial, extrema, h);
+    split_kernel<T><<<dim3(static_cast<unsigned>(splits), static_cast<unsigned>(args.kv_heads),
+                           static_cast<unsigned>(sequences)),
+                      kThreads, shared, l.stream>>>(q.ptr<T>(), k_cache.ptr<T>(), v_cache.ptr<T>(),
+                                                    block_table.ptr<int>(), context_lens.ptr<int>(),
+                                                    partial, extrema, h);
     CUDA_LAUNCH_CHECK();
     combine_kernel<T><<<static_cast<unsigned>(sequences * args.q_heads), 128, 0, l.stream>>>(
         partial, extrema, context_lens.ptr<int>(), o.ptr<T>(), h.nq, h.splits, h.d);

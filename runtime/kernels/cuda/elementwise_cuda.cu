@@ -1,9 +1,9 @@
-// Elementwise helpers, column sums and the norm's sum of squares. Each element is read and written once.
-#include "runtime/kernels/cuda/elementwise.h"
-
+// Elementwise helpers, column sums and the norm's sum of squares. Each element is read and written
+// once.
 #include <cuda_fp16.h>
 
 #include "runtime/kernels/cuda/common.cuh"
+#include "runtime/kernels/cuda/elementwise.h"
 
 namespace r1::kernels::cuda {
 namespace {
@@ -21,7 +21,8 @@ __device__ __forceinline__ void put(float* p, double x) { *p = static_cast<float
 __device__ __forceinline__ void put(bf16* p, double x) { *p = __double2bfloat16(x); }
 __device__ __forceinline__ void put(__half* p, double x) { *p = __double2half(x); }
 
-// One thread a vector of kVec, the last one the rest. f(index, count) with count == kVec where full.
+// One thread a vector of kVec, the last one the rest. f(index, count) with count == kVec where
+// full.
 template <class Body>
 __device__ __forceinline__ void for_vectors(int64_t n, Body&& body) {
   const int64_t i = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kVec;
@@ -29,7 +30,8 @@ __device__ __forceinline__ void for_vectors(int64_t n, Body&& body) {
 }
 
 template <class D, class S, bool kVector>
-__global__ void __launch_bounds__(kThreads) add_into_kernel(D* dst, const S* __restrict__ src, int64_t n) {
+__global__ void __launch_bounds__(kThreads)
+    add_into_kernel(D* dst, const S* __restrict__ src, int64_t n) {
   for_vectors(n, [&](int64_t i, int count) {
     if (kVector && count == kVec) {
       Floats<kVec> d = load<kVec>(dst + i);
@@ -38,13 +40,15 @@ __global__ void __launch_bounds__(kThreads) add_into_kernel(D* dst, const S* __r
       for (int j = 0; j < kVec; ++j) d.v[j] += x.v[j];
       store<kVec>(dst + i, d);
     } else {
-      for (int j = 0; j < count; ++j) dst[i + j] = from_float<D>(to_float(dst[i + j]) + to_float(src[i + j]));
+      for (int j = 0; j < count; ++j)
+        dst[i + j] = from_float<D>(to_float(dst[i + j]) + to_float(src[i + j]));
     }
   });
 }
 
 template <class D, class S, bool kVector>
-__global__ void __launch_bounds__(kThreads) cast_kernel(D* __restrict__ dst, const S* __restrict__ src, int64_t n) {
+__global__ void __launch_bounds__(kThreads)
+    cast_kernel(D* __restrict__ dst, const S* __restrict__ src, int64_t n) {
   for_vectors(n, [&](int64_t i, int count) {
     if (kVector && count == kVec) {
       store<kVec>(dst + i, load<kVec>(src + i));
@@ -72,7 +76,8 @@ __global__ void __launch_bounds__(kThreads) add_kernel(const T* a, const T* b, T
       for (int j = 0; j < kVec; ++j) x.v[j] += y.v[j];
       store<kVec>(out + i, x);
     } else {
-      for (int j = 0; j < count; ++j) out[i + j] = from_float<T>(to_float(a[i + j]) + to_float(b[i + j]));
+      for (int j = 0; j < count; ++j)
+        out[i + j] = from_float<T>(to_float(a[i + j]) + to_float(b[i + j]));
     }
   });
 }
@@ -92,15 +97,18 @@ __global__ void __launch_bounds__(kThreads) scale_kernel(T* x, float factor, int
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) add_bias_kernel(T* y, const T* __restrict__ bias, int64_t total, int64_t cols) {
+__global__ void __launch_bounds__(kThreads)
+    add_bias_kernel(T* y, const T* __restrict__ bias, int64_t total, int64_t cols) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i < total) y[i] = from_float<T>(to_float(y[i]) + to_float(bias[i % cols]));
 }
 
-// A block sums kWarp columns: its kWarp rows of threads take every kWarp-th part, then a tree over the rows.
+// A block sums kWarp columns: its kWarp rows of threads take every kWarp-th part, then a tree over
+// the rows.
 template <class G>
-__global__ void __launch_bounds__(kWarp* kWarp) partial_sums_kernel(const float* __restrict__ partial, int64_t parts, int64_t ld,
-                                                                    int64_t cols, G* __restrict__ out) {
+__global__ void __launch_bounds__(kWarp* kWarp)
+    partial_sums_kernel(const float* __restrict__ partial, int64_t parts, int64_t ld, int64_t cols,
+                        G* __restrict__ out) {
   __shared__ float tile[kWarp][kWarp + 1];
   const int x = static_cast<int>(threadIdx.x), y = static_cast<int>(threadIdx.y);
   const int64_t c = static_cast<int64_t>(blockIdx.x) * kWarp + x;
@@ -116,15 +124,18 @@ __global__ void __launch_bounds__(kWarp* kWarp) partial_sums_kernel(const float*
   if (x == 0 && column < cols) out[column] = from_float<G>(to_float(out[column]) + sum);
 }
 
-// Column sums of dy [rows, cols]: a block takes a slab of rows for 32 * W columns; 8 row lanes, added in a fixed order.
+// Column sums of dy [rows, cols]: a block takes a slab of rows for 32 * W columns; 8 row lanes,
+// added in a fixed order.
 constexpr int kSumLanes = 8;
 template <class T, int W>
-__global__ void __launch_bounds__(kWarp* kSumLanes) column_sums_kernel(const T* __restrict__ dy, int64_t rows, int64_t cols,
-                                                                       int64_t slab, float* __restrict__ partial) {
+__global__ void __launch_bounds__(kWarp* kSumLanes)
+    column_sums_kernel(const T* __restrict__ dy, int64_t rows, int64_t cols, int64_t slab,
+                       float* __restrict__ partial) {
   __shared__ float tile[kSumLanes][kWarp * W + 1];
   const int x = static_cast<int>(threadIdx.x), y = static_cast<int>(threadIdx.y);
   const int64_t c = (static_cast<int64_t>(blockIdx.x) * kWarp + x) * W;
-  const int64_t begin = static_cast<int64_t>(blockIdx.y) * slab, end = begin + slab < rows ? begin + slab : rows;
+  const int64_t begin = static_cast<int64_t>(blockIdx.y) * slab,
+                end = begin + slab < rows ? begin + slab : rows;
   float sum[W];
 #pragma unroll
   for (int j = 0; j < W; ++j) sum[j] = 0;
@@ -156,7 +167,8 @@ __global__ void __launch_bounds__(kThreads) sums_kernel(const T* __restrict__ x,
   double sum = 0;
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads * kVec;
 #pragma unroll 2
-  for (int64_t i = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kVec; i < n; i += stride) {
+  for (int64_t i = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kVec; i < n;
+       i += stride) {
     if (vector && i + kVec <= n) {
       const Floats<kVec> v = load<kVec>(x + i);
 #pragma unroll
@@ -172,7 +184,8 @@ __global__ void __launch_bounds__(kThreads) sums_kernel(const T* __restrict__ x,
   if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
 
-__global__ void __launch_bounds__(1024) add_total_kernel(const double* __restrict__ partial, int parts, double* out) {
+__global__ void __launch_bounds__(1024)
+    add_total_kernel(const double* __restrict__ partial, int parts, double* out) {
   __shared__ double slots[32];
   double sum = 0;
   for (int i = static_cast<int>(threadIdx.x); i < parts; i += 1024) sum += partial[i];
@@ -193,11 +206,20 @@ unsigned vector_blocks(int64_t n) { return static_cast<unsigned>(ceil_div(n, int
 template <class F>
 void dispatch_all(DType t, F&& f) {
   switch (t) {
-    case DType::kF32: f(static_cast<float*>(nullptr)); return;
-    case DType::kBF16: f(static_cast<bf16*>(nullptr)); return;
-    case DType::kF16: f(static_cast<__half*>(nullptr)); return;
-    case DType::kF64: f(static_cast<double*>(nullptr)); return;
-    default: throw InternalError("no CUDA kernel for {}", dtype_name(t));
+    case DType::kF32:
+      f(static_cast<float*>(nullptr));
+      return;
+    case DType::kBF16:
+      f(static_cast<bf16*>(nullptr));
+      return;
+    case DType::kF16:
+      f(static_cast<__half*>(nullptr));
+      return;
+    case DType::kF64:
+      f(static_cast<double*>(nullptr));
+      return;
+    default:
+      throw InternalError("no CUDA kernel for {}", dtype_name(t));
   }
 }
 
@@ -216,9 +238,11 @@ void convert(const Tensor& src, const Tensor& dst, const Stream& s) {
         using S = Element<decltype(x)>;
         auto go = [&](auto v) {
           if constexpr (kAdd)
-            add_into_kernel<D, S, decltype(v)::value><<<vector_blocks(n), kThreads, 0, l.stream>>>(dst.ptr<D>(), src.ptr<S>(), n);
+            add_into_kernel<D, S, decltype(v)::value>
+                <<<vector_blocks(n), kThreads, 0, l.stream>>>(dst.ptr<D>(), src.ptr<S>(), n);
           else
-            cast_kernel<D, S, decltype(v)::value><<<vector_blocks(n), kThreads, 0, l.stream>>>(dst.ptr<D>(), src.ptr<S>(), n);
+            cast_kernel<D, S, decltype(v)::value>
+                <<<vector_blocks(n), kThreads, 0, l.stream>>>(dst.ptr<D>(), src.ptr<S>(), n);
         };
         if (vector)
           go(std::true_type{});
@@ -231,7 +255,9 @@ void convert(const Tensor& src, const Tensor& dst, const Stream& s) {
       dispatch_all(src.dtype, [&](auto* x) {
         using D = Element<decltype(d)>;
         using S = Element<decltype(x)>;
-        convert_kernel<D, S, kAdd><<<static_cast<unsigned>(ceil_div(n, kThreads)), kThreads, 0, l.stream>>>(dst.ptr<D>(), src.ptr<S>(), n);
+        convert_kernel<D, S, kAdd>
+            <<<static_cast<unsigned>(ceil_div(n, kThreads)), kThreads, 0, l.stream>>>(
+                dst.ptr<D>(), src.ptr<S>(), n);
       });
     });
   }
@@ -245,17 +271,21 @@ void add_bias_rows(const Tensor& y, const Tensor& bias, cudaStream_t stream) {
   if (n == 0) return;
   dispatch(y.dtype, [&](auto* tag) {
     using T = Element<decltype(tag)>;
-    add_bias_kernel<T><<<static_cast<unsigned>(ceil_div(n, kThreads)), kThreads, 0, stream>>>(y.ptr<T>(), bias.ptr<T>(), n, y.dim(1));
+    add_bias_kernel<T><<<static_cast<unsigned>(ceil_div(n, kThreads)), kThreads, 0, stream>>>(
+        y.ptr<T>(), bias.ptr<T>(), n, y.dim(1));
   });
   CUDA_LAUNCH_CHECK();
 }
 
-void add_partial_sums(const float* partial, int64_t parts, int64_t ld, const Tensor& out, cudaStream_t stream) {
+void add_partial_sums(const float* partial, int64_t parts, int64_t ld, const Tensor& out,
+                      cudaStream_t stream) {
   const int64_t cols = out.numel();
   if (cols == 0 || parts == 0) return;
   dispatch(out.dtype, [&](auto* tag) {
     using G = Element<decltype(tag)>;
-    partial_sums_kernel<G><<<static_cast<unsigned>(ceil_div(cols, kWarp)), dim3(kWarp, kWarp), 0, stream>>>(partial, parts, ld, cols, out.ptr<G>());
+    partial_sums_kernel<G>
+        <<<static_cast<unsigned>(ceil_div(cols, kWarp)), dim3(kWarp, kWarp), 0, stream>>>(
+            partial, parts, ld, cols, out.ptr<G>());
   });
   CUDA_LAUNCH_CHECK();
 }
@@ -270,14 +300,18 @@ void bias_backward(const Tensor& dy, const Tensor& db, const Stream& s) {
   const int64_t wanted = std::max<int64_t>(1, int64_t{l.ctx.multiprocessors()} * 8 / tiles);
   const int64_t slab = std::max<int64_t>(64, ceil_div(rows, std::min<int64_t>(wanted, 65535)));
   const int64_t slabs = ceil_div(rows, slab);
-  auto* partial = static_cast<float*>(l.ctx.scratch(static_cast<size_t>(slabs * cols) * sizeof(float), l.stream));
+  auto* partial = static_cast<float*>(
+      l.ctx.scratch(static_cast<size_t>(slabs * cols) * sizeof(float), l.stream));
   dispatch(dy.dtype, [&](auto* tag) {
     using T = Element<decltype(tag)>;
-    const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(slabs)), block(kWarp, kSumLanes);
+    const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(slabs)),
+        block(kWarp, kSumLanes);
     if (vector)
-      column_sums_kernel<T, kVec><<<grid, block, 0, l.stream>>>(dy.ptr<T>(), rows, cols, slab, partial);
+      column_sums_kernel<T, kVec>
+          <<<grid, block, 0, l.stream>>>(dy.ptr<T>(), rows, cols, slab, partial);
     else
-      column_sums_kernel<T, 1><<<grid, block, 0, l.stream>>>(dy.ptr<T>(), rows, cols, slab, partial);
+      column_sums_kernel<T, 1>
+          <<<grid, block, 0, l.stream>>>(dy.ptr<T>(), rows, cols, slab, partial);
   });
   CUDA_LAUNCH_CHECK();
   add_partial_sums(partial, slabs, cols, db, l.stream);
@@ -291,8 +325,10 @@ void add_sum(const Tensor& x, const Tensor& out, const Stream& s) {
   const int64_t n = x.numel();
   if (n == 0) return;
   const Launch l(s);
-  const int64_t blocks = std::min<int64_t>(ceil_div(n, int64_t{kThreads} * kVec), int64_t{l.ctx.multiprocessors()} * 8);
-  auto* partial = static_cast<double*>(l.ctx.scratch(static_cast<size_t>(blocks) * sizeof(double), l.stream));
+  const int64_t blocks = std::min<int64_t>(ceil_div(n, int64_t{kThreads} * kVec),
+                                           int64_t{l.ctx.multiprocessors()} * 8);
+  auto* partial =
+      static_cast<double*>(l.ctx.scratch(static_cast<size_t>(blocks) * sizeof(double), l.stream));
   dispatch(x.dtype, [&](auto* tag) {
     using T = Element<decltype(tag)>;
     sums_kernel<T, kSquare><<<static_cast<unsigned>(blocks), kThreads, 0, l.stream>>>(x.ptr<T>(), n, aligned16(x.data), partial);
@@ -323,9 +359,11 @@ void add(const Tensor& a, const Tensor& b, const Tensor& out, const Stream& s) {
   dispatch(out.dtype, [&](auto* tag) {
     using T = Element<decltype(tag)>;
     if (all_aligned16(a.data, b.data, out.data))
-      add_kernel<T, true><<<vector_blocks(n), kThreads, 0, l.stream>>>(a.ptr<T>(), b.ptr<T>(), out.ptr<T>(), n);
+      add_kernel<T, true>
+          <<<vector_blocks(n), kThreads, 0, l.stream>>>(a.ptr<T>(), b.ptr<T>(), out.ptr<T>(), n);
     else
-      add_kernel<T, false><<<vector_blocks(n), kThreads, 0, l.stream>>>(a.ptr<T>(), b.ptr<T>(), out.ptr<T>(), n);
+      add_kernel<T, false>
+          <<<vector_blocks(n), kThreads, 0, l.stream>>>(a.ptr<T>(), b.ptr<T>(), out.ptr<T>(), n);
   });
   CUDA_LAUNCH_CHECK();
 }
@@ -348,10 +386,11 @@ void copy_columns(const Tensor& src, int64_t begin, const Tensor& dst, const Str
   if (dst.numel() == 0) return;
   const Launch l(s);
   const auto element = static_cast<size_t>(dtype_bytes(dst.dtype));
-  CUDA_CHECK(cudaMemcpy2DAsync(dst.data, static_cast<size_t>(dst.dim(1)) * element,
-                               static_cast<const char*>(src.data) + static_cast<size_t>(begin) * element,
-                               static_cast<size_t>(src.dim(1)) * element, static_cast<size_t>(dst.dim(1)) * element,
-                               static_cast<size_t>(dst.dim(0)), cudaMemcpyDeviceToDevice, l.stream));
+  CUDA_CHECK(cudaMemcpy2DAsync(
+      dst.data, static_cast<size_t>(dst.dim(1)) * element,
+      static_cast<const char*>(src.data) + static_cast<size_t>(begin) * element,
+      static_cast<size_t>(src.dim(1)) * element, static_cast<size_t>(dst.dim(1)) * element,
+      static_cast<size_t>(dst.dim(0)), cudaMemcpyDeviceToDevice, l.stream));
 }
 
 }  // namespace r1::kernels::cuda

@@ -1,9 +1,10 @@
 // Embedding rows: gather, and the gradient's scatter without atomics.
 //
-// Backward: the tokens are sorted by id (stable, so a row's tokens stay in order), the sorted list is cut into chunks of
-// fixed length, and a block sums the runs of equal ids in its chunk. A run inside a chunk is added to dw at once; the
-// pieces of a run that crosses chunks are kept and added in chunk order by a second kernel. A token that fills half of
-// the batch (padding, newline) is thus still spread over many blocks, and the sums repeat bit for bit.
+// Backward: the tokens are sorted by id (stable, so a row's tokens stay in order), the sorted list
+// is cut into chunks of fixed length, and a block sums the runs of equal ids in its chunk. A run
+// inside a chunk is added to dw at once; the pieces of a run that crosses chunks are kept and added
+// in chunk order by a second kernel. A token that fills half of the batch (padding, newline) is
+// thus still spread over many blocks, and the sums repeat bit for bit.
 #include <cub/device/device_radix_sort.cuh>
 
 #include "runtime/kernels/cuda/common.cuh"
@@ -14,8 +15,9 @@ namespace {
 constexpr int kThreads = 256;
 
 template <class T, int W>
-__global__ void __launch_bounds__(kThreads) gather_kernel(const int* __restrict__ ids, const T* __restrict__ w, int64_t vocab_begin,
-                                                          int64_t vocab, T* __restrict__ y, int64_t h) {
+__global__ void __launch_bounds__(kThreads)
+    gather_kernel(const int* __restrict__ ids, const T* __restrict__ w, int64_t vocab_begin,
+                  int64_t vocab, T* __restrict__ y, int64_t h) {
   const int64_t c = (static_cast<int64_t>(blockIdx.y) * kThreads + threadIdx.x) * W;
   if (c >= h) return;
   const int64_t id = ids[blockIdx.x] - vocab_begin;
@@ -30,8 +32,9 @@ __global__ void __launch_bounds__(kThreads) gather_kernel(const int* __restrict_
 }
 
 // Ids of other ranks' parts sort behind all of ours and are never touched.
-__global__ void __launch_bounds__(kThreads) keys_kernel(const int* __restrict__ ids, int64_t vocab_begin, int64_t vocab, int64_t tokens,
-                                                        uint32_t* __restrict__ keys, uint32_t* __restrict__ positions) {
+__global__ void __launch_bounds__(kThreads)
+    keys_kernel(const int* __restrict__ ids, int64_t vocab_begin, int64_t vocab, int64_t tokens,
+                uint32_t* __restrict__ keys, uint32_t* __restrict__ positions) {
   const int64_t t = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (t >= tokens) return;
   const int64_t id = ids[t] - vocab_begin;
@@ -39,11 +42,13 @@ __global__ void __launch_bounds__(kThreads) keys_kernel(const int* __restrict__ 
   positions[t] = static_cast<uint32_t>(t);
 }
 
-// pieces [chunks, 2, H]: 0 the run that came from the chunk before, 1 the run that begins here and goes on.
+// pieces [chunks, 2, H]: 0 the run that came from the chunk before, 1 the run that begins here and
+// goes on.
 template <class T, class G, int W>
 __global__ void __launch_bounds__(kThreads)
-    chunk_kernel(const uint32_t* __restrict__ keys, const uint32_t* __restrict__ positions, const T* __restrict__ dy,
-                 G* __restrict__ dw, float* __restrict__ pieces, int64_t tokens, int chunk, uint32_t vocab, int64_t h) {
+    chunk_kernel(const uint32_t* __restrict__ keys, const uint32_t* __restrict__ positions,
+                 const T* __restrict__ dy, G* __restrict__ dw, float* __restrict__ pieces,
+                 int64_t tokens, int chunk, uint32_t vocab, int64_t h) {
   const int64_t c = (static_cast<int64_t>(blockIdx.y) * kThreads + threadIdx.x) * W;
   if (c >= h) return;
   const int64_t begin = static_cast<int64_t>(blockIdx.x) * chunk;
@@ -81,14 +86,15 @@ __global__ void __launch_bounds__(kThreads)
 // One block a chunk in which a run begins that goes on: adds its pieces in order.
 template <class G, int W>
 __global__ void __launch_bounds__(kThreads)
-    pieces_kernel(const uint32_t* __restrict__ keys, const float* __restrict__ pieces, G* __restrict__ dw, int64_t tokens,
-                  int chunk, uint32_t vocab, int64_t h) {
+    pieces_kernel(const uint32_t* __restrict__ keys, const float* __restrict__ pieces,
+                  G* __restrict__ dw, int64_t tokens, int chunk, uint32_t vocab, int64_t h) {
   const int64_t c = (static_cast<int64_t>(blockIdx.y) * kThreads + threadIdx.x) * W;
   const int64_t begin = static_cast<int64_t>(blockIdx.x) * chunk, end = begin + chunk;
   if (c >= h || end >= tokens) return;
   const uint32_t key = keys[end - 1];
   if (key >= vocab || keys[end] != key) return;
-  if (begin > 0 && keys[begin] == key && keys[begin - 1] == key) return;  // the run began in an earlier chunk
+  if (begin > 0 && keys[begin] == key && keys[begin - 1] == key)
+    return;  // the run began in an earlier chunk
   Floats<W> sum = load<W>(pieces + (static_cast<int64_t>(blockIdx.x) * 2 + 1) * h + c);
   for (int64_t k = blockIdx.x + 1; k * chunk < tokens && keys[k * chunk] == key; ++k) {
     const Floats<W> x = load<W>(pieces + k * 2 * h + c);
@@ -114,7 +120,8 @@ size_t round_up(size_t n) { return (n + 255) / 256 * 256; }
 
 }  // namespace
 
-void embedding_forward(const Tensor& ids, const Tensor& w, int64_t vocab_begin, const Tensor& y, const Stream& s) {
+void embedding_forward(const Tensor& ids, const Tensor& w, int64_t vocab_begin, const Tensor& y,
+                       const Stream& s) {
   const int64_t tokens = y.dim(0), h = y.dim(1);
   if (tokens == 0 || h == 0) return;
   const Launch l(s);
@@ -122,17 +129,21 @@ void embedding_forward(const Tensor& ids, const Tensor& w, int64_t vocab_begin, 
     constexpr int kW = decltype(width)::value;
     dispatch(y.dtype, [&](auto* tag) {
       using T = Element<decltype(tag)>;
-      gather_kernel<T, kW><<<dim3(static_cast<unsigned>(tokens), static_cast<unsigned>(ceil_div(h, kThreads * kW))), kThreads, 0, l.stream>>>(
-          ids.ptr<int>(), w.ptr<T>(), vocab_begin, w.dim(0), y.ptr<T>(), h);
+      gather_kernel<T, kW>
+          <<<dim3(static_cast<unsigned>(tokens), static_cast<unsigned>(ceil_div(h, kThreads * kW))),
+             kThreads, 0, l.stream>>>(ids.ptr<int>(), w.ptr<T>(), vocab_begin, w.dim(0), y.ptr<T>(),
+                                      h);
     });
   });
   CUDA_LAUNCH_CHECK();
 }
 
-void embedding_backward(const Tensor& ids, const Tensor& dy, int64_t vocab_begin, const Tensor& dw, const Stream& s) {
+void embedding_backward(const Tensor& ids, const Tensor& dy, int64_t vocab_begin, const Tensor& dw,
+                        const Stream& s) {
   const int64_t tokens = dy.dim(0), h = dy.dim(1), vocab = dw.dim(0);
   if (tokens == 0 || h == 0 || vocab == 0) return;
-  R1_CHECK(tokens < int64_t{1} << 31 && vocab < int64_t{1} << 31, "embedding_backward: {} tokens, vocabulary {}", tokens, vocab);
+  R1_CHECK(tokens < int64_t{1} << 31 && vocab < int64_t{1} << 31,
+           "embedding_backward: {} tokens, vocabulary {}", tokens, vocab);
   const Launch l(s);
   int bits = 1;
   while ((int64_t{1} << bits) <= vocab) ++bits;
@@ -141,9 +152,10 @@ void embedding_backward(const Tensor& ids, const Tensor& dy, int64_t vocab_begin
   while (ceil_div(tokens, chunk) * 2 * h * 4 > int64_t{64} << 20) chunk *= 2;
   const int64_t chunks = ceil_div(tokens, chunk);
   size_t sort_bytes = 0;
-  CUDA_CHECK(cub::DeviceRadixSort::SortPairs(nullptr, sort_bytes, static_cast<const uint32_t*>(nullptr), static_cast<uint32_t*>(nullptr),
-                                             static_cast<const uint32_t*>(nullptr), static_cast<uint32_t*>(nullptr),
-                                             static_cast<int>(tokens), 0, bits, l.stream));
+  CUDA_CHECK(cub::DeviceRadixSort::SortPairs(
+      nullptr, sort_bytes, static_cast<const uint32_t*>(nullptr), static_cast<uint32_t*>(nullptr),
+      static_cast<const uint32_t*>(nullptr), static_cast<uint32_t*>(nullptr),
+      static_cast<int>(tokens), 0, bits, l.stream));
   const size_t list = round_up(static_cast<size_t>(tokens) * 4);
   const size_t pieces_bytes = round_up(static_cast<size_t>(chunks * 2 * h) * 4);
   auto* base = static_cast<char*>(l.ctx.scratch(4 * list + pieces_bytes + sort_bytes, l.stream));
@@ -153,23 +165,27 @@ void embedding_backward(const Tensor& ids, const Tensor& dy, int64_t vocab_begin
   auto* positions = reinterpret_cast<uint32_t*>(base + 3 * list);
   auto* pieces = reinterpret_cast<float*>(base + 4 * list);
   void* sort_memory = base + 4 * list + pieces_bytes;
-  keys_kernel<<<static_cast<unsigned>(ceil_div(tokens, kThreads)), kThreads, 0, l.stream>>>(ids.ptr<int>(), vocab_begin, vocab, tokens,
-                                                                                            keys_in, positions_in);
+  keys_kernel<<<static_cast<unsigned>(ceil_div(tokens, kThreads)), kThreads, 0, l.stream>>>(
+      ids.ptr<int>(), vocab_begin, vocab, tokens, keys_in, positions_in);
   CUDA_LAUNCH_CHECK();
-  CUDA_CHECK(cub::DeviceRadixSort::SortPairs(sort_memory, sort_bytes, keys_in, keys, positions_in, positions,
-                                             static_cast<int>(tokens), 0, bits, l.stream));
+  CUDA_CHECK(cub::DeviceRadixSort::SortPairs(sort_memory, sort_bytes, keys_in, keys, positions_in,
+                                             positions, static_cast<int>(tokens), 0, bits,
+                                             l.stream));
   by_width(h % 8 == 0 && all_aligned16(dy.data, dw.data), [&](auto width) {
     constexpr int kW = decltype(width)::value;
-    const dim3 grid(static_cast<unsigned>(chunks), static_cast<unsigned>(ceil_div(h, kThreads * kW)));
+    const dim3 grid(static_cast<unsigned>(chunks),
+                    static_cast<unsigned>(ceil_div(h, kThreads * kW)));
     dispatch(dw.dtype, [&](auto* gt) {
       using G = Element<decltype(gt)>;
       dispatch(dy.dtype, [&](auto* tag) {
         using T = Element<decltype(tag)>;
-        chunk_kernel<T, G, kW><<<grid, kThreads, 0, l.stream>>>(keys, positions, dy.ptr<T>(), dw.ptr<G>(), pieces, tokens,
-                                                                static_cast<int>(chunk), static_cast<uint32_t>(vocab), h);
+        chunk_kernel<T, G, kW><<<grid, kThreads, 0, l.stream>>>(
+            keys, positions, dy.ptr<T>(), dw.ptr<G>(), pieces, tokens, static_cast<int>(chunk),
+            static_cast<uint32_t>(vocab), h);
       });
       CUDA_LAUNCH_CHECK();
-      pieces_kernel<G, kW><<<grid, kThreads, 0, l.stream>>>(keys, pieces, dw.ptr<G>(), tokens, static_cast<int>(chunk),
+      pieces_kernel<G, kW><<<grid, kThreads, 0, l.stream>>>(keys, pieces, dw.ptr<G>(), tokens,
+                                                            static_cast<int>(chunk),
                                                             static_cast<uint32_t>(vocab), h);
     });
   });

@@ -2,9 +2,10 @@
 //
 // y = x * rstd * w, rstd = 1/sqrt(mean(x^2) + eps); sums in fp32.
 // Forward: one block a row, the row in registers: 2H elements moved (4H with the add).
-// Backward: dx = rstd * (g - xhat * mean(g xhat)) + residual with g = dy * w, xhat = x * rstd; dw = sum over rows of
-// dy * xhat. Persistent blocks stride over rows and keep their dw part in registers; the parts are added in block order,
-// so the result does not depend on timing. 3H elements moved, 4H with a residual.
+// Backward: dx = rstd * (g - xhat * mean(g xhat)) + residual with g = dy * w, xhat = x * rstd; dw =
+// sum over rows of dy * xhat. Persistent blocks stride over rows and keep their dw part in
+// registers; the parts are added in block order, so the result does not depend on timing. 3H
+// elements moved, 4H with a residual.
 #include "runtime/kernels/cuda/common.cuh"
 #include "runtime/kernels/cuda/elementwise.h"
 
@@ -30,33 +31,52 @@ RowShape row_shape(int64_t h, bool vector) {
   while (ceil_div(n, vecs) > (vecs <= 4 ? kSmallBlock : 1024) && vecs < 16) vecs *= 2;
   if (vecs == 1 && n > 128) vecs = 2;
   const int64_t threads = ceil_div(ceil_div(n, vecs), kWarp) * kWarp;
-  if (threads > 1024) throw InternalError("rmsnorm: rows of {} elements are not supported on CUDA", h);
+  if (threads > 1024)
+    throw InternalError("rmsnorm: rows of {} elements are not supported on CUDA", h);
   return {vecs, static_cast<int>(threads), width};
 }
 
 template <class F>
 void with_row_shape(const RowShape& r, F&& f) {
-  const auto go = [&]<int kWidth, int kVecs>() { f(std::integral_constant<int, kWidth>{}, std::integral_constant<int, kVecs>{}); };
+  const auto go = [&]<int kWidth, int kVecs>() {
+    f(std::integral_constant<int, kWidth>{}, std::integral_constant<int, kVecs>{});
+  };
   if (r.width == kVec) {
     switch (r.vecs) {
-      case 1: go.template operator()<kVec, 1>(); return;
-      case 2: go.template operator()<kVec, 2>(); return;
-      default: go.template operator()<kVec, 4>(); return;
+      case 1:
+        go.template operator()<kVec, 1>();
+        return;
+      case 2:
+        go.template operator()<kVec, 2>();
+        return;
+      default:
+        go.template operator()<kVec, 4>();
+        return;
     }
   }
   switch (r.vecs) {
-    case 1: go.template operator()<1, 1>(); return;
-    case 2: go.template operator()<1, 2>(); return;
-    case 4: go.template operator()<1, 4>(); return;
-    case 8: go.template operator()<1, 8>(); return;
-    default: go.template operator()<1, 16>(); return;
+    case 1:
+      go.template operator()<1, 1>();
+      return;
+    case 2:
+      go.template operator()<1, 2>();
+      return;
+    case 4:
+      go.template operator()<1, 4>();
+      return;
+    case 8:
+      go.template operator()<1, 8>();
+      return;
+    default:
+      go.template operator()<1, 16>();
+      return;
   }
 }
 
 template <class T, int W, int NV, bool kAdd>
-__global__ void __launch_bounds__(NV <= 4 ? kSmallBlock : 1024) rmsnorm_forward_kernel(const T* x, const T* delta, const T* __restrict__ w,
-                                                               float eps, T* sum, T* __restrict__ y,
-                                                               float* __restrict__ rstd, int h) {
+__global__ void __launch_bounds__(NV <= 4 ? kSmallBlock : 1024)
+    rmsnorm_forward_kernel(const T* x, const T* delta, const T* __restrict__ w, float eps, T* sum,
+                           T* __restrict__ y, float* __restrict__ rstd, int h) {
   __shared__ float slots[32];
   const int64_t row = static_cast<int64_t>(blockIdx.x) * h;
   Floats<W> v[NV];
@@ -107,20 +127,22 @@ __global__ void __launch_bounds__(NV <= 4 ? kSmallBlock : 1024) rmsnorm_forward_
 }
 
 template <bool kAdd>
-void forward(const Tensor& x, const Tensor* delta, const Tensor& w, float eps, const Tensor* sum, const Tensor& y,
-             const Tensor& rstd, const Stream& s) {
+void forward(const Tensor& x, const Tensor* delta, const Tensor& w, float eps, const Tensor* sum,
+             const Tensor& y, const Tensor& rstd, const Stream& s) {
   const int64_t rows = x.dim(0), h = x.dim(1);
   if (rows == 0) return;
   const Launch l(s);
-  const bool vector = h % kVec == 0 && all_aligned16(x.data, w.data, y.data, delta ? delta->data : nullptr, sum ? sum->data : nullptr);
+  const bool vector =
+      h % kVec == 0 && all_aligned16(x.data, w.data, y.data, delta ? delta->data : nullptr,
+                                     sum ? sum->data : nullptr);
   const RowShape shape = row_shape(h, vector);
   dispatch(x.dtype, [&](auto* tag) {
     using T = Element<decltype(tag)>;
     with_row_shape(shape, [&](auto width, auto vecs) {
       rmsnorm_forward_kernel<T, decltype(width)::value, decltype(vecs)::value, kAdd>
           <<<static_cast<unsigned>(rows), static_cast<unsigned>(shape.threads), 0, l.stream>>>(
-              x.ptr<T>(), delta ? delta->ptr<T>() : nullptr, w.ptr<T>(), eps, sum ? sum->ptr<T>() : nullptr, y.ptr<T>(),
-              rstd.ptr<float>(), static_cast<int>(h));
+              x.ptr<T>(), delta ? delta->ptr<T>() : nullptr, w.ptr<T>(), eps,
+              sum ? sum->ptr<T>() : nullptr, y.ptr<T>(), rstd.ptr<float>(), static_cast<int>(h));
     });
   });
   CUDA_LAUNCH_CHECK();
@@ -128,8 +150,9 @@ void forward(const Tensor& x, const Tensor* delta, const Tensor& w, float eps, c
 
 template <class T, int W, int NV>
 __global__ void __launch_bounds__(NV <= 4 ? kSmallBlock : 1024)
-    rmsnorm_backward_kernel(const T* dy, const T* __restrict__ x, const T* __restrict__ w, const float* __restrict__ rstd,
-                            const T* residual, T* dx, float* __restrict__ partial, int64_t rows, int h) {
+    rmsnorm_backward_kernel(const T* dy, const T* __restrict__ x, const T* __restrict__ w,
+                            const float* __restrict__ rstd, const T* residual, T* dx,
+                            float* __restrict__ partial, int64_t rows, int h) {
   __shared__ float slots[2][32];
   const int step = static_cast<int>(blockDim.x) * W;
   const int first = static_cast<int>(threadIdx.x) * W;
@@ -191,22 +214,24 @@ __global__ void __launch_bounds__(NV <= 4 ? kSmallBlock : 1024)
 
 }  // namespace
 
-void rmsnorm_forward(const Tensor& x, const Tensor& w, float eps, const Tensor& y, const Tensor& rstd, const Stream& s) {
+void rmsnorm_forward(const Tensor& x, const Tensor& w, float eps, const Tensor& y,
+                     const Tensor& rstd, const Stream& s) {
   forward<false>(x, nullptr, w, eps, nullptr, y, rstd, s);
 }
 
-void add_rmsnorm_forward(const Tensor& x, const Tensor& delta, const Tensor& w, float eps, const Tensor& sum,
-                         const Tensor& y, const Tensor& rstd, const Stream& s) {
+void add_rmsnorm_forward(const Tensor& x, const Tensor& delta, const Tensor& w, float eps,
+                         const Tensor& sum, const Tensor& y, const Tensor& rstd, const Stream& s) {
   forward<true>(x, &delta, w, eps, &sum, y, rstd, s);
 }
 
-void rmsnorm_backward(const Tensor& dy, const Tensor& x, const Tensor& w, const Tensor& rstd, const Tensor& residual,
-                      const Tensor& dx, const Tensor& dw, const Stream& s) {
+void rmsnorm_backward(const Tensor& dy, const Tensor& x, const Tensor& w, const Tensor& rstd,
+                      const Tensor& residual, const Tensor& dx, const Tensor& dw, const Stream& s) {
   const int64_t rows = x.dim(0), h = x.dim(1);
   if (rows == 0) return;
   const Launch l(s);
   const bool has_residual = !residual.empty();
-  const bool vector = h % kVec == 0 && all_aligned16(dy.data, x.data, w.data, dx.data, has_residual ? residual.data : nullptr);
+  const bool vector = h % kVec == 0 && all_aligned16(dy.data, x.data, w.data, dx.data,
+                                                     has_residual ? residual.data : nullptr);
   const RowShape shape = row_shape(h, vector);
   dispatch(x.dtype, [&](auto* tag) {
     using T = Element<decltype(tag)>;
@@ -214,12 +239,16 @@ void rmsnorm_backward(const Tensor& dy, const Tensor& x, const Tensor& w, const 
       auto* kernel = rmsnorm_backward_kernel<T, decltype(width)::value, decltype(vecs)::value>;
       // One wave of persistent blocks: the number depends on the device alone, so the sums repeat.
       int resident = 0;
-      CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, shape.threads, 0));
-      const int64_t blocks = std::min<int64_t>(rows, int64_t{l.ctx.multiprocessors()} * std::max(1, resident));
-      auto* partial = static_cast<float*>(l.ctx.scratch(static_cast<size_t>(blocks * h) * sizeof(float), l.stream));
+      CUDA_CHECK(
+          cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, shape.threads, 0));
+      const int64_t blocks =
+          std::min<int64_t>(rows, int64_t{l.ctx.multiprocessors()} * std::max(1, resident));
+      auto* partial = static_cast<float*>(
+          l.ctx.scratch(static_cast<size_t>(blocks * h) * sizeof(float), l.stream));
       kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(shape.threads), 0, l.stream>>>(
-          dy.ptr<T>(), x.ptr<T>(), w.ptr<T>(), rstd.ptr<float>(), has_residual ? residual.ptr<T>() : nullptr,
-          dx.ptr<T>(), partial, rows, static_cast<int>(h));
+          dy.ptr<T>(), x.ptr<T>(), w.ptr<T>(), rstd.ptr<float>(),
+          has_residual ? residual.ptr<T>() : nullptr, dx.ptr<T>(), partial, rows,
+          static_cast<int>(h));
       CUDA_LAUNCH_CHECK();
       add_partial_sums(partial, blocks, h, dw, l.stream);
     });

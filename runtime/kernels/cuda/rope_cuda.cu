@@ -1,7 +1,8 @@
 // RoPE in place inside the fused qkv tensor, and Qwen3's RMSNorm of each q and k head.
 //
-// RoPE, half-split convention: for i < D/2: (a, b) = (x[i], x[i + D/2]) -> (a cos - b sin, b cos + a sin); the inverse
-// flips the sign of sin. q and k are read and written once; a token's cos and sin stay in registers over its heads.
+// RoPE, half-split convention: for i < D/2: (a, b) = (x[i], x[i + D/2]) -> (a cos - b sin, b cos +
+// a sin); the inverse flips the sign of sin. q and k are read and written once; a token's cos and
+// sin stay in registers over its heads.
 #include "runtime/kernels/cuda/common.cuh"
 #include "runtime/kernels/cuda/elementwise.h"
 
@@ -13,8 +14,9 @@ constexpr int kThreads = 256;
 // A thread owns one vector of a token's half head and walks over the heads of its group.
 template <class T, int W>
 __global__ void __launch_bounds__(kThreads)
-    rope_kernel(T* __restrict__ qkv, const int* __restrict__ positions, const float* __restrict__ cos_sin, int64_t tokens,
-                int heads, int64_t ld, int d, float sign, int heads_per_thread) {
+    rope_kernel(T* __restrict__ qkv, const int* __restrict__ positions,
+                const float* __restrict__ cos_sin, int64_t tokens, int heads, int64_t ld, int d,
+                float sign, int heads_per_thread) {
   const int half = d / 2, vecs = half / W;
   const int groups = (heads + heads_per_thread - 1) / heads_per_thread;
   const int64_t id = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
@@ -47,8 +49,9 @@ __global__ void __launch_bounds__(kThreads)
 // One warp a (token, head); v heads are copied. Columns are dealt in vectors of W to the lanes.
 template <class T, int W>
 __global__ void __launch_bounds__(kThreads)
-    qk_norm_forward_kernel(const T* __restrict__ raw, const T* __restrict__ qw, const T* __restrict__ kw, float eps,
-                           T* __restrict__ out, float* __restrict__ rstd, int64_t items, int nq, int nkv, int d) {
+    qk_norm_forward_kernel(const T* __restrict__ raw, const T* __restrict__ qw,
+                           const T* __restrict__ kw, float eps, T* __restrict__ out,
+                           float* __restrict__ rstd, int64_t items, int nq, int nkv, int d) {
   const int64_t item = static_cast<int64_t>(blockIdx.x) * (kThreads / kWarp) + threadIdx.x / kWarp;
   if (item >= items) return;
   const int heads = nq + 2 * nkv, lane = static_cast<int>(threadIdx.x) % kWarp;
@@ -78,18 +81,23 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Persistent warps over (token, q or k head); weight gradients collect in shared memory a warp (a lane adds to its own
-// columns only), then a fixed tree: warps of the block, blocks (add_partial_sums). partial [blocks, 2, D].
+// Persistent warps over (token, q or k head); weight gradients collect in shared memory a warp (a
+// lane adds to its own columns only), then a fixed tree: warps of the block, blocks
+// (add_partial_sums). partial [blocks, 2, D].
 template <class T, int W>
 __global__ void __launch_bounds__(kThreads)
-    qk_norm_backward_kernel(T* __restrict__ grad, const T* __restrict__ raw, const T* __restrict__ qw, const T* __restrict__ kw,
-                            const float* __restrict__ rstd, float* __restrict__ partial, int64_t items, int nq, int nkv, int d) {
+    qk_norm_backward_kernel(T* __restrict__ grad, const T* __restrict__ raw,
+                            const T* __restrict__ qw, const T* __restrict__ kw,
+                            const float* __restrict__ rstd, float* __restrict__ partial,
+                            int64_t items, int nq, int nkv, int d) {
   extern __shared__ float dws[];  // [warps, 2, D]
-  const int warps = kThreads / kWarp, warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int warps = kThreads / kWarp, warp = static_cast<int>(threadIdx.x) / kWarp,
+            lane = static_cast<int>(threadIdx.x) % kWarp;
   for (int i = static_cast<int>(threadIdx.x); i < warps * 2 * d; i += kThreads) dws[i] = 0;
   __syncthreads();
   const int heads = nq + nkv;
-  for (int64_t item = static_cast<int64_t>(blockIdx.x) * warps + warp; item < items; item += static_cast<int64_t>(gridDim.x) * warps) {
+  for (int64_t item = static_cast<int64_t>(blockIdx.x) * warps + warp; item < items;
+       item += static_cast<int64_t>(gridDim.x) * warps) {
     const int64_t token = item / heads;
     const int head = static_cast<int>(item - token * heads);
     const int64_t base = (token * (heads + nkv) + head) * d;
@@ -98,7 +106,8 @@ __global__ void __launch_bounds__(kThreads)
     const float r = rstd[item];
     float dot = 0;
     for (int c = lane * W; c < d; c += kWarp * W) {
-      const Floats<W> dy = load<W>(grad + base + c), x = load<W>(raw + base + c), g = load<W>(w + c);
+      const Floats<W> dy = load<W>(grad + base + c), x = load<W>(raw + base + c),
+                      g = load<W>(w + c);
 #pragma unroll
       for (int j = 0; j < W; ++j) {
         const float xh = x.v[j] * r;
@@ -108,7 +117,8 @@ __global__ void __launch_bounds__(kThreads)
     }
     dot = warp_reduce(dot, Sum{}) / static_cast<float>(d);
     for (int c = lane * W; c < d; c += kWarp * W) {
-      const Floats<W> dy = load<W>(grad + base + c), x = load<W>(raw + base + c), g = load<W>(w + c);
+      const Floats<W> dy = load<W>(grad + base + c), x = load<W>(raw + base + c),
+                      g = load<W>(w + c);
       Floats<W> out;
 #pragma unroll
       for (int j = 0; j < W; ++j) out.v[j] = r * (dy.v[j] * g.v[j] - x.v[j] * r * dot);
@@ -123,20 +133,30 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Vectors of 8 (4 for head dims up to 128, so that all lanes of a warp have one), or single elements.
+// Vectors of 8 (4 for head dims up to 128, so that all lanes of a warp have one), or single
+// elements.
 template <class F>
 void by_width(int width, F&& f) {
   switch (width) {
-    case 8: f(std::integral_constant<int, 8>{}); return;
-    case 4: f(std::integral_constant<int, 4>{}); return;
-    default: f(std::integral_constant<int, 1>{}); return;
+    case 8:
+      f(std::integral_constant<int, 8>{});
+      return;
+    case 4:
+      f(std::integral_constant<int, 4>{});
+      return;
+    default:
+      f(std::integral_constant<int, 1>{});
+      return;
   }
 }
-int head_width(int64_t d, bool aligned) { return !aligned || d % 4 != 0 ? 1 : d <= 128 || d % 8 != 0 ? 4 : 8; }
+int head_width(int64_t d, bool aligned) {
+  return !aligned || d % 4 != 0 ? 1 : d <= 128 || d % 8 != 0 ? 4 : 8;
+}
 
 }  // namespace
 
-void rope(const Tensor& qkv, const Tensor& positions, const Tensor& cos_sin, const RopeArgs& args, const Stream& s) {
+void rope(const Tensor& qkv, const Tensor& positions, const Tensor& cos_sin, const RopeArgs& args,
+          const Stream& s) {
   const int64_t tokens = qkv.dim(0), heads = args.q_heads + args.kv_heads, d = args.head_dim;
   if (tokens == 0 || heads == 0) return;
   const Launch l(s);
@@ -147,50 +167,59 @@ void rope(const Tensor& qkv, const Tensor& positions, const Tensor& cos_sin, con
     const int64_t threads = tokens * (d / 2 / kW) * ceil_div(heads, heads_per_thread);
     dispatch(qkv.dtype, [&](auto* tag) {
       using T = Element<decltype(tag)>;
-      rope_kernel<T, kW><<<static_cast<unsigned>(ceil_div(threads, kThreads)), kThreads, 0, l.stream>>>(
-          qkv.ptr<T>(), positions.ptr<int>(), cos_sin.ptr<float>(), tokens, static_cast<int>(heads),
-          (args.q_heads + 2 * args.kv_heads) * d, static_cast<int>(d), args.inverse ? -1.0F : 1.0F,
-          static_cast<int>(heads_per_thread));
+      rope_kernel<T, kW>
+          <<<static_cast<unsigned>(ceil_div(threads, kThreads)), kThreads, 0, l.stream>>>(
+              qkv.ptr<T>(), positions.ptr<int>(), cos_sin.ptr<float>(), tokens,
+              static_cast<int>(heads), (args.q_heads + 2 * args.kv_heads) * d, static_cast<int>(d),
+              args.inverse ? -1.0F : 1.0F, static_cast<int>(heads_per_thread));
     });
   });
   CUDA_LAUNCH_CHECK();
 }
 
-void qk_norm_forward(const Tensor& raw, const Tensor& q_weight, const Tensor& k_weight, float eps, const RopeArgs& args,
-                     const Tensor& out, const Tensor& rstd, const Stream& s) {
+void qk_norm_forward(const Tensor& raw, const Tensor& q_weight, const Tensor& k_weight, float eps,
+                     const RopeArgs& args, const Tensor& out, const Tensor& rstd, const Stream& s) {
   const int64_t items = raw.dim(0) * (args.q_heads + 2 * args.kv_heads), d = args.head_dim;
   if (items == 0) return;
   const Launch l(s);
-  by_width(head_width(d, all_aligned16(raw.data, out.data, q_weight.data, k_weight.data)), [&](auto width) {
-    dispatch(raw.dtype, [&](auto* tag) {
-      using T = Element<decltype(tag)>;
-      qk_norm_forward_kernel<T, decltype(width)::value>
-          <<<static_cast<unsigned>(ceil_div(items, kThreads / kWarp)), kThreads, 0, l.stream>>>(
-              raw.ptr<T>(), q_weight.ptr<T>(), k_weight.ptr<T>(), eps, out.ptr<T>(), rstd.ptr<float>(), items,
-              static_cast<int>(args.q_heads), static_cast<int>(args.kv_heads), static_cast<int>(d));
-    });
-  });
+  by_width(
+      head_width(d, all_aligned16(raw.data, out.data, q_weight.data, k_weight.data)),
+      [&](auto width) {
+        dispatch(raw.dtype, [&](auto* tag) {
+          using T = Element<decltype(tag)>;
+          qk_norm_forward_kernel<T, decltype(width)::value>
+              <<<static_cast<unsigned>(ceil_div(items, kThreads / kWarp)), kThreads, 0, l.stream>>>(
+                  raw.ptr<T>(), q_weight.ptr<T>(), k_weight.ptr<T>(), eps, out.ptr<T>(),
+                  rstd.ptr<float>(), items, static_cast<int>(args.q_heads),
+                  static_cast<int>(args.kv_heads), static_cast<int>(d));
+        });
+      });
   CUDA_LAUNCH_CHECK();
 }
 
-void qk_norm_backward(const Tensor& d, const Tensor& raw, const Tensor& q_weight, const Tensor& k_weight,
-                      const Tensor& rstd, const RopeArgs& args, const Tensor& dq_weight, const Tensor& dk_weight,
-                      const Stream& s) {
+void qk_norm_backward(const Tensor& d, const Tensor& raw, const Tensor& q_weight,
+                      const Tensor& k_weight, const Tensor& rstd, const RopeArgs& args,
+                      const Tensor& dq_weight, const Tensor& dk_weight, const Stream& s) {
   const int64_t items = raw.dim(0) * (args.q_heads + args.kv_heads), dim = args.head_dim;
   if (items == 0) return;
   const Launch l(s);
   const size_t shared = static_cast<size_t>(kThreads / kWarp * 2 * dim) * sizeof(float);
   R1_CHECK(shared <= 48 * 1024, "qk_norm_backward: head dim {} is not supported on CUDA", dim);
-  const int64_t blocks = std::min<int64_t>(ceil_div(items, kThreads / kWarp), int64_t{l.ctx.multiprocessors()} * 4);
-  auto* partial = static_cast<float*>(l.ctx.scratch(static_cast<size_t>(blocks * 2 * dim) * sizeof(float), l.stream));
-  by_width(head_width(dim, all_aligned16(d.data, raw.data, q_weight.data, k_weight.data)), [&](auto width) {
-    dispatch(raw.dtype, [&](auto* tag) {
-      using T = Element<decltype(tag)>;
-      qk_norm_backward_kernel<T, decltype(width)::value><<<static_cast<unsigned>(blocks), kThreads, shared, l.stream>>>(
-          d.ptr<T>(), raw.ptr<T>(), q_weight.ptr<T>(), k_weight.ptr<T>(), rstd.ptr<float>(), partial, items,
-          static_cast<int>(args.q_heads), static_cast<int>(args.kv_heads), static_cast<int>(dim));
-    });
-  });
+  const int64_t blocks =
+      std::min<int64_t>(ceil_div(items, kThreads / kWarp), int64_t{l.ctx.multiprocessors()} * 4);
+  auto* partial = static_cast<float*>(
+      l.ctx.scratch(static_cast<size_t>(blocks * 2 * dim) * sizeof(float), l.stream));
+  by_width(head_width(dim, all_aligned16(d.data, raw.data, q_weight.data, k_weight.data)),
+           [&](auto width) {
+             dispatch(raw.dtype, [&](auto* tag) {
+               using T = Element<decltype(tag)>;
+               qk_norm_backward_kernel<T, decltype(width)::value>
+                   <<<static_cast<unsigned>(blocks), kThreads, shared, l.stream>>>(
+                       d.ptr<T>(), raw.ptr<T>(), q_weight.ptr<T>(), k_weight.ptr<T>(),
+                       rstd.ptr<float>(), partial, items, static_cast<int>(args.q_heads),
+                       static_cast<int>(args.kv_heads), static_cast<int>(dim));
+             });
+           });
   CUDA_LAUNCH_CHECK();
   add_partial_sums(partial, blocks, 2 * dim, dq_weight, l.stream);
   add_partial_sums(partial + dim, blocks, 2 * dim, dk_weight, l.stream);

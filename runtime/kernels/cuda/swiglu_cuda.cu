@@ -7,12 +7,15 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// x / (1 + exp(-x)) in a form that is exact at both ends: exp(-x) = inf gives 0 through the division.
+// x / (1 + exp(-x)) in a form that is exact at both ends: exp(-x) = inf gives 0 through the
+// division.
 __device__ __forceinline__ float sigmoid(float x) { return 1.0F / (1.0F + __expf(-x)); }
 
-// A block covers kThreads * W columns of one token; blockIdx.x over tokens, so that the grid's fast axis is unlimited.
+// A block covers kThreads * W columns of one token; blockIdx.x over tokens, so that the grid's fast
+// axis is unlimited.
 template <class T, int W>
-__global__ void __launch_bounds__(kThreads) swiglu_forward_kernel(const T* __restrict__ gate_up, T* __restrict__ h, int64_t f) {
+__global__ void __launch_bounds__(kThreads)
+    swiglu_forward_kernel(const T* __restrict__ gate_up, T* __restrict__ h, int64_t f) {
   const int64_t c = (static_cast<int64_t>(blockIdx.y) * kThreads + threadIdx.x) * W;
   if (c >= f) return;
   const T* row = gate_up + static_cast<int64_t>(blockIdx.x) * 2 * f;
@@ -25,7 +28,8 @@ __global__ void __launch_bounds__(kThreads) swiglu_forward_kernel(const T* __res
 
 // In place allowed: a thread writes the two vectors it alone has read.
 template <class T, int W>
-__global__ void __launch_bounds__(kThreads) swiglu_backward_kernel(const T* __restrict__ dh, const T* gate_up, T* dgate_up, int64_t f) {
+__global__ void __launch_bounds__(kThreads)
+    swiglu_backward_kernel(const T* __restrict__ dh, const T* gate_up, T* dgate_up, int64_t f) {
   const int64_t c = (static_cast<int64_t>(blockIdx.y) * kThreads + threadIdx.x) * W;
   if (c >= f) return;
   const int64_t row = static_cast<int64_t>(blockIdx.x) * 2 * f;
@@ -65,13 +69,15 @@ void swiglu_forward(const Tensor& gate_up, const Tensor& h, const Stream& s) {
   by_width(f % 8 == 0 && all_aligned16(gate_up.data, h.data), [&](auto w) {
     dispatch(h.dtype, [&](auto* tag) {
       using T = Element<decltype(tag)>;
-      swiglu_forward_kernel<T, decltype(w)::value><<<grid_of(tokens, f, w), kThreads, 0, l.stream>>>(gate_up.ptr<T>(), h.ptr<T>(), f);
+      swiglu_forward_kernel<T, decltype(w)::value>
+          <<<grid_of(tokens, f, w), kThreads, 0, l.stream>>>(gate_up.ptr<T>(), h.ptr<T>(), f);
     });
   });
   CUDA_LAUNCH_CHECK();
 }
 
-void swiglu_backward(const Tensor& dh, const Tensor& gate_up, const Tensor& dgate_up, const Stream& s) {
+void swiglu_backward(const Tensor& dh, const Tensor& gate_up, const Tensor& dgate_up,
+                     const Stream& s) {
   const int64_t tokens = dh.dim(0), f = dh.dim(1);
   if (tokens == 0 || f == 0) return;
   const Launch l(s);
@@ -79,7 +85,8 @@ void swiglu_backward(const Tensor& dh, const Tensor& gate_up, const Tensor& dgat
     dispatch(dh.dtype, [&](auto* tag) {
       using T = Element<decltype(tag)>;
       swiglu_backward_kernel<T, decltype(w)::value>
-          <<<grid_of(tokens, f, w), kThreads, 0, l.stream>>>(dh.ptr<T>(), gate_up.ptr<T>(), dgate_up.ptr<T>(), f);
+          <<<grid_of(tokens, f, w), kThreads, 0, l.stream>>>(dh.ptr<T>(), gate_up.ptr<T>(),
+                                                             dgate_up.ptr<T>(), f);
     });
   });
   CUDA_LAUNCH_CHECK();

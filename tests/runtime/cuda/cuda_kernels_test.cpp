@@ -1,4 +1,5 @@
-// Every CUDA operation against its CPU reference, over shapes and dtypes, with poisoned outputs and guarded memory.
+// Every CUDA operation against its CPU reference, over shapes and dtypes, with poisoned outputs and
+// guarded memory.
 #include <array>
 #include <functional>
 #include <numeric>
@@ -37,25 +38,39 @@ class CudaKernels : public CudaTest {
 // ---------------------------------------------------------------- linear
 
 TEST_F(CudaKernels, LinearForwardAndBackward) {
-  const std::array<std::array<int64_t, 3>, 9> shapes = {{{1, 8, 8}, {5, 16, 24}, {7, 13, 5}, {128, 64, 96}, {333, 160, 72},
-                                                         {0, 8, 8}, {4, 0, 8}, {4, 8, 0}, {256, 1536, 2048}}};
+  const std::array<std::array<int64_t, 3>, 9> shapes = {{{1, 8, 8},
+                                                         {5, 16, 24},
+                                                         {7, 13, 5},
+                                                         {128, 64, 96},
+                                                         {333, 160, 72},
+                                                         {0, 8, 8},
+                                                         {4, 0, 8},
+                                                         {4, 8, 0},
+                                                         {256, 1536, 2048}}};
   for (const DType t : kTypes)
     for (const auto& [tokens, in, out] : shapes)
       for (const DType grad : kTypes) {
         if (t == DType::kF32 && grad == DType::kBF16) continue;
         SCOPED_TRACE(text(t, {tokens, in, out}) + " gradient " + std::string(dtype_name(grad)));
-        const auto x = Both::normal("x", {tokens, in}, t), w = Both::normal("w", {out, in}, t, 0.1), b = Both::normal("b", {out}, t);
+        const auto x = Both::normal("x", {tokens, in}, t), w = Both::normal("w", {out, in}, t, 0.1),
+                   b = Both::normal("b", {out}, t);
         const auto dy = Both::normal("dy", {tokens, out}, t);
         for (const bool with_bias : {false, true}) {
           const auto y = Both::output({tokens, out}, t);
-          both([&](Side s, const Stream& stream) { kernels::linear_forward(x(s), w(s), with_bias ? b(s) : Tensor{}, y(s), stream); });
+          both([&](Side s, const Stream& stream) {
+            kernels::linear_forward(x(s), w(s), with_bias ? b(s) : Tensor{}, y(s), stream);
+          });
           expect_same(y, with_bias ? "y with bias" : "y");
         }
         const auto dx = Both::output({tokens, in}, t);
-        both([&](Side s, const Stream& stream) { kernels::linear_backward_input(dy(s), w(s), dx(s), false, stream); });
+        both([&](Side s, const Stream& stream) {
+          kernels::linear_backward_input(dy(s), w(s), dx(s), false, stream);
+        });
         expect_same(dx, "dx");
         const auto dx2 = Both::normal("dx2", {tokens, in}, t);
-        both([&](Side s, const Stream& stream) { kernels::linear_backward_input(dy(s), w(s), dx2(s), true, stream); });
+        both([&](Side s, const Stream& stream) {
+          kernels::linear_backward_input(dy(s), w(s), dx2(s), true, stream);
+        });
         expect_same(dx2, "dx accumulated");
         const auto dw = Both::normal("dw", {out, in}, grad), db = Both::normal("db", {out}, grad);
         both([&](Side s, const Stream& stream) {
@@ -69,7 +84,8 @@ TEST_F(CudaKernels, LinearForwardAndBackward) {
 
 TEST_F(CudaKernels, LinearWithUnalignedRowsAndViews) {
   // Rows [3, 3 + n) of a tensor whose rows are 10 bytes: the pointers are 2-byte aligned only.
-  const auto x = Both::normal("x", {40, 5}, DType::kBF16), w = Both::normal("w", {7, 5}, DType::kBF16);
+  const auto x = Both::normal("x", {40, 5}, DType::kBF16),
+             w = Both::normal("w", {7, 5}, DType::kBF16);
   const auto y = Both::output({32, 7}, DType::kBF16);
   both([&](Side s, const Stream& stream) {
     Tensor rows = x(s);
@@ -81,11 +97,14 @@ TEST_F(CudaKernels, LinearWithUnalignedRowsAndViews) {
 }
 
 TEST_F(CudaKernels, LinearRepeatsBitForBit) {
-  const auto x = Both::normal("x", {2048, 512}, DType::kBF16), dy = Both::normal("dy", {2048, 256}, DType::kBF16);
+  const auto x = Both::normal("x", {2048, 512}, DType::kBF16),
+             dy = Both::normal("dy", {2048, 256}, DType::kBF16);
   std::vector<uint8_t> first;
   for (int i = 0; i < 3; ++i) {
     const auto dw = Both::normal("dw", {256, 512}, DType::kF32);
-    gpu([&](Side s, const Stream& stream) { kernels::linear_backward_weight(dy(s), x(s), dw(s), stream); });
+    gpu([&](Side s, const Stream& stream) {
+      kernels::linear_backward_weight(dy(s), x(s), dw(s), stream);
+    });
     if (i == 0)
       first = dw.bytes();
     else
@@ -94,10 +113,12 @@ TEST_F(CudaKernels, LinearRepeatsBitForBit) {
 }
 
 TEST_F(CudaKernels, BiasBackwardOfTallAndWideShapes) {
-  for (const auto& [tokens, out] : {std::pair<int64_t, int64_t>{5000, 24}, {70, 4096}, {1, 1}, {4099, 1000}, {33, 7}})
+  for (const auto& [tokens, out] :
+       {std::pair<int64_t, int64_t>{5000, 24}, {70, 4096}, {1, 1}, {4099, 1000}, {33, 7}})
     for (const DType t : kTypes) {
       SCOPED_TRACE(text(t, {tokens, out}));
-      const auto dy = Both::normal("dy", {tokens, out}, t), db = Both::normal("db", {out}, DType::kF32);
+      const auto dy = Both::normal("dy", {tokens, out}, t),
+                 db = Both::normal("db", {out}, DType::kF32);
       both([&](Side s, const Stream& stream) { kernels::bias_backward(dy(s), db(s), stream); });
       expect_same(db, "db", {3e-6, 1e-5});
     }
@@ -110,8 +131,10 @@ TEST_F(CudaKernels, Embedding) {
     int64_t tokens, vocab, hidden, begin;
     const char* ids;
   };
-  const Case cases[] = {{1, 3, 8, 0, "random"}, {300, 50, 64, 100, "random"}, {1000, 40, 24, 0, "one"}, {4096, 7, 128, 2, "few"},
-                        {777, 1000, 13, 5, "random"}, {64, 1, 8, 0, "one"}, {128, 16, 8, 500, "outside"}, {0, 4, 8, 0, "one"}, {2500, 300, 2056, 0, "few"}};
+  const Case cases[] = {
+      {1, 3, 8, 0, "random"},       {300, 50, 64, 100, "random"}, {1000, 40, 24, 0, "one"},
+      {4096, 7, 128, 2, "few"},     {777, 1000, 13, 5, "random"}, {64, 1, 8, 0, "one"},
+      {128, 16, 8, 500, "outside"}, {0, 4, 8, 0, "one"},          {2500, 300, 2056, 0, "few"}};
   for (const DType t : kTypes)
     for (const DType grad : kTypes)
       for (const Case& c : cases) {
@@ -122,18 +145,28 @@ TEST_F(CudaKernels, Embedding) {
         for (size_t i = 0; i < values.size(); ++i) {
           const auto n = static_cast<uint64_t>(c.vocab);
           const std::string kind = c.ids;
-          const int64_t id = kind == "one" ? 0 : kind == "few" ? static_cast<int64_t>(rng.below(i, 3)) : static_cast<int64_t>(rng.below(i, n + n / 4 + 1));
+          const int64_t id = kind == "one"   ? 0
+                             : kind == "few" ? static_cast<int64_t>(rng.below(i, 3))
+                                             : static_cast<int64_t>(rng.below(i, n + n / 4 + 1));
           values[i] = static_cast<int32_t>(kind == "outside" ? 0 : c.begin + id);
         }
         const auto ids = Both::ints({c.tokens}, values);
-        const auto w = Both::normal("w", {c.vocab, c.hidden}, t), y = Both::output({c.tokens, c.hidden}, t);
-        both([&](Side s, const Stream& stream) { kernels::embedding_forward(ids(s), w(s), c.begin, y(s), stream); });
+        const auto w = Both::normal("w", {c.vocab, c.hidden}, t),
+                   y = Both::output({c.tokens, c.hidden}, t);
+        both([&](Side s, const Stream& stream) {
+          kernels::embedding_forward(ids(s), w(s), c.begin, y(s), stream);
+        });
         expect_same(y, "y", {0, 0});
         const auto dy = Both::normal("dy", {c.tokens, c.hidden}, t);
-        const auto dw = Both::normal("dw", {c.vocab, c.hidden}, grad), again = Both::normal("dw", {c.vocab, c.hidden}, grad);
-        both([&](Side s, const Stream& stream) { kernels::embedding_backward(ids(s), dy(s), c.begin, dw(s), stream); });
+        const auto dw = Both::normal("dw", {c.vocab, c.hidden}, grad),
+                   again = Both::normal("dw", {c.vocab, c.hidden}, grad);
+        both([&](Side s, const Stream& stream) {
+          kernels::embedding_backward(ids(s), dy(s), c.begin, dw(s), stream);
+        });
         expect_same(dw, "dw", grad == DType::kBF16 ? one_rounding(grad) : Tolerance{5e-6, 2e-5});
-        gpu([&](Side s, const Stream& stream) { kernels::embedding_backward(ids(s), dy(s), c.begin, again(s), stream); });
+        gpu([&](Side s, const Stream& stream) {
+          kernels::embedding_backward(ids(s), dy(s), c.begin, again(s), stream);
+        });
         EXPECT_EQ(dw.bytes(), again.bytes()) << "two runs differ";
       }
 }
@@ -142,38 +175,65 @@ TEST_F(CudaKernels, Embedding) {
 
 TEST_F(CudaKernels, RmsNorm) {
   for (const DType t : kTypes)
-    for (const auto& [rows, h] : {std::pair<int64_t, int64_t>{1, 8}, {3, 64}, {5, 13}, {700, 1536}, {129, 3584}, {33, 4096}, {17, 5120}, {9, 8192}, {4, 1001}, {2, 12288}, {0, 64}, {3000, 128}}) {
+    for (const auto& [rows, h] : {std::pair<int64_t, int64_t>{1, 8},
+                                  {3, 64},
+                                  {5, 13},
+                                  {700, 1536},
+                                  {129, 3584},
+                                  {33, 4096},
+                                  {17, 5120},
+                                  {9, 8192},
+                                  {4, 1001},
+                                  {2, 12288},
+                                  {0, 64},
+                                  {3000, 128}}) {
       SCOPED_TRACE(text(t, {rows, h}));
-      const auto x = Both::normal("x", {rows, h}, t), delta = Both::normal("delta", {rows, h}, t), w = Both::normal("w", {h}, t);
+      const auto x = Both::normal("x", {rows, h}, t), delta = Both::normal("delta", {rows, h}, t),
+                 w = Both::normal("w", {h}, t);
       const auto y = Both::output({rows, h}, t), rstd = Both::output({rows}, DType::kF32);
-      both([&](Side s, const Stream& stream) { kernels::rmsnorm_forward(x(s), w(s), 1e-6F, y(s), rstd(s), stream); });
+      both([&](Side s, const Stream& stream) {
+        kernels::rmsnorm_forward(x(s), w(s), 1e-6F, y(s), rstd(s), stream);
+      });
       expect_same(y, "y");
       expect_same(rstd, "rstd");
 
-      const auto sum = Both::output({rows, h}, t), y2 = Both::output({rows, h}, t), rstd2 = Both::output({rows}, DType::kF32);
-      both([&](Side s, const Stream& stream) { kernels::add_rmsnorm_forward(x(s), delta(s), w(s), 1e-6F, sum(s), y2(s), rstd2(s), stream); });
+      const auto sum = Both::output({rows, h}, t), y2 = Both::output({rows, h}, t),
+                 rstd2 = Both::output({rows}, DType::kF32);
+      both([&](Side s, const Stream& stream) {
+        kernels::add_rmsnorm_forward(x(s), delta(s), w(s), 1e-6F, sum(s), y2(s), rstd2(s), stream);
+      });
       expect_same(sum, "sum");
       // The GPU's sum is rounded to bf16 before the norm, the CPU's is not.
       expect_same(y2, "y of the sum", t == DType::kBF16 ? Tolerance{3e-3, 1e-2} : one_rounding(t));
-      expect_same(rstd2, "rstd of the sum", t == DType::kBF16 ? Tolerance{1e-3, 2e-3} : one_rounding(t));
+      expect_same(rstd2, "rstd of the sum",
+                  t == DType::kBF16 ? Tolerance{1e-3, 2e-3} : one_rounding(t));
 
       const auto in_place = Both::normal("x", {rows, h}, t);
-      gpu([&](Side s, const Stream& stream) { kernels::add_rmsnorm_forward(in_place(s), delta(s), w(s), 1e-6F, in_place(s), y2(s), rstd2(s), stream); });
+      gpu([&](Side s, const Stream& stream) {
+        kernels::add_rmsnorm_forward(in_place(s), delta(s), w(s), 1e-6F, in_place(s), y2(s),
+                                     rstd2(s), stream);
+      });
       EXPECT_EQ(in_place.bytes(), sum.bytes()) << "sum in place of x";
 
       for (const DType grad : kTypes) {
         if (t == DType::kF32 && grad == DType::kBF16) continue;
         for (const bool with_residual : {false, true}) {
-          const auto dy = Both::normal("dy", {rows, h}, t), residual = Both::normal("residual", {rows, h}, t);
+          const auto dy = Both::normal("dy", {rows, h}, t),
+                     residual = Both::normal("residual", {rows, h}, t);
           const auto dx = Both::output({rows, h}, t), dw = Both::normal("dw", {h}, grad);
           both([&](Side s, const Stream& stream) {
-            kernels::rmsnorm_backward(dy(s), x(s), w(s), rstd(s), with_residual ? residual(s) : Tensor{}, dx(s), dw(s), stream);
+            kernels::rmsnorm_backward(dy(s), x(s), w(s), rstd(s),
+                                      with_residual ? residual(s) : Tensor{}, dx(s), dw(s), stream);
           });
           expect_same(dx, "dx", t == DType::kBF16 ? one_rounding(t) : Tolerance{5e-6, 2e-5});
           expect_same(dw, "dw", grad == DType::kBF16 ? one_rounding(grad) : Tolerance{5e-6, 2e-5});
           if (!with_residual) continue;
-          const auto aliased = Both::normal("residual", {rows, h}, t), dw2 = Both::normal("dw", {h}, grad);
-          gpu([&](Side s, const Stream& stream) { kernels::rmsnorm_backward(dy(s), x(s), w(s), rstd(s), aliased(s), aliased(s), dw2(s), stream); });
+          const auto aliased = Both::normal("residual", {rows, h}, t),
+                     dw2 = Both::normal("dw", {h}, grad);
+          gpu([&](Side s, const Stream& stream) {
+            kernels::rmsnorm_backward(dy(s), x(s), w(s), rstd(s), aliased(s), aliased(s), dw2(s),
+                                      stream);
+          });
           EXPECT_EQ(aliased.bytes(), dx.bytes()) << "dx in place of the residual";
           EXPECT_EQ(dw2.bytes(), dw.bytes()) << "two runs differ";
         }
@@ -185,19 +245,29 @@ TEST_F(CudaKernels, RmsNorm) {
 
 Both positions_of(int64_t tokens, int64_t limit) {
   std::vector<int32_t> p(static_cast<size_t>(tokens));
-  for (size_t i = 0; i < p.size(); ++i) p[i] = static_cast<int32_t>((i * 7) % static_cast<size_t>(limit));
+  for (size_t i = 0; i < p.size(); ++i)
+    p[i] = static_cast<int32_t>((i * 7) % static_cast<size_t>(limit));
   return Both::ints({tokens}, p);
 }
 
 TEST_F(CudaKernels, RopeAndItsInverse) {
   for (const DType t : kTypes)
-    for (const auto& [tokens, nq, nkv, d] : {std::array<int64_t, 4>{1, 1, 1, 2}, {37, 8, 2, 8}, {65, 12, 2, 128}, {100, 7, 1, 64}, {9, 3, 3, 20}, {5, 0, 1, 16}, {0, 2, 2, 16}, {300, 28, 4, 128}}) {
+    for (const auto& [tokens, nq, nkv, d] : {std::array<int64_t, 4>{1, 1, 1, 2},
+                                             {37, 8, 2, 8},
+                                             {65, 12, 2, 128},
+                                             {100, 7, 1, 64},
+                                             {9, 3, 3, 20},
+                                             {5, 0, 1, 16},
+                                             {0, 2, 2, 16},
+                                             {300, 28, 4, 128}}) {
       SCOPED_TRACE(text(t, {tokens, nq, nkv, d}));
       const int64_t width = (nq + 2 * nkv) * d, limit = 64;
       std::vector<float> table(static_cast<size_t>(limit * d));
       for (int64_t p = 0; p < limit; ++p)
         for (int64_t i = 0; i < d / 2; ++i) {
-          const double angle = static_cast<double>(p) * std::pow(10000.0, -2.0 * static_cast<double>(i) / static_cast<double>(d));
+          const double angle =
+              static_cast<double>(p) *
+              std::pow(10000.0, -2.0 * static_cast<double>(i) / static_cast<double>(d));
           table[static_cast<size_t>(p * d + i)] = static_cast<float>(std::cos(angle));
           table[static_cast<size_t>(p * d + d / 2 + i)] = static_cast<float>(std::sin(angle));
         }
@@ -206,7 +276,9 @@ TEST_F(CudaKernels, RopeAndItsInverse) {
       for (const bool inverse : {false, true}) {
         const auto qkv = Both::normal("qkv", {tokens, width}, t);
         both([&](Side s, const Stream& stream) {
-          kernels::rope(qkv(s), positions(s), cos_sin(s), {.q_heads = nq, .kv_heads = nkv, .head_dim = d, .inverse = inverse}, stream);
+          kernels::rope(qkv(s), positions(s), cos_sin(s),
+                        {.q_heads = nq, .kv_heads = nkv, .head_dim = d, .inverse = inverse},
+                        stream);
         });
         expect_same(qkv, inverse ? "inverse" : "forward");
       }
@@ -215,23 +287,40 @@ TEST_F(CudaKernels, RopeAndItsInverse) {
 
 TEST_F(CudaKernels, QkNorm) {
   for (const DType t : kTypes)
-    for (const auto& [tokens, nq, nkv, d] : {std::array<int64_t, 4>{1, 1, 1, 2}, {37, 8, 2, 8}, {65, 12, 2, 128}, {50, 3, 1, 13}, {9, 2, 2, 256}, {5, 0, 1, 16}, {0, 2, 2, 16}, {700, 32, 8, 128}}) {
+    for (const auto& [tokens, nq, nkv, d] : {std::array<int64_t, 4>{1, 1, 1, 2},
+                                             {37, 8, 2, 8},
+                                             {65, 12, 2, 128},
+                                             {50, 3, 1, 13},
+                                             {9, 2, 2, 256},
+                                             {5, 0, 1, 16},
+                                             {0, 2, 2, 16},
+                                             {700, 32, 8, 128}}) {
       SCOPED_TRACE(text(t, {tokens, nq, nkv, d}));
       const RopeArgs args{.q_heads = nq, .kv_heads = nkv, .head_dim = d, .inverse = false};
       const int64_t width = (nq + 2 * nkv) * d;
-      const auto raw = Both::normal("raw", {tokens, width}, t), qw = Both::normal("qw", {d}, t), kw = Both::normal("kw", {d}, t);
-      const auto out = Both::output({tokens, width}, t), rstd = Both::output({tokens, nq + nkv}, DType::kF32);
-      both([&](Side s, const Stream& stream) { kernels::qk_norm_forward(raw(s), qw(s), kw(s), 1e-6F, args, out(s), rstd(s), stream); });
+      const auto raw = Both::normal("raw", {tokens, width}, t), qw = Both::normal("qw", {d}, t),
+                 kw = Both::normal("kw", {d}, t);
+      const auto out = Both::output({tokens, width}, t),
+                 rstd = Both::output({tokens, nq + nkv}, DType::kF32);
+      both([&](Side s, const Stream& stream) {
+        kernels::qk_norm_forward(raw(s), qw(s), kw(s), 1e-6F, args, out(s), rstd(s), stream);
+      });
       expect_same(out, "out");
       expect_same(rstd, "rstd");
       for (const DType grad : kTypes) {
         if (t == DType::kF32 && grad == DType::kBF16) continue;
-        const auto dg = Both::normal("d", {tokens, width}, t), dqw = Both::normal("dqw", {d}, grad), dkw = Both::normal("dkw", {d}, grad);
-        both([&](Side s, const Stream& stream) { kernels::qk_norm_backward(dg(s), raw(s), qw(s), kw(s), rstd(s), args, dqw(s), dkw(s), stream); });
+        const auto dg = Both::normal("d", {tokens, width}, t), dqw = Both::normal("dqw", {d}, grad),
+                   dkw = Both::normal("dkw", {d}, grad);
+        both([&](Side s, const Stream& stream) {
+          kernels::qk_norm_backward(dg(s), raw(s), qw(s), kw(s), rstd(s), args, dqw(s), dkw(s),
+                                    stream);
+        });
         const Tolerance tol = t == DType::kBF16 ? one_rounding(t) : Tolerance{5e-6, 2e-5};
         expect_same(dg, "d", tol);
-        expect_same(dqw, "dq_weight", grad == DType::kBF16 ? one_rounding(grad) : Tolerance{5e-6, 2e-5});
-        expect_same(dkw, "dk_weight", grad == DType::kBF16 ? one_rounding(grad) : Tolerance{5e-6, 2e-5});
+        expect_same(dqw, "dq_weight",
+                    grad == DType::kBF16 ? one_rounding(grad) : Tolerance{5e-6, 2e-5});
+        expect_same(dkw, "dk_weight",
+                    grad == DType::kBF16 ? one_rounding(grad) : Tolerance{5e-6, 2e-5});
       }
     }
 }
@@ -280,28 +369,41 @@ TEST_F(CudaKernels, AttentionForwardAndBackward) {
     api_->set_deterministic(deterministic);
     for (const DType t : kTypes)
       for (const AttentionCase& c : attention_cases()) {
-        SCOPED_TRACE(std::string(c.name) + " " + std::string(dtype_name(t)) + (deterministic ? " deterministic" : ""));
+        SCOPED_TRACE(std::string(c.name) + " " + std::string(dtype_name(t)) +
+                     (deterministic ? " deterministic" : ""));
         std::vector<int32_t> cu{0};
         for (int32_t n : c.lengths) cu.push_back(cu.back() + n);
         const int64_t tokens = cu.back() + c.padding, nq = static_cast<int64_t>(c.kv_of_q.size());
-        const AttentionArgs args{.q_heads = nq, .kv_heads = c.nkv, .head_dim = c.d, .kv_of_q = c.kv_of_q,
-                                 .scale = 1.0F / std::sqrt(static_cast<float>(c.d)),
-                                 .max_segment = *std::max_element(c.lengths.begin(), c.lengths.end()), .host_cu = cu};
+        const AttentionArgs args{
+            .q_heads = nq,
+            .kv_heads = c.nkv,
+            .head_dim = c.d,
+            .kv_of_q = c.kv_of_q,
+            .scale = 1.0F / std::sqrt(static_cast<float>(c.d)),
+            .max_segment = *std::max_element(c.lengths.begin(), c.lengths.end()),
+            .host_cu = cu};
         const int64_t width = (nq + 2 * c.nkv) * c.d;
-        const auto qkv = Both::normal("qkv", {tokens, width}, t), o = Both::output({tokens, nq * c.d}, t), lse = Both::output({nq, tokens}, DType::kF32);
+        const auto qkv = Both::normal("qkv", {tokens, width}, t),
+                   o = Both::output({tokens, nq * c.d}, t),
+                   lse = Both::output({nq, tokens}, DType::kF32);
         const auto seqlens = Both::ints({static_cast<int64_t>(cu.size())}, cu);
-        const auto bytes = static_cast<int64_t>(kernels::attention_workspace_bytes(DeviceKind::kCuda, tokens, nq, c.nkv, c.d));
+        const auto bytes = static_cast<int64_t>(
+            kernels::attention_workspace_bytes(DeviceKind::kCuda, tokens, nq, c.nkv, c.d));
         const Buffer memory(gpu_device(), static_cast<size_t>(bytes));
-        const Tensor workspace{.data = memory.data(), .dtype = DType::kU8, .shape = {bytes}, .device = gpu_device()};
+        const Tensor workspace{
+            .data = memory.data(), .dtype = DType::kU8, .shape = {bytes}, .device = gpu_device()};
         both([&](Side s, const Stream& stream) {
-          kernels::attention_forward(qkv(s), seqlens(s), args, o(s), lse(s), s == Side::kGpu ? workspace : Tensor{}, stream);
+          kernels::attention_forward(qkv(s), seqlens(s), args, o(s), lse(s),
+                                     s == Side::kGpu ? workspace : Tensor{}, stream);
         });
         expect_same(o, "o", inner_rounding(t));
         if (t == DType::kF32) expect_same(lse, "lse", inner_rounding(t));
-        const auto d_o = Both::normal("do", {tokens, nq * c.d}, t), dqkv = Both::output({tokens, width}, t);
+        const auto d_o = Both::normal("do", {tokens, nq * c.d}, t),
+                   dqkv = Both::output({tokens, width}, t);
         const auto backward = [&](const Both& to) {
           return [&](Side s, const Stream& stream) {
-            kernels::attention_backward(d_o(s), qkv(s), o(s), lse(s), seqlens(s), args, to(s), s == Side::kGpu ? workspace : Tensor{}, stream);
+            kernels::attention_backward(d_o(s), qkv(s), o(s), lse(s), seqlens(s), args, to(s),
+                                        s == Side::kGpu ? workspace : Tensor{}, stream);
           };
         };
         both(backward(dqkv));
@@ -313,7 +415,8 @@ TEST_F(CudaKernels, AttentionForwardAndBackward) {
       }
   }
   api_->set_deterministic(false);
-  for (const auto& [shape, bytes] : api_->attention_plans()) std::printf("  attention %s: %lld bytes\n", shape.c_str(), static_cast<long long>(bytes));
+  for (const auto& [shape, bytes] : api_->attention_plans())
+    std::printf("  attention %s: %lld bytes\n", shape.c_str(), static_cast<long long>(bytes));
 }
 
 TEST_F(CudaKernels, DecodeAttentionOverAPagedCache) {
@@ -321,33 +424,52 @@ TEST_F(CudaKernels, DecodeAttentionOverAPagedCache) {
     int64_t sequences, nkv, d, block;
     std::vector<int32_t> kv_of_q, lens;
   };
-  const Case cases[] = {{1, 1, 64, 16, {0}, {1}}, {3, 2, 128, 16, even_groups(12, 2), {1, 300, 77}}, {4, 2, 64, 32, {0, 0, 1}, {0, 256, 257, 700}},
-                        {2, 1, 80, 8, even_groups(20, 1), {513, 64}}, {2, 3, 16, 16, {1, 1}, {40, 33}}};
+  const Case cases[] = {{1, 1, 64, 16, {0}, {1}},
+                        {3, 2, 128, 16, even_groups(12, 2), {1, 300, 77}},
+                        {4, 2, 64, 32, {0, 0, 1}, {0, 256, 257, 700}},
+                        {2, 1, 80, 8, even_groups(20, 1), {513, 64}},
+                        {2, 3, 16, 16, {1, 1}, {40, 33}}};
   for (const DType t : kTypes)
     for (const Case& c : cases) {
       SCOPED_TRACE(text(t, {c.sequences, static_cast<int64_t>(c.kv_of_q.size()), c.nkv, c.d}));
-      const int64_t nq = static_cast<int64_t>(c.kv_of_q.size()), longest = *std::max_element(c.lens.begin(), c.lens.end());
+      const int64_t nq = static_cast<int64_t>(c.kv_of_q.size()),
+                    longest = *std::max_element(c.lens.begin(), c.lens.end());
       const int64_t per = (longest + c.block - 1) / c.block + 1, blocks = per * c.sequences;
       std::vector<int32_t> table(static_cast<size_t>(per * c.sequences));
-      for (size_t i = 0; i < table.size(); ++i) table[i] = static_cast<int32_t>((i * 7 + 3) % table.size());  // a permutation: 7 does not divide
+      for (size_t i = 0; i < table.size(); ++i)
+        table[i] =
+            static_cast<int32_t>((i * 7 + 3) % table.size());  // a permutation: 7 does not divide
       if (std::gcd(table.size(), size_t{7}) != 1) std::iota(table.rbegin(), table.rend(), 0);
-      const auto k = Both::normal("k", {blocks, c.block, c.nkv, c.d}, t), v = Both::normal("v", {blocks, c.block, c.nkv, c.d}, t);
-      const auto q = Both::normal("q", {c.sequences, (nq + 2 * c.nkv) * c.d}, t), o = Both::output({c.sequences, nq * c.d}, t);
-      const auto tables = Both::ints({c.sequences, per}, table), lens = Both::ints({c.sequences}, c.lens);
-      const DecodeAttentionArgs args{.q_heads = nq, .kv_heads = c.nkv, .head_dim = c.d, .kv_of_q = c.kv_of_q,
-                                     .scale = 1.0F / std::sqrt(static_cast<float>(c.d)), .max_context = longest};
-      const auto bytes = static_cast<int64_t>(kernels::decode_attention_workspace_bytes(DeviceKind::kCuda, c.sequences, nq, c.d, longest));
+      const auto k = Both::normal("k", {blocks, c.block, c.nkv, c.d}, t),
+                 v = Both::normal("v", {blocks, c.block, c.nkv, c.d}, t);
+      const auto q = Both::normal("q", {c.sequences, (nq + 2 * c.nkv) * c.d}, t),
+                 o = Both::output({c.sequences, nq * c.d}, t);
+      const auto tables = Both::ints({c.sequences, per}, table),
+                 lens = Both::ints({c.sequences}, c.lens);
+      const DecodeAttentionArgs args{.q_heads = nq,
+                                     .kv_heads = c.nkv,
+                                     .head_dim = c.d,
+                                     .kv_of_q = c.kv_of_q,
+                                     .scale = 1.0F / std::sqrt(static_cast<float>(c.d)),
+                                     .max_context = longest};
+      const auto bytes = static_cast<int64_t>(kernels::decode_attention_workspace_bytes(
+          DeviceKind::kCuda, c.sequences, nq, c.d, longest));
       const Buffer memory(gpu_device(), static_cast<size_t>(bytes));
-      const Tensor workspace{.data = memory.data(), .dtype = DType::kU8, .shape = {bytes}, .device = gpu_device()};
+      const Tensor workspace{
+          .data = memory.data(), .dtype = DType::kU8, .shape = {bytes}, .device = gpu_device()};
       both([&](Side s, const Stream& stream) {
-        kernels::decode_attention(q(s), k(s), v(s), tables(s), lens(s), args, o(s), s == Side::kGpu ? workspace : Tensor{}, stream);
+        kernels::decode_attention(q(s), k(s), v(s), tables(s), lens(s), args, o(s),
+                                  s == Side::kGpu ? workspace : Tensor{}, stream);
       });
       expect_same(o, "o", t == DType::kBF16 ? one_rounding(t) : Tolerance{5e-6, 3e-5});
 
       std::vector<int64_t> slots(static_cast<size_t>(c.sequences));
-      for (size_t i = 0; i < slots.size(); ++i) slots[i] = i == 1 ? -1 : static_cast<int64_t>(i) * 5 + 2;
+      for (size_t i = 0; i < slots.size(); ++i)
+        slots[i] = i == 1 ? -1 : static_cast<int64_t>(i) * 5 + 2;
       const auto at = Both::longs({c.sequences}, slots);
-      both([&](Side s, const Stream& stream) { kernels::kv_cache_append(q(s), at(s), args, k(s), v(s), stream); });
+      both([&](Side s, const Stream& stream) {
+        kernels::kv_cache_append(q(s), at(s), args, k(s), v(s), stream);
+      });
       expect_same(k, "k cache", {0, 0});
       expect_same(v, "v cache", {0, 0});
     }
@@ -357,21 +479,35 @@ TEST_F(CudaKernels, DecodeAttentionOverAPagedCache) {
 
 TEST_F(CudaKernels, SwiGlu) {
   for (const DType t : kTypes)
-    for (const auto& [tokens, f] : {std::pair<int64_t, int64_t>{1, 8}, {5, 13}, {300, 160}, {17, 8960}, {3, 18944}, {0, 8}, {4, 0}}) {
+    for (const auto& [tokens, f] : {std::pair<int64_t, int64_t>{1, 8},
+                                    {5, 13},
+                                    {300, 160},
+                                    {17, 8960},
+                                    {3, 18944},
+                                    {0, 8},
+                                    {4, 0}}) {
       SCOPED_TRACE(text(t, {tokens, f}));
-      const auto gate_up = Both::normal("gate_up", {tokens, 2 * f}, t, 3.0), h = Both::output({tokens, f}, t);
-      both([&](Side s, const Stream& stream) { kernels::swiglu_forward(gate_up(s), h(s), stream); });
+      const auto gate_up = Both::normal("gate_up", {tokens, 2 * f}, t, 3.0),
+                 h = Both::output({tokens, f}, t);
+      both(
+          [&](Side s, const Stream& stream) { kernels::swiglu_forward(gate_up(s), h(s), stream); });
       expect_same(h, "h");
-      const auto dh = Both::normal("dh", {tokens, f}, t), d = Both::output({tokens, 2 * f}, t), in_place = Both::normal("gate_up", {tokens, 2 * f}, t, 3.0);
-      both([&](Side s, const Stream& stream) { kernels::swiglu_backward(dh(s), gate_up(s), d(s), stream); });
+      const auto dh = Both::normal("dh", {tokens, f}, t), d = Both::output({tokens, 2 * f}, t),
+                 in_place = Both::normal("gate_up", {tokens, 2 * f}, t, 3.0);
+      both([&](Side s, const Stream& stream) {
+        kernels::swiglu_backward(dh(s), gate_up(s), d(s), stream);
+      });
       expect_same(d, "d");
-      gpu([&](Side s, const Stream& stream) { kernels::swiglu_backward(dh(s), in_place(s), in_place(s), stream); });
+      gpu([&](Side s, const Stream& stream) {
+        kernels::swiglu_backward(dh(s), in_place(s), in_place(s), stream);
+      });
       EXPECT_EQ(in_place.bytes(), d.bytes()) << "in place";
     }
 }
 
 TEST_F(CudaKernels, SwiGluOfExtremeGates) {
-  const Both gate_up({1, 16}, DType::kF32, {-200, -90, -50, 0, 50, 90, 200, -0.0F, 1, 1, 1, 1, 1, 1, 1, 1});
+  const Both gate_up({1, 16}, DType::kF32,
+                     {-200, -90, -50, 0, 50, 90, 200, -0.0F, 1, 1, 1, 1, 1, 1, 1, 1});
   const auto h = Both::output({1, 8}, DType::kF32);
   both([&](Side s, const Stream& stream) { kernels::swiglu_forward(gate_up(s), h(s), stream); });
   expect_same(h, "h");
@@ -381,11 +517,20 @@ TEST_F(CudaKernels, SwiGluOfExtremeGates) {
 
 TEST_F(CudaKernels, CrossEntropyOverParts) {
   for (const DType t : kTypes)
-    for (const auto& [rows, vocab, parts] : {std::array<int64_t, 3>{1, 1, 1}, {5, 7, 1}, {33, 1001, 1}, {16, 1000, 3}, {9, 4099, 4}, {3, 151936, 1}, {6, 5, 8}, {0, 10, 1}}) {
+    for (const auto& [rows, vocab, parts] : {std::array<int64_t, 3>{1, 1, 1},
+                                             {5, 7, 1},
+                                             {33, 1001, 1},
+                                             {16, 1000, 3},
+                                             {9, 4099, 4},
+                                             {3, 151936, 1},
+                                             {6, 5, 8},
+                                             {0, 10, 1}}) {
       SCOPED_TRACE(text(t, {rows, vocab, parts}));
       const Rng rng(5, "targets");
       std::vector<int32_t> ids(static_cast<size_t>(rows));
-      for (size_t i = 0; i < ids.size(); ++i) ids[i] = i % 5 == 3 ? -100 : static_cast<int32_t>(rng.below(i, static_cast<uint64_t>(vocab)));
+      for (size_t i = 0; i < ids.size(); ++i)
+        ids[i] =
+            i % 5 == 3 ? -100 : static_cast<int32_t>(rng.below(i, static_cast<uint64_t>(vocab)));
       const auto targets = Both::ints({rows}, ids);
       // Uneven parts, the last of 8 parts of 5 empty.
       std::vector<Both> logits;
@@ -406,22 +551,31 @@ TEST_F(CudaKernels, CrossEntropyOverParts) {
       }
       expect_same(all, "stats", {2e-5, 2e-5});
       const auto lse = Both::output({rows}, DType::kF32), loss = Both::output({rows}, DType::kF32);
-      both([&](Side s, const Stream& stream) { kernels::cross_entropy_combine(all(s), targets(s), lse(s), loss(s), stream); });
+      both([&](Side s, const Stream& stream) {
+        kernels::cross_entropy_combine(all(s), targets(s), lse(s), loss(s), stream);
+      });
       expect_same(lse, "lse", {3e-6, 1e-5});
       expect_same(loss, "loss", {3e-6, 1e-5});
       for (int64_t p = 0; p < parts; ++p) {
         const Both& l = logits[static_cast<size_t>(p)];
-        both([&](Side s, const Stream& stream) { kernels::cross_entropy_backward(l(s), targets(s), begins[static_cast<size_t>(p)], lse(s), 0.125F, stream); });
-        expect_same(l, fmt::format("gradient of part {}", p), t == DType::kBF16 ? one_rounding(t) : Tolerance{2e-5, 2e-5});
+        both([&](Side s, const Stream& stream) {
+          kernels::cross_entropy_backward(l(s), targets(s), begins[static_cast<size_t>(p)], lse(s),
+                                          0.125F, stream);
+        });
+        expect_same(l, fmt::format("gradient of part {}", p),
+                    t == DType::kBF16 ? one_rounding(t) : Tolerance{2e-5, 2e-5});
       }
     }
 }
 
 TEST_F(CudaKernels, CrossEntropyOfLargeLogits) {
-  // A confident row: p of the target is 1 - 3e-7; rows around +-3e4 would overflow without the maximum.
-  const Both logits({3, 4}, DType::kF32, {15, 0, -3, 0, 30000, 29990, 29000, -30000, -30000, -30001, -30002, -30003});
+  // A confident row: p of the target is 1 - 3e-7; rows around +-3e4 would overflow without the
+  // maximum.
+  const Both logits({3, 4}, DType::kF32,
+                    {15, 0, -3, 0, 30000, 29990, 29000, -30000, -30000, -30001, -30002, -30003});
   const auto targets = Both::ints({3}, {0, 1, 3});
-  const auto stats = Both::output({1, 3, 3}, DType::kF32), lse = Both::output({3}, DType::kF32), loss = Both::output({3}, DType::kF32);
+  const auto stats = Both::output({1, 3, 3}, DType::kF32), lse = Both::output({3}, DType::kF32),
+             loss = Both::output({3}, DType::kF32);
   both([&](Side s, const Stream& stream) {
     Tensor own = stats(s);
     own.shape = {3, 3};
@@ -442,29 +596,46 @@ TEST_F(CudaKernels, AdamW) {
         for (const DType m_type : kTypes)
           for (const int64_t n : {int64_t{1}, int64_t{4}, int64_t{1003}, int64_t{65536}}) {
             if (p_type == DType::kF32 && with_master) continue;
-            SCOPED_TRACE(text(p_type, {n}) + (with_master ? " master" : "") + " g " + std::string(dtype_name(g_type)) + " m " + std::string(dtype_name(m_type)));
+            SCOPED_TRACE(text(p_type, {n}) + (with_master ? " master" : "") + " g " +
+                         std::string(dtype_name(g_type)) + " m " + std::string(dtype_name(m_type)));
             const auto g = Both::normal("g", {n}, g_type, 0.1);
             const auto master = Both::normal("master", {with_master ? n : 0}, DType::kF32);
             const auto grad_scale = Both({1}, DType::kF32, {0.5F});
-            const AdamWArgs args{.lr = 1e-2, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .weight_decay = 0.1, .step = 3, .seed = 77};
+            const AdamWArgs args{.lr = 1e-2,
+                                 .beta1 = 0.9,
+                                 .beta2 = 0.999,
+                                 .eps = 1e-8,
+                                 .weight_decay = 0.1,
+                                 .step = 3,
+                                 .seed = 77};
             // The CPU states are given in the GPU's dtype, so that both round in the same way.
             struct State {
               std::vector<uint8_t> cpu;
               DType type;
               int64_t n;
-              [[nodiscard]] Tensor tensor() const { return {.data = const_cast<uint8_t*>(cpu.data()), .dtype = type, .shape = {n}, .device = {}}; }
+              [[nodiscard]] Tensor tensor() const {
+                return {.data = const_cast<uint8_t*>(cpu.data()),
+                        .dtype = type,
+                        .shape = {n},
+                        .device = {}};
+              }
             };
             const auto state = [&](const Both& b) { return State{b.bytes(), b.type(), n}; };
-            const auto p = Both::normal("master", {n}, p_type), m = Both::normal("m", {n}, m_type, 0.1);
+            const auto p = Both::normal("master", {n}, p_type),
+                       m = Both::normal("m", {n}, m_type, 0.1);
             std::vector<float> squares(static_cast<size_t>(n));
-            for (size_t i = 0; i < squares.size(); ++i) squares[i] = 0.01F * static_cast<float>(1 + i % 17);
+            for (size_t i = 0; i < squares.size(); ++i)
+              squares[i] = 0.01F * static_cast<float>(1 + i % 17);
             const Both v({n}, m_type, squares);
             State cp = state(p), cm = state(m), cv = state(v);
             const State cg = state(g);
-            kernels::adamw_step(cp.tensor(), master(Side::kCpu), cg.tensor(), cm.tensor(), cv.tensor(), grad_scale(Side::kCpu), args, Stream{});
-            kernels::adamw_step(p(Side::kGpu), master(Side::kGpu), g(Side::kGpu), m(Side::kGpu), v(Side::kGpu), grad_scale(Side::kGpu), args, stream_);
+            kernels::adamw_step(cp.tensor(), master(Side::kCpu), cg.tensor(), cm.tensor(),
+                                cv.tensor(), grad_scale(Side::kCpu), args, Stream{});
+            kernels::adamw_step(p(Side::kGpu), master(Side::kGpu), g(Side::kGpu), m(Side::kGpu),
+                                v(Side::kGpu), grad_scale(Side::kGpu), args, stream_);
             backend_of(DeviceKind::kCuda).synchronize(stream_);
-            const auto compare = [&](const Both& gpu_side, const State& cpu_side, const char* what) {
+            const auto compare = [&](const Both& gpu_side, const State& cpu_side,
+                                     const char* what) {
               const std::vector<uint8_t> got = gpu_side.bytes();
               int64_t different = 0;
               for (int64_t i = 0; i < n; ++i) {
@@ -474,7 +645,8 @@ TEST_F(CudaKernels, AdamW) {
                   std::memcpy(&x, got.data() + 2 * i, 2);
                   std::memcpy(&y, cpu_side.cpu.data() + 2 * i, 2);
                   a = bf16_to_float(x), b = bf16_to_float(y);
-                  // Where the random bits decide, a last-bit difference of the fp32 value may tip the rounding.
+                  // Where the random bits decide, a last-bit difference of the fp32 value may tip
+                  // the rounding.
                   different += x != y;
                   ASSERT_NEAR(a, b, std::abs(b) * 0x1p-7F + 1e-30F) << what << " element " << i;
                 } else {
@@ -483,7 +655,8 @@ TEST_F(CudaKernels, AdamW) {
                   ASSERT_NEAR(a, b, std::abs(b) * 1e-5F + 1e-7F) << what << " element " << i;
                 }
               }
-              EXPECT_LE(different, 1 + n / 200) << what << ": stochastic rounding differs from the CPU's";
+              EXPECT_LE(different, 1 + n / 200)
+                  << what << ": stochastic rounding differs from the CPU's";
             };
             compare(p, cp, "p");
             compare(m, cm, "m");
@@ -492,7 +665,9 @@ TEST_F(CudaKernels, AdamW) {
 
             const std::vector<uint8_t> before = p.bytes(), mean = m.bytes();
             const auto zero = Both({1}, DType::kF32, {0.0F});
-            gpu([&](Side s, const Stream& stream) { kernels::adamw_step(p(s), master(s), g(s), m(s), v(s), zero(s), args, stream); });
+            gpu([&](Side s, const Stream& stream) {
+              kernels::adamw_step(p(s), master(s), g(s), m(s), v(s), zero(s), args, stream);
+            });
             EXPECT_EQ(before, p.bytes()) << "a step with scale 0 changed the weights";
             EXPECT_EQ(mean, m.bytes()) << "a step with scale 0 changed the moments";
           }
@@ -501,21 +676,33 @@ TEST_F(CudaKernels, AdamW) {
 TEST_F(CudaKernels, StochasticRoundingIsUnbiased) {
   // One step that should add 1/16 of the bf16 spacing to every weight: on the average it must.
   const int64_t n = 1 << 20;
-  const Both p({n}, DType::kBF16, std::vector<float>(static_cast<size_t>(n), 1.0F)), g({n}, DType::kBF16, std::vector<float>(static_cast<size_t>(n), -1.0F));
-  const Both m({n}, DType::kBF16, std::vector<float>(static_cast<size_t>(n), 0.0F)), v({n}, DType::kBF16, std::vector<float>(static_cast<size_t>(n), 0.0F));
+  const Both p({n}, DType::kBF16, std::vector<float>(static_cast<size_t>(n), 1.0F)),
+      g({n}, DType::kBF16, std::vector<float>(static_cast<size_t>(n), -1.0F));
+  const Both m({n}, DType::kBF16, std::vector<float>(static_cast<size_t>(n), 0.0F)),
+      v({n}, DType::kBF16, std::vector<float>(static_cast<size_t>(n), 0.0F));
   const auto one = Both({1}, DType::kF32, {1.0F});
   const double lr = 0x1p-7 / 16;
   gpu([&](Side s, const Stream& stream) {
-    kernels::adamw_step(p(s), Tensor{}, g(s), m(s), v(s), one(s), {.lr = lr, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .weight_decay = 0, .step = 1, .seed = 9}, stream);
+    kernels::adamw_step(p(s), Tensor{}, g(s), m(s), v(s), one(s),
+                        {.lr = lr,
+                         .beta1 = 0.9,
+                         .beta2 = 0.999,
+                         .eps = 1e-8,
+                         .weight_decay = 0,
+                         .step = 1,
+                         .seed = 9},
+                        stream);
   });
   const auto values = p.gpu();
   const double mean = std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(n);
-  EXPECT_NEAR(mean - 1.0, lr, lr * 0.02);  // deviation of the mean: 2^-7 * 0.24 / 1024 = 0.4 % of lr
+  EXPECT_NEAR(mean - 1.0, lr,
+              lr * 0.02);  // deviation of the mean: 2^-7 * 0.24 / 1024 = 0.4 % of lr
 }
 
 TEST_F(CudaKernels, SumOfSquares) {
   for (const DType t : kTypes)
-    for (const int64_t n : {int64_t{0}, int64_t{1}, int64_t{7}, int64_t{1000}, int64_t{100003}, int64_t{3000000}}) {
+    for (const int64_t n :
+         {int64_t{0}, int64_t{1}, int64_t{7}, int64_t{1000}, int64_t{100003}, int64_t{3000000}}) {
       SCOPED_TRACE(text(t, {n}));
       const auto x = Both::normal("x", {n}, t);
       const auto out = Both::doubles({1}, {2.5});
@@ -530,11 +717,13 @@ TEST_F(CudaKernels, AddCastScaleCopy) {
   for (const DType t : kTypes)
     for (const int64_t n : {int64_t{0}, int64_t{1}, int64_t{8}, int64_t{1003}, int64_t{100000}}) {
       SCOPED_TRACE(text(t, {n}));
-      const auto a = Both::normal("a", {n}, t), b = Both::normal("b", {n}, t), out = Both::output({n}, t);
+      const auto a = Both::normal("a", {n}, t), b = Both::normal("b", {n}, t),
+                 out = Both::output({n}, t);
       both([&](Side s, const Stream& stream) { kernels::add(a(s), b(s), out(s), stream); });
       expect_same(out, "add");
       for (const DType u : kTypes) {
-        const auto src = Both::normal("src", {n}, u), dst = Both::normal("dst", {n}, t), to = Both::output({n}, t);
+        const auto src = Both::normal("src", {n}, u), dst = Both::normal("dst", {n}, t),
+                   to = Both::output({n}, t);
         both([&](Side s, const Stream& stream) {
           kernels::add_into(dst(s), src(s), stream);
           kernels::cast(src(s), to(s), stream);
@@ -546,7 +735,8 @@ TEST_F(CudaKernels, AddCastScaleCopy) {
       expect_same(a, "scale");
     }
   // Views that begin off any 16-byte boundary.
-  const auto x = Both::normal("x", {1000}, DType::kBF16), y = Both::normal("y", {1000}, DType::kBF16);
+  const auto x = Both::normal("x", {1000}, DType::kBF16),
+             y = Both::normal("y", {1000}, DType::kBF16);
   both([&](Side s, const Stream& stream) {
     const auto part = [&](const Both& t) {
       Tensor v = t(s);
@@ -559,8 +749,10 @@ TEST_F(CudaKernels, AddCastScaleCopy) {
   });
   expect_same(y, "add_into of a view");
   expect_same(x, "scale of a view");
-  const auto wide = Both::normal("wide", {37, 50}, DType::kBF16), narrow = Both::output({37, 11}, DType::kBF16);
-  both([&](Side s, const Stream& stream) { kernels::copy_columns(wide(s), 23, narrow(s), stream); });
+  const auto wide = Both::normal("wide", {37, 50}, DType::kBF16),
+             narrow = Both::output({37, 11}, DType::kBF16);
+  both(
+      [&](Side s, const Stream& stream) { kernels::copy_columns(wide(s), 23, narrow(s), stream); });
   expect_same(narrow, "copy_columns", {0, 0});
 }
 
@@ -569,9 +761,12 @@ TEST_F(CudaKernels, AddCastScaleCopy) {
 TEST_F(CudaKernels, DeviceSeam) {
   DeviceBackend& backend = backend_of(DeviceKind::kCuda);
   const DeviceInfo info = api_->device_info(gpu_device());
-  std::printf("  %s, %d multiprocessors, compute capability %d.%d, %.1f of %.1f GiB free, CUDA driver %d, runtime %d, cuBLASLt %zu\n",
-              info.name.c_str(), info.multiprocessors, info.major, info.minor, static_cast<double>(info.free_bytes) / 0x1p30,
-              static_cast<double>(info.total_bytes) / 0x1p30, info.driver_cuda, info.runtime_cuda, info.cublaslt_version);
+  std::printf(
+      "  %s, %d multiprocessors, compute capability %d.%d, %.1f of %.1f GiB free, CUDA driver %d, "
+      "runtime %d, cuBLASLt %zu\n",
+      info.name.c_str(), info.multiprocessors, info.major, info.minor,
+      static_cast<double>(info.free_bytes) / 0x1p30, static_cast<double>(info.total_bytes) / 0x1p30,
+      info.driver_cuda, info.runtime_cuda, info.cublaslt_version);
   EXPECT_GE(info.major, 8);
   EXPECT_GT(info.free_bytes, 0U);
   EXPECT_EQ(info.uuid.size(), 40U);
@@ -581,7 +776,8 @@ TEST_F(CudaKernels, DeviceSeam) {
   } catch (const MemoryError& e) {
     EXPECT_NE(std::string(e.what()).find("GiB free"), std::string::npos) << e.what();
   }
-  EXPECT_THROW(static_cast<void>(backend.allocate({.kind = DeviceKind::kCuda, .index = 99}, 1)), UsageError);
+  EXPECT_THROW(static_cast<void>(backend.allocate({.kind = DeviceKind::kCuda, .index = 99}, 1)),
+               UsageError);
   const Buffer b(gpu_device(), 1000);
   EXPECT_EQ(reinterpret_cast<uintptr_t>(b.data()) % 256, 0U);
   std::vector<uint8_t> to(1000, 1);
@@ -592,8 +788,11 @@ TEST_F(CudaKernels, DeviceSeam) {
 }
 
 TEST_F(CudaKernels, EventsGraphsAndNoAllocationOnReplay) {
-  const auto x = Both::normal("x", {512, 256}, DType::kBF16), w = Both::normal("w", {384, 256}, DType::kBF16);
-  const auto y = Both::output({512, 384}, DType::kBF16), db = Both::normal("db", {384}, DType::kF32), want = Both::normal("db", {384}, DType::kF32);
+  const auto x = Both::normal("x", {512, 256}, DType::kBF16),
+             w = Both::normal("w", {384, 256}, DType::kBF16);
+  const auto y = Both::output({512, 384}, DType::kBF16),
+             db = Both::normal("db", {384}, DType::kF32),
+             want = Both::normal("db", {384}, DType::kF32);
   const auto body = [&](const Both& sums) {
     kernels::linear_forward(x(Side::kGpu), w(Side::kGpu), {}, y(Side::kGpu), stream_);
     kernels::bias_backward(y(Side::kGpu), sums(Side::kGpu), stream_);
@@ -606,7 +805,8 @@ TEST_F(CudaKernels, EventsGraphsAndNoAllocationOnReplay) {
   api_->begin_capture(stream_);
   body(db);
   const Graph graph = api_->end_capture(stream_);
-  const Event begin = api_->create_event(gpu_device(), true), end = api_->create_event(gpu_device(), true);
+  const Event begin = api_->create_event(gpu_device(), true),
+              end = api_->create_event(gpu_device(), true);
   api_->record(begin, stream_);
   for (int i = 0; i < 3; ++i) api_->launch(graph, stream_);
   api_->record(end, stream_);

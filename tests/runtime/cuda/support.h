@@ -1,4 +1,5 @@
-// Shared by the CUDA tests: a tensor twice, fp32 on the CPU and fp32 or bf16 on the GPU, with the same values.
+// Shared by the CUDA tests: a tensor twice, fp32 on the CPU and fp32 or bf16 on the GPU, with the
+// same values.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -50,15 +51,19 @@ class CudaTest : public ::testing::Test {
 /// The two sides of a comparison.
 enum class Side { kCpu, kGpu };
 
-inline float round_to(DType t, float x) { return t == DType::kBF16 ? bf16_to_float(float_to_bf16(x)) : x; }
+inline float round_to(DType t, float x) {
+  return t == DType::kBF16 ? bf16_to_float(float_to_bf16(x)) : x;
+}
 
-/// Values on both sides. GPU memory stands between two guards and starts as NaN where it is an output, so that an element
-/// nobody writes and a write outside are seen.
+/// Values on both sides. GPU memory stands between two guards and starts as NaN where it is an
+/// output, so that an element nobody writes and a write outside are seen.
 class Both {
  public:
   Both() = default;
-  /// Floats: `values` are rounded to `gpu_type` on both sides; the CPU side is fp32 (fp64 for kF64).
-  Both(Shape shape, DType gpu_type, std::vector<float> values) : shape_(shape), type_(gpu_type), host_(std::move(values)) {
+  /// Floats: `values` are rounded to `gpu_type` on both sides; the CPU side is fp32 (fp64 for
+  /// kF64).
+  Both(Shape shape, DType gpu_type, std::vector<float> values)
+      : shape_(shape), type_(gpu_type), host_(std::move(values)) {
     EXPECT_EQ(static_cast<int64_t>(host_.size()), shape.numel());
     for (float& x : host_) x = round_to(gpu_type, x);
     upload();
@@ -98,17 +103,29 @@ class Both {
   }
 
   [[nodiscard]] Tensor operator()(Side side) const {
-    if (side == Side::kGpu) return {.data = shape_.numel() == 0 ? nullptr : static_cast<char*>(buffer_.data()) + kGuard, .dtype = type_, .shape = shape_, .device = buffer_.device()};
+    if (side == Side::kGpu)
+      return {.data = shape_.numel() == 0 ? nullptr : static_cast<char*>(buffer_.data()) + kGuard,
+              .dtype = type_,
+              .shape = shape_,
+              .device = buffer_.device()};
     Tensor t{.data = nullptr, .dtype = type_, .shape = shape_, .device = {}};
     if (shape_.numel() == 0) {
       if (type_ == DType::kBF16) t.dtype = DType::kF32;
       return t;
     }
     switch (type_) {
-      case DType::kI32: t.data = const_cast<int32_t*>(ints_.data()); break;
-      case DType::kI64: t.data = const_cast<int64_t*>(longs_.data()); break;
-      case DType::kF64: t.data = const_cast<double*>(doubles_.data()); break;
-      default: t.data = const_cast<float*>(host_.data()); t.dtype = DType::kF32;
+      case DType::kI32:
+        t.data = const_cast<int32_t*>(ints_.data());
+        break;
+      case DType::kI64:
+        t.data = const_cast<int64_t*>(longs_.data());
+        break;
+      case DType::kF64:
+        t.data = const_cast<double*>(doubles_.data());
+        break;
+      default:
+        t.data = const_cast<float*>(host_.data());
+        t.dtype = DType::kF32;
     }
     return t;
   }
@@ -125,7 +142,8 @@ class Both {
     backend.synchronize(s);
     backend.destroy_stream(s);
     const auto intact = [](uint8_t b) { return b == 0xA5; };
-    EXPECT_TRUE(std::all_of(all.begin(), all.begin() + kGuard, intact)) << "written before the tensor";
+    EXPECT_TRUE(std::all_of(all.begin(), all.begin() + kGuard, intact))
+        << "written before the tensor";
     EXPECT_TRUE(std::all_of(all.end() - kGuard, all.end(), intact)) << "written past the tensor";
     return {all.begin() + kGuard, all.end() - kGuard};
   }
@@ -192,20 +210,28 @@ class Both {
 struct Tolerance {
   double l2, element;
 };
-/// Results rounded to bf16 once differ from fp32 by up to 2^-9 an element, about 1.1e-3 over all; fp32 sums in another
-/// order by some 1e-7.
-inline Tolerance one_rounding(DType t) { return t == DType::kBF16 ? Tolerance{2e-3, 4.5e-3} : Tolerance{3e-6, 2e-5}; }
-/// Products whose inputs pass through bf16 in between (attention's probabilities, gradients of them).
-inline Tolerance inner_rounding(DType t) { return t == DType::kBF16 ? Tolerance{8e-3, 2e-2} : Tolerance{1e-5, 5e-5}; }
+/// Results rounded to bf16 once differ from fp32 by up to 2^-9 an element, about 1.1e-3 over all;
+/// fp32 sums in another order by some 1e-7.
+inline Tolerance one_rounding(DType t) {
+  return t == DType::kBF16 ? Tolerance{2e-3, 4.5e-3} : Tolerance{3e-6, 2e-5};
+}
+/// Products whose inputs pass through bf16 in between (attention's probabilities, gradients of
+/// them).
+inline Tolerance inner_rounding(DType t) {
+  return t == DType::kBF16 ? Tolerance{8e-3, 2e-2} : Tolerance{1e-5, 5e-5};
+}
 
-inline void expect_close(const std::vector<double>& got, const std::vector<double>& want, const std::string& what, Tolerance tol) {
+inline void expect_close(const std::vector<double>& got, const std::vector<double>& want,
+                         const std::string& what, Tolerance tol) {
   ASSERT_EQ(got.size(), want.size()) << what;
   double diff2 = 0, norm2 = 0, largest = 0, largest_diff = 0;
   size_t worst = 0;
   for (size_t i = 0; i < got.size(); ++i) {
     if (std::isinf(want[i]) && got[i] == want[i]) continue;
-    ASSERT_FALSE(std::isnan(got[i])) << what << ": element " << i << " is NaN (never written?), expected " << want[i];
-    ASSERT_FALSE(std::isnan(want[i])) << what << ": element " << i << " of the reference is NaN, got " << got[i];
+    ASSERT_FALSE(std::isnan(got[i]))
+        << what << ": element " << i << " is NaN (never written?), expected " << want[i];
+    ASSERT_FALSE(std::isnan(want[i]))
+        << what << ": element " << i << " of the reference is NaN, got " << got[i];
     const double d = std::abs(got[i] - want[i]);
     diff2 += d * d;
     norm2 += want[i] * want[i];
@@ -220,6 +246,8 @@ inline void expect_close(const std::vector<double>& got, const std::vector<doubl
 inline void expect_same(const Both& t, const std::string& what, Tolerance tol) {
   expect_close(t.gpu(), {t.cpu().begin(), t.cpu().end()}, what, tol);
 }
-inline void expect_same(const Both& t, const std::string& what) { expect_same(t, what, one_rounding(t.type())); }
+inline void expect_same(const Both& t, const std::string& what) {
+  expect_same(t, what, one_rounding(t.type()));
+}
 
 }  // namespace r1::cuda::test

@@ -1,6 +1,7 @@
-// Matrix products through cuBLASLt: one plan a shape, its algorithm chosen by timing the library's leading candidates at
-// first use (or taken from the cache file), because the library's first answer is up to tens of per cent off on narrow
-// shapes. Partial sums of split-K algorithms stay in fp32; results repeat bit for bit.
+// Matrix products through cuBLASLt: one plan a shape, its algorithm chosen by timing the library's
+// leading candidates at first use (or taken from the cache file), because the library's first
+// answer is up to tens of per cent off on narrow shapes. Partial sums of split-K algorithms stay in
+// fp32; results repeat bit for bit.
 #pragma once
 
 #include <cublasLt.h>
@@ -19,7 +20,8 @@ namespace r1::cuda {
 
 class DeviceContext;
 
-/// One product in cuBLASLt's column-major terms: C [m, n] = op(A) [m, k] op(B) [k, n] (+ C) (+ bias [m]).
+/// One product in cuBLASLt's column-major terms: C [m, n] = op(A) [m, k] op(B) [k, n] (+ C) (+ bias
+/// [m]).
 struct GemmShape {
   bool transpose_a = false, transpose_b = false;
   int64_t m = 0, n = 0, k = 0;
@@ -40,8 +42,10 @@ class GemmPlans {
   GemmPlans(const GemmPlans&) = delete;
   GemmPlans& operator=(const GemmPlans&) = delete;
 
-  /// Enqueues the product. The first call of a shape may time candidates on `stream` (never while it captures).
-  void run(const GemmShape& shape, const void* a, const void* b, void* c, const void* bias, cudaStream_t stream);
+  /// Enqueues the product. The first call of a shape may time candidates on `stream` (never while
+  /// it captures).
+  void run(const GemmShape& shape, const void* a, const void* b, void* c, const void* bias,
+           cudaStream_t stream);
   void save();
   [[nodiscard]] std::vector<GemmChoice> choices();
 
@@ -62,12 +66,13 @@ class GemmPlans {
   using Cache = std::map<std::string, Cached>;
 
   void describe(const GemmShape& shape, Plan& plan);
-  void choose(const GemmShape& shape, Plan& plan, const void* a, const void* b, void* c, const void* bias,
-              cudaStream_t stream);
-  cublasStatus_t launch(const GemmShape& shape, const Plan& plan, const cublasLtMatmulAlgo_t& algo, const void* a,
-                        const void* b, const void* c, void* d, cudaStream_t stream);
-  double time_us(const GemmShape& shape, const Plan& plan, const cublasLtMatmulAlgo_t& algo, const void* a,
-                 const void* b, const void* c, void* d, cudaStream_t stream, int repeats);
+  void choose(const GemmShape& shape, Plan& plan, const void* a, const void* b, void* c,
+              const void* bias, cudaStream_t stream);
+  cublasStatus_t launch(const GemmShape& shape, const Plan& plan, const cublasLtMatmulAlgo_t& algo,
+                        const void* a, const void* b, const void* c, void* d, cudaStream_t stream);
+  double time_us(const GemmShape& shape, const Plan& plan, const cublasLtMatmulAlgo_t& algo,
+                 const void* a, const void* b, const void* c, void* d, cudaStream_t stream,
+                 int repeats);
   [[nodiscard]] std::string cache_path() const;
   [[nodiscard]] std::string cache_header() const;
   [[nodiscard]] Cache read_cache() const;

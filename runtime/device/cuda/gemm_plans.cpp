@@ -1,4 +1,4 @@
-#include "runtime/kernels/cuda/gemm_plans.h"
+#include "runtime/device/cuda/gemm_plans.h"
 
 #include <unistd.h>
 
@@ -19,11 +19,14 @@ namespace {
 
 constexpr int kCandidates = 24;
 
-const char* type_name(cudaDataType_t t) { return t == CUDA_R_32F ? "fp32" : t == CUDA_R_16BF ? "bf16" : "?"; }
+const char* type_name(cudaDataType_t t) {
+  return t == CUDA_R_32F ? "fp32" : t == CUDA_R_16BF ? "bf16" : "?";
+}
 
 cublasLtMatrixLayout_t layout(cudaDataType_t type, int64_t rows, int64_t cols, int64_t ld) {
   cublasLtMatrixLayout_t l = nullptr;
-  CUBLAS_CHECK(cublasLtMatrixLayoutCreate(&l, type, static_cast<uint64_t>(rows), static_cast<uint64_t>(cols), ld));
+  CUBLAS_CHECK(cublasLtMatrixLayoutCreate(&l, type, static_cast<uint64_t>(rows),
+                                          static_cast<uint64_t>(cols), ld));
   return l;
 }
 
@@ -60,9 +63,10 @@ bool parse_hex(const std::string& text, cublasLtMatmulAlgo_t& algo) {
 }  // namespace
 
 std::string GemmShape::str() const {
-  return fmt::format("{}{} {}->{} m {} n {} k {} ld {} {} {}{}{}{}", transpose_a ? 'T' : 'N', transpose_b ? 'T' : 'N',
-                     type_name(in), type_name(out), m, n, k, lda, ldb, ldc, bias ? " bias" : "",
-                     accumulate ? " accumulate" : "", alignment == 16 ? "" : fmt::format(" align {}", alignment));
+  return fmt::format("{}{} {}->{} m {} n {} k {} ld {} {} {}{}{}{}", transpose_a ? 'T' : 'N',
+                     transpose_b ? 'T' : 'N', type_name(in), type_name(out), m, n, k, lda, ldb, ldc,
+                     bias ? " bias" : "", accumulate ? " accumulate" : "",
+                     alignment == 16 ? "" : fmt::format(" align {}", alignment));
 }
 
 GemmPlans::GemmPlans(DeviceContext& ctx) : ctx_(ctx) {}
@@ -81,7 +85,8 @@ GemmPlans::~GemmPlans() {
 void GemmPlans::describe(const GemmShape& s, Plan& plan) {
   // CUBLAS_COMPUTE_32F never rounds fp32 inputs to TF32.
   CUBLAS_CHECK(cublasLtMatmulDescCreate(&plan.op, CUBLAS_COMPUTE_32F, CUDA_R_32F));
-  const cublasOperation_t ta = s.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N, tb = s.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N;
+  const cublasOperation_t ta = s.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N,
+                          tb = s.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N;
   set(plan.op, CUBLASLT_MATMUL_DESC_TRANSA, ta);
   set(plan.op, CUBLASLT_MATMUL_DESC_TRANSB, tb);
   if (s.bias) {
@@ -95,15 +100,18 @@ void GemmPlans::describe(const GemmShape& s, Plan& plan) {
   plan.c = layout(s.out, s.m, s.n, s.ldc);
 }
 
-cublasStatus_t GemmPlans::launch(const GemmShape& s, const Plan& plan, const cublasLtMatmulAlgo_t& algo, const void* a,
-                                 const void* b, const void* c, void* d, cudaStream_t stream) {
+cublasStatus_t GemmPlans::launch(const GemmShape& s, const Plan& plan,
+                                 const cublasLtMatmulAlgo_t& algo, const void* a, const void* b,
+                                 const void* c, void* d, cudaStream_t stream) {
   const float alpha = 1.0F, beta = s.accumulate ? 1.0F : 0.0F;
-  return cublasLtMatmul(ctx_.cublaslt(), plan.op, &alpha, a, plan.a, b, plan.b, &beta, c, plan.c, d, plan.c, &algo,
-                        ctx_.gemm_workspace(stream), DeviceContext::kGemmWorkspaceBytes, stream);
+  return cublasLtMatmul(ctx_.cublaslt(), plan.op, &alpha, a, plan.a, b, plan.b, &beta, c, plan.c, d,
+                        plan.c, &algo, ctx_.gemm_workspace(stream),
+                        DeviceContext::kGemmWorkspaceBytes, stream);
 }
 
-double GemmPlans::time_us(const GemmShape& s, const Plan& plan, const cublasLtMatmulAlgo_t& algo, const void* a,
-                          const void* b, const void* c, void* d, cudaStream_t stream, int repeats) {
+double GemmPlans::time_us(const GemmShape& s, const Plan& plan, const cublasLtMatmulAlgo_t& algo,
+                          const void* a, const void* b, const void* c, void* d, cudaStream_t stream,
+                          int repeats) {
   CUDA_CHECK(cudaEventRecord(begin_, stream));
   for (int i = 0; i < repeats; ++i)
     if (launch(s, plan, algo, a, b, c, d, stream) != CUBLAS_STATUS_SUCCESS) return -1;
@@ -114,8 +122,8 @@ double GemmPlans::time_us(const GemmShape& s, const Plan& plan, const cublasLtMa
   return static_cast<double>(ms) * 1e3 / repeats;
 }
 
-void GemmPlans::choose(const GemmShape& s, Plan& plan, const void* a, const void* b, void* c, const void* bias,
-                       cudaStream_t stream) {
+void GemmPlans::choose(const GemmShape& s, Plan& plan, const void* a, const void* b, void* c,
+                       const void* bias, cudaStream_t stream) {
   if (bias != nullptr) set(plan.op, CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
   const Settings& settings = ctx_.settings();
   const bool timed = settings.tuning == Tuning::kTimed;
@@ -125,8 +133,8 @@ void GemmPlans::choose(const GemmShape& s, Plan& plan, const void* a, const void
   }
   if (const auto known = timed ? cache_.find(s.str()) : cache_.end(); known != cache_.end()) {
     cublasLtMatmulHeuristicResult_t result{};
-    if (cublasLtMatmulAlgoCheck(ctx_.cublaslt(), plan.op, plan.a, plan.b, plan.c, plan.c, &known->second.algo, &result) ==
-            CUBLAS_STATUS_SUCCESS &&
+    if (cublasLtMatmulAlgoCheck(ctx_.cublaslt(), plan.op, plan.a, plan.b, plan.c, plan.c,
+                                &known->second.algo, &result) == CUBLAS_STATUS_SUCCESS &&
         result.workspaceSize <= DeviceContext::kGemmWorkspaceBytes) {
       plan.algo = known->second.algo;
       plan.rank = known->second.rank;
@@ -148,19 +156,20 @@ void GemmPlans::choose(const GemmShape& s, Plan& plan, const void* a, const void
     const uint32_t reductions = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
     set(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, reductions);
     const auto alignment = static_cast<uint32_t>(s.alignment);
-    for (const auto what : {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
-                            CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES})
+    for (const auto what :
+         {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+          CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES})
       set(preference, what, alignment);
-    status = cublasLtMatmulAlgoGetHeuristic(ctx_.cublaslt(), plan.op, plan.a, plan.b, plan.c, plan.c, preference,
-                                            kCandidates, found, &count);
+    status = cublasLtMatmulAlgoGetHeuristic(ctx_.cublaslt(), plan.op, plan.a, plan.b, plan.c,
+                                            plan.c, preference, kCandidates, found, &count);
   } catch (...) {
     (void)cublasLtMatmulPreferenceDestroy(preference);
     throw;
   }
   (void)cublasLtMatmulPreferenceDestroy(preference);
   if (status != CUBLAS_STATUS_SUCCESS || count == 0)
-    throw DeviceError("cuda:{}: cuBLASLt {} has no algorithm for the product {} ({})", ctx_.index(), cublasLtGetVersion(),
-                      s.str(), cublasLtGetStatusName(status));
+    throw DeviceError("cuda:{}: cuBLASLt {} has no algorithm for the product {} ({})", ctx_.index(),
+                      cublasLtGetVersion(), s.str(), cublasLtGetStatusName(status));
   plan.algo = found[0].algo;
   plan.rank = 0;
   plan.settled = !timed || count == 1;
@@ -190,11 +199,13 @@ void GemmPlans::choose(const GemmShape& s, Plan& plan, const void* a, const void
   std::vector<Trial> trials;
   for (int i = 0; i < count; ++i) {
     if (found[i].state != CUBLAS_STATUS_SUCCESS) continue;
-    if (time_us(s, plan, found[i].algo, a, b, c, out, stream, 1) < 0) continue;  // warm-up, and does it run at all
+    if (time_us(s, plan, found[i].algo, a, b, c, out, stream, 1) < 0)
+      continue;  // warm-up, and does it run at all
     trials.push_back({i, time_us(s, plan, found[i].algo, a, b, c, out, stream, 3)});
   }
   const double first = !trials.empty() && trials.front().rank == 0 ? trials.front().us : 0;
-  std::sort(trials.begin(), trials.end(), [](const Trial& x, const Trial& y) { return x.us < y.us; });
+  std::sort(trials.begin(), trials.end(),
+            [](const Trial& x, const Trial& y) { return x.us < y.us; });
   // The leaders once more, in turn, so that a clock change does not decide.
   if (trials.size() > 4) trials.resize(4);
   for (int round = 0; round < 2; ++round)
@@ -204,7 +215,8 @@ void GemmPlans::choose(const GemmShape& s, Plan& plan, const void* a, const void
     }
   if (out != c) (void)cudaFree(out);
   if (trials.empty()) return;
-  const auto best = std::min_element(trials.begin(), trials.end(), [](const Trial& x, const Trial& y) { return x.us < y.us; });
+  const auto best = std::min_element(trials.begin(), trials.end(),
+                                     [](const Trial& x, const Trial& y) { return x.us < y.us; });
   plan.algo = found[best->rank].algo;
   plan.rank = best->rank;
   plan.first_us = first;
@@ -212,7 +224,8 @@ void GemmPlans::choose(const GemmShape& s, Plan& plan, const void* a, const void
   plan.settled = true;
   cache_[s.str()] = {plan.algo, plan.rank, plan.first_us, plan.best_us};
   unsaved_ = true;
-  log::debug("gemm {}: candidate {} of {}, {:.1f} us (first {:.1f} us)", s.str(), plan.rank, count, plan.best_us, first);
+  log::debug("gemm {}: candidate {} of {}, {:.1f} us (first {:.1f} us)", s.str(), plan.rank, count,
+             plan.best_us, first);
 }
 
 void GemmPlans::run(const GemmShape& shape, const void* a, const void* b, void* c, const void* bias,
@@ -224,14 +237,15 @@ void GemmPlans::run(const GemmShape& shape, const void* a, const void* b, void* 
   if (bias != nullptr) set(plan.op, CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
   const cublasStatus_t status = launch(shape, plan, plan.algo, a, b, c, c, stream);
   if (status != CUBLAS_STATUS_SUCCESS)
-    throw DeviceError("cuda:{}: product {} failed: {} ({})", ctx_.index(), shape.str(), cublasLtGetStatusString(status),
-                      cublasLtGetStatusName(status));
+    throw DeviceError("cuda:{}: product {} failed: {} ({})", ctx_.index(), shape.str(),
+                      cublasLtGetStatusString(status), cublasLtGetStatusName(status));
 }
 
 std::vector<GemmChoice> GemmPlans::choices() {
   const std::scoped_lock lock(mutex_);
   std::vector<GemmChoice> all;
-  for (const auto& [shape, plan] : plans_) all.push_back({shape.str(), plan.rank, plan.first_us, plan.best_us});
+  for (const auto& [shape, plan] : plans_)
+    all.push_back({shape.str(), plan.rank, plan.first_us, plan.best_us});
   return all;
 }
 
@@ -240,14 +254,16 @@ std::vector<GemmChoice> GemmPlans::choices() {
 std::string GemmPlans::cache_path() const {
   if (ctx_.settings().cache_dir.empty()) return {};
   std::string name;
-  for (const char c : ctx_.info().name) name += std::isalnum(static_cast<unsigned char>(c)) != 0 ? c : '-';
-  return ctx_.settings().cache_dir + fmt::format("/gemm-{}-{}sm-cublaslt{}.txt", name, ctx_.multiprocessors(),
+  for (const char c : ctx_.info().name)
+    name += std::isalnum(static_cast<unsigned char>(c)) != 0 ? c : '-';
+  return ctx_.settings().cache_dir + fmt::format("/gemm-{}-{}sm-cublaslt{}.txt", name,
+                                                 ctx_.multiprocessors(),
                                                  ctx_.info().cublaslt_version);
 }
 
 std::string GemmPlans::cache_header() const {
-  return fmt::format("# r1run GEMM choices 1; {}; {} multiprocessors; cuBLASLt {}", ctx_.info().name,
-                     ctx_.multiprocessors(), ctx_.info().cublaslt_version);
+  return fmt::format("# r1run GEMM choices 1; {}; {} multiprocessors; cuBLASLt {}",
+                     ctx_.info().name, ctx_.multiprocessors(), ctx_.info().cublaslt_version);
 }
 
 GemmPlans::Cache GemmPlans::read_cache() const {
@@ -263,7 +279,8 @@ GemmPlans::Cache GemmPlans::read_cache() const {
     std::istringstream rest(line.substr(tab + 1));
     Cached c;
     std::string algo;
-    if (rest >> c.rank >> c.first_us >> c.best_us >> algo && parse_hex(algo, c.algo)) cache[line.substr(0, tab)] = c;
+    if (rest >> c.rank >> c.first_us >> c.best_us >> algo && parse_hex(algo, c.algo))
+      cache[line.substr(0, tab)] = c;
   }
   return cache;
 }
@@ -282,9 +299,11 @@ void GemmPlans::save() {
     std::ofstream out(temporary);
     out << cache_header() << '\n';
     for (const auto& [key, c] : all)
-      out << key << '\t' << c.rank << ' ' << c.first_us << ' ' << c.best_us << ' ' << hex(c.algo) << '\n';
+      out << key << '\t' << c.rank << ' ' << c.first_us << ' ' << c.best_us << ' ' << hex(c.algo)
+          << '\n';
     if (!out) {
-      log::warn("cannot write the GEMM cache {}: timing will be repeated at the next start", temporary);
+      log::warn("cannot write the GEMM cache {}: timing will be repeated at the next start",
+                temporary);
       return;
     }
   }

@@ -1,8 +1,10 @@
-// cuDNN's fused attention through cudnn-frontend graphs: one plan a shape, kept for the life of the device's context.
-// q, k and v are read inside the fused qkv tensor through strides, o, dq (and in the dense case dk, dv) written likewise.
+// cuDNN's fused attention through cudnn-frontend graphs: one plan a shape, kept for the life of the
+// device's context. q, k and v are read inside the fused qkv tensor through strides, o, dq (and in
+// the dense case dk, dv) written likewise.
 //
-// Dense: all segments equally long: [B, S] rows. Ragged: any packing, offsets on the device; batch and longest segment are
-// rounded up (empty segments at the end), so that a few plans serve every packing.
+// Dense: all segments equally long: [B, S] rows. Ragged: any packing, offsets on the device; batch
+// and longest segment are rounded up (empty segments at the end), so that a few plans serve every
+// packing.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -19,7 +21,8 @@ struct cudnnContext;
 
 namespace r1::cuda {
 
-/// What a plan is made for. Strides follow: `width` is the row length of the fused qkv tensor, `o_width` of o.
+/// What a plan is made for. Strides follow: `width` is the row length of the fused qkv tensor,
+/// `o_width` of o.
 struct AttentionShape {
   bool backward = false;
   bool ragged = false;
@@ -37,7 +40,8 @@ struct AttentionShape {
 struct AttentionPointers {
   void *q = nullptr, *k = nullptr, *v = nullptr, *o = nullptr, *lse = nullptr;
   void *d_o = nullptr, *dq = nullptr, *dk = nullptr, *dv = nullptr;
-  void *lengths = nullptr, *qkv_offsets = nullptr, *o_offsets = nullptr, *lse_offsets = nullptr, *dkv_offsets = nullptr;
+  void *lengths = nullptr, *qkv_offsets = nullptr, *o_offsets = nullptr, *lse_offsets = nullptr,
+       *dkv_offsets = nullptr;
 };
 
 class AttentionPlans {
@@ -47,10 +51,12 @@ class AttentionPlans {
   AttentionPlans(const AttentionPlans&) = delete;
   AttentionPlans& operator=(const AttentionPlans&) = delete;
 
-  /// Bytes of workspace the plan wants, or -1 when cuDNN has no kernel for the shape (the reason goes to the debug log).
+  /// Bytes of workspace the plan wants, or -1 when cuDNN has no kernel for the shape (the reason
+  /// goes to the debug log).
   [[nodiscard]] int64_t prepare(const AttentionShape& shape);
   /// Enqueues a prepared plan.
-  void run(const AttentionShape& shape, const AttentionPointers& p, void* workspace, cudaStream_t stream);
+  void run(const AttentionShape& shape, const AttentionPointers& p, void* workspace,
+           cudaStream_t stream);
   /// For reports: shapes seen, with their workspace (-1: own kernel).
   [[nodiscard]] std::vector<std::pair<std::string, int64_t>> plans();
 
