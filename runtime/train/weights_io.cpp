@@ -289,8 +289,12 @@ fs::path save_checkpoint(Engine& engine, const checkpoint::HfModelDir& source, c
   const bool first = world.rank() == 0;
   const bool works = groups.coord().dp == 0;  // dp replicas hold the same state
   std::optional<checkpoint::StagedCheckpoint> staged;
-  // Weights, fp32 masters and two moments; 5 % for headers and side files.
-  const uint64_t need = static_cast<uint64_t>(static_cast<double>(engine.spec().config().parameters()) * 16.0 * 1.05);
+  // Weights, masters where they are written, two moments; 2 % for headers and side files.
+  const parallel::NumericFormat& format = engine.plan().format;
+  const DType storage = engine.spec().config().storage;
+  const bool masters = (format.master ? DType::kF32 : format.weights) != storage;
+  const int64_t per_parameter = dtype_bytes(storage) + (masters ? 4 : 0) + 2 * dtype_bytes(format.moments);
+  const auto need = static_cast<uint64_t>(static_cast<double>(engine.spec().config().parameters() * per_parameter) * 1.02);
   together(world, [&] {
     if (first) staged = checkpoint::StagedCheckpoint::create(root, meta.step, meta.run_id, need);
   });
