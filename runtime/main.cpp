@@ -29,6 +29,7 @@ void install_handlers() {
   action.sa_flags = SA_RESTART;
   for (const int signal : {SIGUSR1, SIGTERM, SIGINT, SIGHUP}) sigaction(signal, &action, nullptr);
   signal(SIGPIPE, SIG_IGN);
+  signal(SIGXFSZ, SIG_IGN);  // a file-size limit is then a failed write, reported as such
 }
 
 /// Last words: to the parent when there is one, else to standard error.

@@ -35,7 +35,8 @@ class StageRunner {
 using ActionObserver = std::function<void(const Action&)>;
 
 /// Runs a rank's list of actions. Collective over the pipeline group (`pp`): every rank runs its own list of the same
-/// schedule. Errors are rethrown with the action's text in front.
+/// schedule. The observer's last action says where an error came
+/// from.
 class PipelineExecutor {
  public:
   PipelineExecutor(comm::Communicator& pp, const Schedule& schedule, int gradient_ring);

@@ -819,7 +819,7 @@ std::vector<std::string> given_flags(const JobConfig& cfg) {
 
 std::string program_help() {
   std::string out =
-      "r1run fine-tunes, evaluates and generates with DeepSeek-R1-family models, on one machine or "
+      "r1run fine-tunes and evaluates DeepSeek-R1-family models, on one machine or "
       "a cluster.\n\n"
       "Usage: r1run [subcommand] [options]\n"
       "       mpirun -np 8 r1run --pp 2 --tp 4     inside an allocation, or on one machine\n"

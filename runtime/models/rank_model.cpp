@@ -281,7 +281,8 @@ void RankModel::forward(int stage, int microbatch) {
     const Tensor gradient = want_gradients_ ? output_gradient(stage, microbatch) : Tensor{};
     nn::LogitsSink sink;
     if (sink_) sink = [this, microbatch](int64_t first, const Tensor& logits) { sink_(microbatch, first, logits); };
-    c.head->forward(layer_input(c, microbatch, c.layers.size()), b, loss_scale_, loss_sum_, gradient, sink, stream_);
+    c.head->forward(layer_input(c, microbatch, c.layers.size()), b, loss_scale_, loss_sum_, want_gradients_, gradient,
+                    sink, stream_);
   }
 }
 

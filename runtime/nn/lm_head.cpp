@@ -9,16 +9,15 @@ namespace r1::nn {
 
 namespace k = r1::kernels;
 
-void LmHead::forward(const Tensor& x, const Batch& batch, float scale, const Tensor& loss_sum, const Tensor& gradient,
-                     const LogitsSink& sink, const Stream& s) const {
+void LmHead::forward(const Tensor& x, const Batch& batch, float scale, const Tensor& loss_sum, bool train,
+                     const Tensor& gradient, const LogitsSink& sink, const Stream& s) const {
   DeviceBackend& backend = backend_of(s.device.kind);
   comm::Communicator& tp = region_.group();
   const int64_t tokens = batch.tokens, chunk = t_.logits.dim(0);
-  const bool train = !gradient.empty() || gradient.data != nullptr;
 
   k::rmsnorm_forward(x, w_.norm, eps_, t_.norm, t_.rstd, s);
   const Tensor n = region_.gather(t_.norm, t_.gathered, s);       // [T, H]
-  const Tensor dn = region_.partial(t_.partial, t_.partial);      // [T, H], summed over tp below
+  const Tensor& dn = t_.partial;                                  // [T, H], summed over tp below
   for (int64_t begin = 0; begin < tokens; begin += chunk) {
     const int64_t end = std::min(begin + chunk, tokens), c = end - begin;
     const bool trained = std::any_of(batch.host_targets.begin() + begin, batch.host_targets.begin() + end,

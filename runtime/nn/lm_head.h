@@ -36,11 +36,11 @@ class LmHead {
          LmHeadScratch scratch)
       : w_(weights), g_(gradients), vocab_begin_(vocab_begin), eps_(rms_eps), region_(region), t_(std::move(scratch)) {}
 
-  /// loss_sum[0] (fp64 on the device) += sum of the token losses. With `gradient` non-empty: writes the gradient of
-  /// scale * (that sum) with respect to x into it [Ts, H], and accumulates the weights' gradients. The token losses stay in
+  /// loss_sum[0] (fp64 on the device) += sum of the token losses. With `train`: writes the gradient of scale * (that sum) with
+  /// respect to x into `gradient` [Ts, H] (a rank may hold no tokens: Ts = 0), and accumulates the weights' gradients. The token losses stay in
   /// the scratch tensor `loss`. Chunks without a trained token are skipped unless `sink` wants them. Collective over tp.
-  void forward(const Tensor& x, const Batch& batch, float scale, const Tensor& loss_sum, const Tensor& gradient,
-               const LogitsSink& sink, const Stream& s) const;
+  void forward(const Tensor& x, const Batch& batch, float scale, const Tensor& loss_sum, bool train,
+               const Tensor& gradient, const LogitsSink& sink, const Stream& s) const;
 
  private:
   Weights w_, g_;

@@ -31,7 +31,7 @@ class GradientSync {
  private:
   struct SharedRun {
     int64_t packed = 0;  ///< element offset in the packed buffer: the same on every tp rank
-    int64_t offset = 0;  ///< element offset in the block; -1: this rank does not hold it
+    int64_t offset = 0;  ///< element offset in the block
     int64_t count = 0;
   };
   std::vector<ParamBlock> blocks_;

@@ -115,7 +115,10 @@ parallel::NumericFormat numeric_format(const JobConfig& cfg, const Device& devic
     if (cfg.state_dtype == "bf16") throw UsageError("--state-dtype bf16 needs a GPU; the CPU backend keeps fp32 state");
     return {};
   }
-  if (cfg.dtype == "fp32") return {};
+  if (cfg.dtype == "fp32") {
+    if (cfg.state_dtype == "bf16") throw UsageError("--state-dtype bf16 goes with --dtype bf16; --dtype fp32 keeps fp32 state");
+    return {};
+  }
   if (cfg.state_dtype == "bf16")
     return {.weights = DType::kBF16, .gradients = DType::kBF16, .moments = DType::kBF16, .master = false};
   return {.weights = DType::kBF16, .gradients = DType::kF32, .moments = DType::kF32, .master = true};
@@ -151,30 +154,31 @@ void check_memory(const RankContext& ctx, const parallel::ModelConfig& config, c
     // On a GPU the rank itself asks the device; ranks that share one are added up.
     const auto get = reinterpret_cast<cuda::Api* (*)()>(cuda_library_symbol("r1run_cuda_api"));
     const cuda::DeviceInfo info = (*get)()->device_info(options.device);
-    const int64_t sharing = std::max<int64_t>(1, ranks_on_this_host(ctx.world) / std::max(1, (*get)()->device_count(nullptr)));
+    const int64_t gpus = std::max(1, (*get)()->device_count(nullptr));
+    const int64_t sharing = (ranks_on_this_host(ctx.world) + gpus - 1) / gpus;
     const int64_t wanted = plan_for(config, options, ctx.world.rank()).bytes().total() * sharing;
     const auto free = static_cast<int64_t>(info.free_bytes);
-    if (reduce(ctx.world, int64_t{wanted > free}, comm::ReduceOp::kMax) != 0)
-      throw MemoryError("{}: the plan needs {} and {} of {} are free; a cheaper --recompute policy, a smaller --micro-batch, "
+    if (reduce(ctx.world, int64_t{wanted > free}, comm::ReduceOp::kMax) == 0) return;
+    if (wanted <= free) throw CommError("another rank's plan does not fit into its GPU");
+    throw MemoryError("{}: the plan needs {} and {} of {} are free; a cheaper --recompute policy, a smaller --micro-batch, "
                         "--state-dtype bf16 or more ranks would need less", info.name, human_bytes(static_cast<double>(wanted)),
                         human_bytes(static_cast<double>(free)), human_bytes(static_cast<double>(info.total_bytes)));
-    return;
   }
   const int64_t available = available_memory();
   const int64_t wanted = bytes_on_host(ctx.world, config, options);
-  const int64_t misfits = reduce(ctx.world, int64_t{wanted > available}, comm::ReduceOp::kMax);
-  if (misfits == 0) return;
+  // Collective calls first: what follows depends on each host's own memory.
   std::string advice;
   for (const parallel::Recompute r : {parallel::Recompute::kCheap, parallel::Recompute::kSelective, parallel::Recompute::kFull}) {
     EngineOptions smaller = options;
     smaller.recompute = r;
     const int64_t bytes = bytes_on_host(ctx.world, config, smaller);
-    if (bytes > available || r <= options.recompute) continue;
-    advice = fmt::format("--recompute {} would need {}", recompute_name(r), human_bytes(static_cast<double>(bytes)));
-    break;
+    if (advice.empty() && bytes <= available && r > options.recompute)
+      advice = fmt::format(": --recompute {} would need {}", recompute_name(r), human_bytes(static_cast<double>(bytes)));
   }
-  throw MemoryError("the ranks of this host need {} and {} are available{}{}", human_bytes(static_cast<double>(wanted)),
-                    human_bytes(static_cast<double>(available)), advice.empty() ? "" : ": ",
+  if (reduce(ctx.world, int64_t{wanted > available}, comm::ReduceOp::kMax) == 0) return;
+  if (wanted <= available) throw CommError("the ranks of another host do not fit into its memory");
+  throw MemoryError("the ranks of this host need {} and {} are available{}", human_bytes(static_cast<double>(wanted)),
+                    human_bytes(static_cast<double>(available)),
                     advice.empty() ? "; take more hosts, a smaller --micro-batch or a shorter --seq-len" : advice);
 }
 
@@ -218,7 +222,6 @@ double measure_gemm_rate(const RankContext& ctx, const Device& device, DType dty
     Buffer memory(device, static_cast<size_t>(3 * n * n * dtype_bytes(dtype)));
     // Random data: GEMMs run faster on zeros than on real numbers.
     std::vector<uint16_t> bits(static_cast<size_t>(2 * n * n));
-    const Rng rng(1, "gemm rate");
     for (size_t i = 0; i < bits.size(); ++i) bits[i] = static_cast<uint16_t>(0x3c00u + (philox4x32({static_cast<uint32_t>(i)}, 7)[0] & 0x83ffu));
     std::vector<float> floats;
     if (dtype == DType::kF32)

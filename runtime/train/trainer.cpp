@@ -96,6 +96,7 @@ class Job {
  private:
   void open();
   void resume(const fs::path& checkpoint);
+  void check_space(const EngineOptions& options);
   void print_start(double gemm_rate, int64_t total_steps);
   void evaluate();
   void save();
@@ -172,6 +173,7 @@ void Job::open() {
   rows_ = {.batch = cfg_.batch, .micro_batch = cfg_.micro_batch, .seq_len = data_->seq_len(), .dp = mesh.dp};
   device_ = choose_device(ctx_, cache);
   const EngineOptions options = engine_options(cfg_, source_->config, mesh, rows_, device_, true);
+  check_space(options);
   check_memory(ctx_, source_->config, options);
   ctx_.status.set_phase("building the model");
   engine_.emplace(source_->config, options, ctx_.world);
@@ -201,6 +203,19 @@ void Job::open() {
   } else {
     load_weights(*engine_, source_->dir);
   }
+}
+
+/// Refuses a job whose first checkpoint would not fit the disk: better now than after the last step.
+void Job::check_space(const EngineOptions& options) {
+  const uint64_t need = checkpoint_bytes(source_->config, options.format);
+  std::error_code failed;
+  const fs::space_info space = fs::space(output_, failed);
+  const bool tight = ctx_.first() && !failed && space.available < need;
+  const bool refused = reduce(ctx_.world, int64_t{tight}, comm::ReduceOp::kMax) != 0;
+  if (tight)
+    throw StorageError("--output {}: a checkpoint takes {} and {} are free; make room or choose another --output", output_.string(),
+                       human_bytes(static_cast<double>(need)), human_bytes(static_cast<double>(space.available)));
+  if (refused) throw CommError("rank 0 found too little space for a checkpoint");
 }
 
 void Job::resume(const fs::path& checkpoint) {
@@ -383,7 +398,8 @@ ExitCode Job::run() {
     const double norm = engine_->optimizer_step(lr, progress_.step + 1);
     ++progress_.step;
     progress_.position_rows += rows_.batch;
-    const bool skipped = !std::isfinite(norm) || !std::isfinite(loss);
+    // A loss that is not finite has gradients that are not: the norm decides, here as in the optimizer.
+    const bool skipped = !std::isfinite(norm);
     skipped_in_a_row = skipped ? skipped_in_a_row + 1 : 0;
     if (skipped) {
       ++progress_.skipped_steps;
@@ -391,8 +407,10 @@ ExitCode Job::run() {
         log::warn("step {}: loss {} and gradient norm {} are not finite: the step is skipped, weights unchanged (rows {} to {})",
                   progress_.step, loss, norm, progress_.position_rows - rows_.batch, progress_.position_rows - 1);
       if (skipped_in_a_row > cfg_.max_skipped_steps)
-        throw DivergedError("{} steps in a row had NaN or Inf (--max-skipped-steps {}); the last good checkpoint is step {}",
-                            skipped_in_a_row, cfg_.max_skipped_steps, last_saved_);
+        throw DivergedError("{} steps in a row had NaN or Inf (--max-skipped-steps {}); {}", skipped_in_a_row,
+                            cfg_.max_skipped_steps,
+                            last_saved_ < 0 ? std::string("no checkpoint was written")
+                                            : fmt::format("the last good checkpoint is step {}", last_saved_));
     }
     if (std::isnan(first_loss)) first_loss = loss;
     last_loss = loss;

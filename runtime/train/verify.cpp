@@ -113,6 +113,11 @@ Reference read_reference(const fs::path& path, const parallel::ModelConfig& conf
                       checkpoint::shape_text(p.shape));
     r.gradients[p.name] = read_floats(f, *e);
   }
+  for (const checkpoint::TensorEntry& e : f.tensors())
+    if (e.name.starts_with("grad.") && !r.gradients.contains(e.name.substr(5)))
+      throw DataError("{}: '{}' is the gradient of no parameter of this model", path.string(), e.name);
+  if (r.logits.empty() && r.gradients.empty())
+    throw DataError("{}: holds neither logits nor grad.<parameter> tensors: nothing to compare with", path.string());
   return r;
 }
 

@@ -52,7 +52,7 @@ std::vector<std::string> gather_text(parallel::ProcessGroups& groups, const std:
 }
 
 /// Runs `work` on this rank and tells all ranks whether any of them failed: a rank that cannot write must not leave the
-/// others waiting. Throws StorageError everywhere, with the own message where it happened.
+/// others waiting. Throws StorageError where it happened and a secondary CommError elsewhere.
 void together(comm::Communicator& world, const std::function<void()>& work) {
   int64_t failed = 0;
   std::string message;
@@ -63,7 +63,9 @@ void together(comm::Communicator& world, const std::function<void()>& work) {
     message = e.what();
   }
   world.all_reduce(host_tensor(&failed, 1, DType::kI64), comm::ReduceOp::kMax, {});
-  if (failed != 0) throw StorageError("{}", message.empty() ? std::string("another rank cannot write the checkpoint") : message);
+  if (failed == 0) return;
+  if (!message.empty()) throw StorageError("{}", message);
+  throw CommError("another rank cannot write the checkpoint");
 }
 
 struct Written {
@@ -189,6 +191,12 @@ checkpoint::FileRecord write_index(const fs::path& dir, const std::vector<Piece>
 
 }  // namespace
 
+uint64_t checkpoint_bytes(const parallel::ModelConfig& config, const parallel::NumericFormat& format) {
+  const bool masters = (format.master ? DType::kF32 : format.weights) != config.storage;
+  const int64_t per_parameter = dtype_bytes(config.storage) + (masters ? 4 : 0) + 2 * dtype_bytes(format.moments);
+  return static_cast<uint64_t>(static_cast<double>(config.parameters() * per_parameter) * 1.02);
+}
+
 void check_model_dir(const checkpoint::HfModelDir& dir, const parallel::ModelConfig& config) {
   const parallel::ModelSpec spec(config, 1, 1);
   for (const ParamSpec& p : spec.all_params()) {
@@ -289,12 +297,7 @@ fs::path save_checkpoint(Engine& engine, const checkpoint::HfModelDir& source, c
   const bool first = world.rank() == 0;
   const bool works = groups.coord().dp == 0;  // dp replicas hold the same state
   std::optional<checkpoint::StagedCheckpoint> staged;
-  // Weights, masters where they are written, two moments; 2 % for headers and side files.
-  const parallel::NumericFormat& format = engine.plan().format;
-  const DType storage = engine.spec().config().storage;
-  const bool masters = (format.master ? DType::kF32 : format.weights) != storage;
-  const int64_t per_parameter = dtype_bytes(storage) + (masters ? 4 : 0) + 2 * dtype_bytes(format.moments);
-  const auto need = static_cast<uint64_t>(static_cast<double>(engine.spec().config().parameters() * per_parameter) * 1.02);
+  const uint64_t need = checkpoint_bytes(engine.spec().config(), engine.plan().format);
   together(world, [&] {
     if (first) staged = checkpoint::StagedCheckpoint::create(root, meta.step, meta.run_id, need);
   });
@@ -303,16 +306,17 @@ fs::path save_checkpoint(Engine& engine, const checkpoint::HfModelDir& source, c
   together(world, [&] {
     if (!first && works && groups.tp().rank() == 0) staged = checkpoint::StagedCheckpoint::join(root, meta.step, meta.run_id);
   });
+  // One agreement a file: a writer that fails leaves the others at the same place, not in the next file's gathering.
+  const fs::path stage = staged ? staged->stage() : fs::path();
   together(world, [&] {
-    if (!works) return;
-    const fs::path stage = staged ? staged->stage() : fs::path();
-    write_stage_weights(engine, stage, written);
-    write_stage_state(engine, stage, written);
+    if (works) write_stage_weights(engine, stage, written);
+  });
+  together(world, [&] {
+    if (works) write_stage_state(engine, stage, written);
   });
   if (works && groups.tp().rank() == 0)
     contributions = gather_text(groups, checkpoint::to_json(written.contribution));
 
-  fs::path target;
   together(world, [&] {
     if (!first) return;
     checkpoint::Manifest m;
@@ -329,7 +333,7 @@ fs::path save_checkpoint(Engine& engine, const checkpoint::HfModelDir& source, c
     for (const checkpoint::FileRecord& f : source.copy_side_files(staged->stage())) m.files.push_back(f);
     if (groups.mesh().pp > 1)
       m.files.push_back(write_index(staged->stage(), m.pieces));
-    target = staged->commit(m);
+    static_cast<void>(staged->commit(m));
   });
   return root / checkpoint::step_directory(meta.step);
 }

@@ -15,6 +15,9 @@
 
 namespace r1::train {
 
+/// Bytes of a checkpoint: weights, masters where they are written, two moments; 2 % for headers and side files.
+[[nodiscard]] uint64_t checkpoint_bytes(const parallel::ModelConfig& config, const parallel::NumericFormat& format);
+
 /// Checks every shape and name of the model against the directory before anything is allocated. Throws DataError.
 void check_model_dir(const checkpoint::HfModelDir& dir, const parallel::ModelConfig& config);
 /// Reads this rank's slices of all weights.
