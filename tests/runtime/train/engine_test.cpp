@@ -106,6 +106,28 @@ TEST(Engine, AllocatesExactlyWhatThePlanSays) {
       }
 }
 
+TEST(Engine, RanksWithoutTokensTakePart) {
+  // Three tokens over four tp ranks: one holds none between the blocks, and the sums are those of one rank.
+  const parallel::ModelConfig c = tiny("Qwen2ForCausalLM", true);
+  models::HostBatch batch;
+  append_row(batch, {.ids = {1, 2, 3}, .targets = {2, 3, -1}, .segments = {3}, .trained_tokens = 2});
+  double loss[2] = {}, norm[2] = {};
+  for (const int tp : {1, 4})
+    comm::run_ranks(tp, [&](comm::Communicator& world) {
+      Engine engine(c, {.mesh = {.tp = tp}, .tokens = 3}, world);
+      initialise(engine, 3);
+      const double l = engine.forward_backward({&batch, 1}, batch.trained_tokens), n = engine.optimizer_step(0.0, 1);
+      if (world.rank() == 0) {
+        loss[tp == 1 ? 0 : 1] = l;
+        norm[tp == 1 ? 0 : 1] = n;
+      }
+      engine.close();
+    });
+  EXPECT_GT(norm[0], 0.0);
+  EXPECT_NEAR(loss[1], loss[0], 1e-6 * loss[0]);
+  EXPECT_NEAR(norm[1], norm[0], 1e-5 * norm[0]);
+}
+
 TEST(Engine, PackedRowsDoNotLeak) {
   // The gradient of a packed row is the sum of its samples' gradients alone.
   const parallel::ModelConfig c = tiny("Qwen2ForCausalLM", false);
