@@ -14,6 +14,7 @@
 #include "runtime/tokenizer/byte_level.h"
 #include "runtime/tokenizer/chat.h"
 #include "runtime/tokenizer/tokenizer.h"
+#include "tests/fuzz/fuzz.h"
 
 namespace {
 
@@ -69,4 +70,13 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* bytes, size_t size) {
   } catch (const r1::DataError&) {
   }
   return 0;
+}
+
+std::vector<std::string> r1::fuzz::seeds() {
+  const std::string head("\x00\x0f", 2);
+  return {head + R"({"question": "1+1?", "answer": "It is 2\n#### 2"})" "\n",
+          head + R"({"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "<think>a</think>b"}]})" "\n",
+          head + R"({"input_ids": [1, 2, 3], "labels": [-100, 2, 3]})" "\n",
+          head + R"({"instruction": "do", "input": "", "output": "done"})" "\n{bad\n",
+          std::string("\x01\x0f", 2) + R"([{"prompt": "a", "completion": "b"}, {"text": "c"}])"};
 }
