@@ -46,30 +46,30 @@ struct Bench {
     call();
     backend.synchronize(s);
     constexpr int kCalls = 10;
-    const cuda::Event begin = api.create_event(kGpu, true), end = api.create_event(kGpu, true);
-    cuda::Graph graph;
+    const Event begin = backend.create_event(kGpu, true), end = backend.create_event(kGpu, true);
+    Graph graph;
     try {
-      api.begin_capture(s);
+      backend.begin_capture(s);
       for (int i = 0; i < kCalls; ++i) call();
-      graph = api.end_capture(s);
+      graph = backend.end_capture(s);
     } catch (const Error&) {
-      api.abandon_capture(s);
+      backend.abandon_capture(s);
     }
     std::vector<double> times;
     for (int repeat = 0; repeat < 7; ++repeat) {
-      if (repeat == 0 && graph.handle != nullptr) api.launch(graph, s);  // uploads the graph
-      api.record(begin, s);
+      if (repeat == 0 && graph.handle != nullptr) backend.launch(graph, s);  // uploads the graph
+      backend.record(begin, s);
       if (graph.handle != nullptr)
-        api.launch(graph, s);
+        backend.launch(graph, s);
       else
         for (int i = 0; i < kCalls; ++i) call();
-      api.record(end, s);
-      api.synchronize(end);
-      times.push_back(api.elapsed_us(begin, end) / kCalls);
+      backend.record(end, s);
+      backend.synchronize(end);
+      times.push_back(backend.elapsed_us(begin, end) / kCalls);
     }
-    api.destroy_graph(graph);
-    api.destroy_event(begin);
-    api.destroy_event(end);
+    backend.destroy_graph(graph);
+    backend.destroy_event(begin);
+    backend.destroy_event(end);
     std::sort(times.begin(), times.end());
     return times[times.size() / 2];
   }

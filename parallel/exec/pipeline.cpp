@@ -21,6 +21,7 @@ void PipelineExecutor::run(StageRunner& runner, const Stream& s, bool forward_on
         a.kind != ActionKind::kRecvForward)
       continue;
     if (observe) observe(a);
+    const ProfilerRange range(backend_of(s.device.kind), a.str().c_str());
     run_action(a, runner, s, forward_only);
   }
   settle(gradient_sends_, 0);

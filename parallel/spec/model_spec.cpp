@@ -418,6 +418,10 @@ RankPlan plan_rank(const ModelSpec& spec, const MeshShape& mesh, const MeshCoord
   add("targets", {m, tokens}, DType::kI32);
   add("positions", {m, tokens}, DType::kI32);
   add("cu_seqlens", {m, tokens + 1}, DType::kI32);
+  if (needs.graphs) {
+    add("graph positions", {tokens}, DType::kI32);
+    add("graph segments", {tokens + 1}, DType::kI32);
+  }
   add("rope table", {c.max_positions < tokens ? c.max_positions : tokens, c.head_dim}, DType::kF32);
   return plan;
 }

@@ -116,7 +116,8 @@ inline constexpr int kGradientSendRing = 3;
 /// What the device side adds to the arithmetic.
 struct DeviceNeeds {
   int64_t head_budget_elems = int64_t{8} << 20;  ///< local logits elements per head chunk
-  int64_t workspace_bytes = 0;                   ///< attention and GEMM workspaces
+  int64_t workspace_bytes = 0;                   ///< attention workspace
+  bool graphs = false;                           ///< layers are captured: positions and segments need memory of their own
 };
 
 /// Everything one rank allocates, in order, by category.

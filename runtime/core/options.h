@@ -88,6 +88,8 @@ struct JobConfig {
   uint64_t seed = 0;
   bool deterministic = false;
   int64_t profile = 0;
+  bool no_graphs = false;
+  std::vector<std::string> offload;  ///< of "optimizer", "activations"
   // launching
   std::string hostfile, host;
   bool dry_run = false;

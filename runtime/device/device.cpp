@@ -1,5 +1,6 @@
 #include "runtime/device/device.h"
 
+#include <cstdlib>
 #include <utility>
 
 #include "runtime/core/error.h"
@@ -24,6 +25,35 @@ DeviceBackend& backend_of(DeviceKind kind) {
   static DeviceBackend& cuda =
       load_cuda_backend();  // a throw leaves it unset: the next call tries again
   return cuda;
+}
+
+void DeviceBackend::begin_capture(const Stream&) { throw InternalError("this device has no graphs"); }
+Graph DeviceBackend::end_capture(const Stream&) { throw InternalError("this device has no graphs"); }
+void DeviceBackend::launch(const Graph&, const Stream&) { throw InternalError("this device has no graphs"); }
+
+void* DeviceBackend::allocate_pinned(size_t bytes) {
+  void* p = std::aligned_alloc(kArenaAlign, align_up(bytes));
+  if (p == nullptr) throw MemoryError("{} bytes of host memory are not to be had", bytes);
+  return p;
+}
+void DeviceBackend::release_pinned(void* p) noexcept { std::free(p); }
+
+PinnedBuffer::PinnedBuffer(DeviceKind kind, size_t bytes) : kind_(kind), bytes_(bytes) {
+  if (bytes > 0) data_ = backend_of(kind).allocate_pinned(bytes);
+}
+
+PinnedBuffer::PinnedBuffer(PinnedBuffer&& o) noexcept
+    : kind_(o.kind_), data_(std::exchange(o.data_, nullptr)), bytes_(std::exchange(o.bytes_, 0)) {}
+
+PinnedBuffer& PinnedBuffer::operator=(PinnedBuffer&& o) noexcept {
+  std::swap(kind_, o.kind_);
+  std::swap(data_, o.data_);
+  std::swap(bytes_, o.bytes_);
+  return *this;
+}
+
+PinnedBuffer::~PinnedBuffer() {
+  if (data_ != nullptr) backend_of(kind_).release_pinned(data_);
 }
 
 Buffer::Buffer(Device d, size_t bytes) : device_(d), bytes_(bytes) {

@@ -10,6 +10,17 @@
 
 namespace r1 {
 
+/// A point in a stream's work. Opaque; created and destroyed through the backend. CPU streams have run when a call
+/// returns, so their events are empty and nothing waits.
+struct Event {
+  void* handle = nullptr;
+};
+
+/// Recorded work that can be launched again. Opaque; GPUs only.
+struct Graph {
+  void* handle = nullptr;
+};
+
 /// What a device offers to its owners (Buffer, Arena) and to staging code. One instance a device kind.
 class DeviceBackend {
  public:
@@ -24,6 +35,49 @@ class DeviceBackend {
   virtual void synchronize(const Stream& s) = 0;
   [[nodiscard]] virtual Stream create_stream(Device d) = 0;
   virtual void destroy_stream(const Stream& s) noexcept = 0;
+
+  // ---- order between streams; the defaults serve devices whose streams run each call at once
+  [[nodiscard]] virtual Event create_event(Device, bool /*timing*/) { return {}; }
+  virtual void destroy_event(const Event&) noexcept {}
+  virtual void record(const Event&, const Stream&) {}
+  /// Work enqueued on the stream after this call waits for the event.
+  virtual void wait(const Stream&, const Event&) {}
+  /// True when all work before the record has finished; throws when the device failed.
+  [[nodiscard]] virtual bool done(const Event&) { return true; }
+  /// Waits on the host.
+  virtual void synchronize(const Event&) {}
+  /// Between two timing events that are done.
+  [[nodiscard]] virtual double elapsed_us(const Event&, const Event&) { return 0; }
+
+  // ---- graphs, where captures() says so
+  [[nodiscard]] virtual bool captures() const { return false; }
+  /// What is enqueued on `s` (and on streams joined to it by events) until end_capture becomes a graph and does not run.
+  virtual void begin_capture(const Stream& s);
+  [[nodiscard]] virtual Graph end_capture(const Stream& s);
+  /// Ends a capture that went wrong; never throws.
+  virtual void abandon_capture(const Stream&) noexcept {}
+  virtual void launch(const Graph& g, const Stream& s);
+  virtual void destroy_graph(const Graph&) noexcept {}
+
+  // ---- host memory that the device copies from and to at full rate, without a host thread waiting
+  [[nodiscard]] virtual void* allocate_pinned(size_t bytes);
+  virtual void release_pinned(void* p) noexcept;
+
+  // ---- profiler ranges (NVTX)
+  virtual void range_push(const char* /*name*/) {}
+  virtual void range_pop() {}
+};
+
+/// A profiler range for a scope.
+class ProfilerRange {
+ public:
+  ProfilerRange(DeviceBackend& backend, const char* name) : backend_(backend) { backend_.range_push(name); }
+  ~ProfilerRange() { backend_.range_pop(); }
+  ProfilerRange(const ProfilerRange&) = delete;
+  ProfilerRange& operator=(const ProfilerRange&) = delete;
+
+ private:
+  DeviceBackend& backend_;
 };
 
 /// The backend of a device kind. CUDA: loads libr1run_cuda.so beside the executable on first use; throws DeviceError
@@ -44,6 +98,24 @@ class Buffer {
 
  private:
   Device device_;
+  void* data_ = nullptr;
+  size_t bytes_ = 0;
+};
+
+/// Owns a block of pinned host memory of a device kind. Move-only.
+class PinnedBuffer {
+ public:
+  PinnedBuffer() = default;
+  /// Throws MemoryError when the host cannot give (or lock) them.
+  PinnedBuffer(DeviceKind kind, size_t bytes);
+  PinnedBuffer(PinnedBuffer&& o) noexcept;
+  PinnedBuffer& operator=(PinnedBuffer&& o) noexcept;
+  ~PinnedBuffer();
+  [[nodiscard]] void* data() const { return data_; }
+  [[nodiscard]] size_t bytes() const { return bytes_; }
+
+ private:
+  DeviceKind kind_ = DeviceKind::kCpu;
   void* data_ = nullptr;
   size_t bytes_ = 0;
 };

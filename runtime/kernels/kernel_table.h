@@ -12,46 +12,30 @@
 
 namespace r1::kernels {
 
+/// Every operation of ops.h once.
+#define R1_FOR_EACH_KERNEL(X) \
+  X(linear_forward) X(linear_backward_input) X(linear_backward_weight) X(bias_backward) \
+  X(embedding_forward) X(embedding_backward) X(rmsnorm_forward) X(add_rmsnorm_forward) X(rmsnorm_backward) \
+  X(rope) X(qk_norm_forward) X(qk_norm_backward) X(attention_forward) X(attention_backward) \
+  X(kv_cache_append) X(decode_attention) X(swiglu_forward) X(swiglu_backward) X(cross_entropy_stats) \
+  X(cross_entropy_combine) X(cross_entropy_backward) X(adamw_step) X(sum_of_squares) X(sum_into) \
+  X(clip_factor) X(add_into) X(add) X(cast) X(scale) X(copy_columns)
+
 struct KernelTable {
   /// sizeof(KernelTable) as the library was built; a library built from other sources is refused.
   size_t struct_bytes = sizeof(KernelTable);
 
-#define R1_KERNEL(name) decltype(&::r1::kernels::name) name = nullptr
-  R1_KERNEL(linear_forward);
-  R1_KERNEL(linear_backward_input);
-  R1_KERNEL(linear_backward_weight);
-  R1_KERNEL(bias_backward);
-  R1_KERNEL(embedding_forward);
-  R1_KERNEL(embedding_backward);
-  R1_KERNEL(rmsnorm_forward);
-  R1_KERNEL(add_rmsnorm_forward);
-  R1_KERNEL(rmsnorm_backward);
-  R1_KERNEL(rope);
-  R1_KERNEL(qk_norm_forward);
-  R1_KERNEL(qk_norm_backward);
-  R1_KERNEL(attention_forward);
-  R1_KERNEL(attention_backward);
-  R1_KERNEL(kv_cache_append);
-  R1_KERNEL(decode_attention);
-  R1_KERNEL(swiglu_forward);
-  R1_KERNEL(swiglu_backward);
-  R1_KERNEL(cross_entropy_stats);
-  R1_KERNEL(cross_entropy_combine);
-  R1_KERNEL(cross_entropy_backward);
-  R1_KERNEL(adamw_step);
-  R1_KERNEL(sum_of_squares);
-  R1_KERNEL(sum_into);
-  R1_KERNEL(clip_factor);
-  R1_KERNEL(add_into);
-  R1_KERNEL(add);
-  R1_KERNEL(cast);
-  R1_KERNEL(scale);
-  R1_KERNEL(copy_columns);
+#define R1_KERNEL(name) decltype(&::r1::kernels::name) name = nullptr;
+  R1_FOR_EACH_KERNEL(R1_KERNEL)
 #undef R1_KERNEL
 };
 
 /// The implementations for a device kind. CUDA: loads the CUDA library on first use; throws
 /// DeviceError when it is missing, does not fit this build, or lacks an operation.
 [[nodiscard]] const KernelTable& kernel_table(DeviceKind kind);
+
+/// Puts `table` in front of the implementations of a device kind, or takes it away (nullptr): a profile's timed calls.
+/// Not while operations run in other threads.
+void intercept(DeviceKind kind, const KernelTable* table);
 
 }  // namespace r1::kernels

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
+#include "runtime/kernels/attention_class.h"
 #include "runtime/kernels/ops.h"
 
 namespace r1::models {
@@ -51,6 +53,7 @@ RankModel::RankModel(const parallel::ModelSpec& spec, const parallel::RankPlan& 
   scratch_ = Arena(device, arena_specs(plan_.scratch));
   for (size_t i = 0; i < plan_.scratch.size(); ++i) scratch_index_[plan_.scratch[i].name] = i;
   fill_rope_table(spec.config(), scratch("rope table"), s);
+  graphs_ = GraphCache(device, scratch_index_.contains("graph positions"));
   loss_buffer_ = Buffer(device, sizeof(double));
   loss_sum_ = {.data = loss_buffer_.data(), .dtype = DType::kF64, .shape = {1}, .device = device};
 
@@ -109,6 +112,8 @@ RankModel::RankModel(const parallel::ModelSpec& spec, const parallel::RankPlan& 
   zero_loss(s);
 }
 
+RankModel::~RankModel() { backend_of(device_.kind).destroy_event(staged_); }
+
 parallel::RankPlan::Bytes RankModel::allocated() const {
   parallel::RankPlan::Bytes b;
   for (const StageParameters& p : params_) {
@@ -143,6 +148,18 @@ void RankModel::load(std::span<const HostBatch> host, float loss_scale, bool wan
   loss_scale_ = loss_scale;
   want_gradients_ = want_gradients;
   batches_.clear();
+  // From pinned memory the host goes on at once; the last step's copies are over long since.
+  const auto row_bytes = static_cast<size_t>(4 * tokens + 1) * sizeof(int32_t);
+  char* staged = nullptr;
+  if (device_.kind != DeviceKind::kCpu) {
+    if (staging_.bytes() == 0) {
+      staging_ = PinnedBuffer(device_.kind, row_bytes * static_cast<size_t>(scratch("token ids").dim(0)));
+      staged_ = backend.create_event(device_, false);
+    } else {
+      backend.synchronize(staged_);
+    }
+    staged = static_cast<char*>(staging_.data());
+  }
   for (size_t i = 0; i < host.size(); ++i) {
     const HostBatch& h = host[i];
     const auto m = static_cast<int64_t>(i);
@@ -150,7 +167,12 @@ void RankModel::load(std::span<const HostBatch> host, float loss_scale, bool wan
       const Tensor all = scratch(name);
       Tensor t = all.rows(m, m + 1).view({all.dim(1)});
       t.shape = {static_cast<int64_t>(values.size())};
-      backend.copy(t.data, values.data(), t.bytes(), s);
+      const void* from = values.data();
+      if (staged != nullptr) {
+        from = std::memcpy(staged, values.data(), t.bytes());
+        staged += t.bytes();
+      }
+      backend.copy(t.data, from, t.bytes(), s);
       return t;
     };
     R1_CHECK(static_cast<int64_t>(h.ids.size()) == tokens, "{} tokens, planned {}", h.ids.size(), tokens);
@@ -159,17 +181,46 @@ void RankModel::load(std::span<const HostBatch> host, float loss_scale, bool wan
     b.ids = upload("token ids", h.ids);
     b.targets = upload("targets", h.targets);
     b.positions = upload("positions", h.positions);
-    b.cu_seqlens = upload("cu_seqlens", h.cu_seqlens);
     b.host_cu = h.cu_seqlens;
+    // Empty segments at the end bring the batch to its class's number: then one graph serves the whole class.
+    if (graphs_.enabled()) {
+      const int64_t segments = kernels::attention_class(h.cu_seqlens, tokens, tokens).segments;
+      b.host_cu.resize(static_cast<size_t>(std::min(segments, tokens)) + 1, b.host_cu.back());
+    }
+    b.cu_seqlens = upload("cu_seqlens", b.host_cu);
     b.host_targets = h.targets;
     for (size_t k = 1; k < h.cu_seqlens.size(); ++k)
       b.max_segment = std::max<int64_t>(b.max_segment, h.cu_seqlens[k] - h.cu_seqlens[k - 1]);
     batches_.push_back(std::move(b));
   }
-  backend.synchronize(s);
+  if (staged != nullptr) backend.record(staged_, s);
 }
 
 nn::Batch RankModel::batch(int microbatch) const { return batches_.at(static_cast<size_t>(microbatch)); }
+
+nn::Batch RankModel::layer_batch(int microbatch) const {
+  nn::Batch b = batch(microbatch);
+  if (!graphs_.enabled()) return b;
+  const auto fixed = [&](const char* name, const Tensor& values) {
+    Tensor t = scratch(name);
+    t.shape = values.shape;
+    backend_of(device_.kind).copy(t.data, values.data, values.bytes(), stream_);
+    return t;
+  };
+  b.positions = fixed("graph positions", b.positions);
+  b.cu_seqlens = fixed("graph segments", b.cu_seqlens);
+  return b;
+}
+
+GraphCache::Key RankModel::graph_key(Chunk& c, ActionKind kind, int microbatch, const nn::Batch& b) const {
+  const auto entry = [&](const std::map<int, size_t>& map) {
+    const auto it = map.find(microbatch);
+    return it == map.end() ? int64_t{-1} : static_cast<int64_t>(it->second);
+  };
+  const kernels::AttentionClass k = kernels::attention_class(b.host_cu, b.max_segment, b.tokens);
+  return {c.stage, static_cast<int64_t>(kind), entry(c.slot_of), entry(c.stash_of),
+          kind == ActionKind::kForward ? -1 : entry(c.ring_of), int64_t{k.equal}, k.segments, k.longest};
+}
 
 void RankModel::zero_gradients(const Stream& s) {
   for (StageParameters& p : params_)
@@ -274,9 +325,12 @@ void RankModel::forward(int stage, int microbatch) {
                                partial, stream_);
     region_.scatter_sum(partial, x, stream_);
   }
-  for (size_t i = 0; i < c.layers.size(); ++i)
-    c.layers[i].forward(layer_input(c, microbatch, i), b, acts(c, microbatch, i, false),
-                        layer_input(c, microbatch, i + 1), stream_);
+  const nn::Batch lb = layer_batch(microbatch);
+  graphs_.run(graph_key(c, ActionKind::kForward, microbatch, lb), stream_, [&] {
+    for (size_t i = 0; i < c.layers.size(); ++i)
+      c.layers[i].forward(layer_input(c, microbatch, i), lb, acts(c, microbatch, i, false),
+                          layer_input(c, microbatch, i + 1), stream_);
+  });
   if (c.head) {
     const Tensor gradient = want_gradients_ ? output_gradient(stage, microbatch) : Tensor{};
     nn::LogitsSink sink;
@@ -291,8 +345,10 @@ void RankModel::backward(int stage, int microbatch, ActionKind kind) {
   const nn::Batch b = batch(microbatch);
   const bool split = kind != ActionKind::kBackward;
   if (kind == ActionKind::kBackwardWeight) {
-    for (size_t i = c.layers.size(); i-- > 0;)
-      c.layers[i].backward_weight(acts(c, microbatch, i, true), grads(c, microbatch, i, true), stream_);
+    graphs_.run(graph_key(c, kind, microbatch, b), stream_, [&] {
+      for (size_t i = c.layers.size(); i-- > 0;)
+        c.layers[i].backward_weight(acts(c, microbatch, i, true), grads(c, microbatch, i, true), stream_);
+    });
     return;
   }
   if (split)
@@ -307,21 +363,24 @@ void RankModel::backward(int stage, int microbatch, ActionKind kind) {
   if (!c.spec.embedding) ring_next_ = (ring_next_ + 1) % parallel::kGradientSendRing;
   c.ring_of[microbatch] = ring;
   const Tensor out = scratch("input gradient " + std::to_string(ring));
-  Tensor dy = output_gradient(stage, microbatch);
-  for (size_t i = c.layers.size(); i-- > 0;) {
-    const nn::LayerActs a = acts(c, microbatch, i, true);
-    const Tensor x = layer_input(c, microbatch, i);
-    c.layers[i].rematerialise(x, b, a, stream_);
-    nn::LayerGrads g = grads(c, microbatch, i, split);
-    if (!split) g.dy = dy;
-    Tensor dx = out;
-    if (i > 0) dx = split ? grads(c, microbatch, i - 1, true).dy : scratch(i % 2 == 0 ? "gradient 0" : "gradient 1");
-    c.layers[i].backward_input(x, b, a, g, dx, !split, stream_);
-    dy = dx;
-  }
+  const nn::Batch lb = layer_batch(microbatch);
+  graphs_.run(graph_key(c, kind, microbatch, lb), stream_, [&] {
+    Tensor dy = output_gradient(stage, microbatch);
+    for (size_t i = c.layers.size(); i-- > 0;) {
+      const nn::LayerActs a = acts(c, microbatch, i, true);
+      const Tensor x = layer_input(c, microbatch, i);
+      c.layers[i].rematerialise(x, lb, a, stream_);
+      nn::LayerGrads g = grads(c, microbatch, i, split);
+      if (!split) g.dy = dy;
+      Tensor dx = out;
+      if (i > 0) dx = split ? grads(c, microbatch, i - 1, true).dy : scratch(i % 2 == 0 ? "gradient 0" : "gradient 1");
+      c.layers[i].backward_input(x, lb, a, g, dx, !split, stream_);
+      dy = dx;
+    }
+  });
   if (c.spec.embedding) {
     const StageParameters& p = params_[c.params];
-    kernels::embedding_backward(b.ids, region_.gather(dy, shared_.scratch.gathered_gradient, stream_),
+    kernels::embedding_backward(b.ids, region_.gather(out, shared_.scratch.gathered_gradient, stream_),
                                 shared_.local.vocab.begin, p.part(p.gradients(), p.index(ParamRole::kEmbedding, -1)),
                                 stream_);
   }

@@ -11,6 +11,7 @@
 #include "parallel/exec/pipeline.h"
 #include "parallel/exec/process_groups.h"
 #include "parallel/spec/model_spec.h"
+#include "runtime/device/graph_cache.h"
 #include "runtime/models/parameters.h"
 #include "runtime/nn/decoder_layer.h"
 #include "runtime/nn/lm_head.h"
@@ -29,6 +30,7 @@ class RankModel : public parallel::StageRunner {
   /// `plan` must come from parallel::plan_rank for this rank. Collective over nothing.
   RankModel(const parallel::ModelSpec& spec, const parallel::RankPlan& plan, parallel::ProcessGroups& groups,
             const parallel::Schedule& schedule, Device device, const Stream& s, bool training = true);
+  ~RankModel() override;
 
   [[nodiscard]] std::vector<StageParameters>& parameters() { return params_; }
   [[nodiscard]] const std::vector<StageParameters>& parameters() const { return params_; }
@@ -46,6 +48,8 @@ class RankModel : public parallel::StageRunner {
   void set_logits_sink(Sink sink) { sink_ = std::move(sink); }
   void zero_gradients(const Stream& s);
   void zero_loss(const Stream& s);
+  /// Graphs of the decoder layers, one a (stage, direction, slot, class of segments); none where the plan has no graphs.
+  [[nodiscard]] GraphCache& graphs() { return graphs_; }
   /// [1] fp64 on the device: sum of token losses since zero_loss (on the last stage; 0 elsewhere).
   [[nodiscard]] Tensor loss_sum() const { return loss_sum_; }
 
@@ -77,6 +81,9 @@ class RankModel : public parallel::StageRunner {
   [[nodiscard]] nn::LayerGrads grads(Chunk& c, int microbatch, size_t layer, bool split);
   [[nodiscard]] Tensor layer_input(Chunk& c, int microbatch, size_t layer);
   [[nodiscard]] nn::Batch batch(int microbatch) const;
+  /// The micro-batch as captured graphs see it: positions and segments in memory that is the same for all micro-batches.
+  [[nodiscard]] nn::Batch layer_batch(int microbatch) const;
+  [[nodiscard]] GraphCache::Key graph_key(Chunk& c, parallel::ActionKind kind, int microbatch, const nn::Batch& b) const;
 
   const parallel::ModelSpec& spec_;
   parallel::RankPlan plan_;
@@ -94,6 +101,9 @@ class RankModel : public parallel::StageRunner {
   float loss_scale_ = 0;
   bool want_gradients_ = false;
   std::vector<nn::Batch> batches_;
+  GraphCache graphs_;
+  PinnedBuffer staging_;  ///< the step's micro-batches on their way to a GPU
+  Event staged_;          ///< all copies out of staging_ are over
   Sink sink_;
 };
 

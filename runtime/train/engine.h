@@ -49,6 +49,7 @@ class Engine {
   [[nodiscard]] const parallel::RankPlan& plan() const { return plan_; }
   [[nodiscard]] const parallel::Schedule& schedule() const { return schedule_; }
   [[nodiscard]] const Stream& stream() const { return stream_; }
+  [[nodiscard]] const Device& device() const { return options_.device; }
   /// Collective end.
   void close();
 

@@ -138,6 +138,8 @@ EngineOptions engine_options(const JobConfig& cfg, const parallel::ModelConfig& 
   o.device = device;
   o.format = numeric_format(cfg, device);
   if (device.kind == DeviceKind::kCuda) {
+    // With tp > 1 a layer's sums go through a communicator, which a graph cannot hold yet.
+    o.needs.graphs = mesh.tp == 1 && !cfg.no_graphs;
     // A chunk of the head large enough for full GEMM rate: 2048 tokens of a 152k vocabulary take 0.6 GB in bf16.
     o.needs.head_budget_elems = int64_t{320} << 20;
     const int64_t heads = (model.heads + mesh.tp - 1) / mesh.tp, kv_heads = (model.kv_heads + mesh.tp - 1) / mesh.tp;

@@ -16,6 +16,7 @@
 #include "runtime/train/evaluate.h"
 #include "runtime/train/sample.h"
 #include "runtime/train/setup.h"
+#include "runtime/train/step_profile.h"
 #include "runtime/train/weights_io.h"
 
 namespace r1::train {
@@ -375,6 +376,7 @@ ExitCode Job::run() {
   const parallel::MeshCoord coord = engine_->groups().coord();
   int64_t skipped_in_a_row = 0;
   double first_loss = std::nan(""), last_loss = std::nan("");
+  StepProfile profile(ctx_, *engine_, cfg_.profile, gemm_rate_ / ctx_.world.size());
   const auto job_start = Clock::now();
   while (progress_.step < total_steps_) {
     const auto start = Clock::now();
@@ -390,12 +392,14 @@ ExitCode Job::run() {
       }
     }
     trained = reduce(engine_->groups().dp(), trained, comm::ReduceOp::kSum);
+    profile.before_step();
     const double loss = engine_->forward_backward(batches, trained, [&](const parallel::Action& a) {
       ctx_.status.set_phase(a.str());
     });
     ctx_.status.set_phase("optimizer");
     const double lr = lr_schedule.at(progress_.step);
     const double norm = engine_->optimizer_step(lr, progress_.step + 1);
+    profile.after_step(seconds_since(start));
     ++progress_.step;
     progress_.position_rows += rows_.batch;
     // A loss that is not finite has gradients that are not: the norm decides, here as in the optimizer.

@@ -154,7 +154,9 @@ class Backend final : public DeviceBackend, public Api {
     CUDA_CHECK(cudaEventCreateWithFlags(&e, timing ? cudaEventDefault : cudaEventDisableTiming));
     return {e};
   }
-  void destroy_event(const Event& e) noexcept override { (void)cudaEventDestroy(event(e)); }
+  void destroy_event(const Event& e) noexcept override {
+    if (e.handle != nullptr) (void)cudaEventDestroy(event(e));
+  }
   void record(const Event& e, const Stream& s) override {
     const DeviceScope scope(s.device.index);
     CUDA_CHECK(cudaEventRecord(event(e), handle_of(s)));
@@ -178,6 +180,7 @@ class Backend final : public DeviceBackend, public Api {
     CUDA_CHECK(cudaEventElapsedTime(&ms, event(begin), event(end)));
     return static_cast<double>(ms) * 1e3;
   }
+  bool captures() const override { return true; }
   void begin_capture(const Stream& s) override {
     const DeviceScope scope(s.device.index);
     CUDA_CHECK(cudaStreamBeginCapture(handle_of(s), cudaStreamCaptureModeThreadLocal));
@@ -212,7 +215,13 @@ class Backend final : public DeviceBackend, public Api {
   }
   void* allocate_pinned(size_t bytes) override {
     void* p = nullptr;
-    CUDA_CHECK(cudaHostAlloc(&p, bytes, cudaHostAllocPortable));
+    const cudaError_t e = cudaHostAlloc(&p, bytes, cudaHostAllocPortable);
+    if (e == cudaErrorMemoryAllocation) {
+      (void)cudaGetLastError();
+      throw MemoryError("{:.2f} GiB of pinned host memory are not to be had: free memory, or raise "
+                        "the limit of locked memory (ulimit -l)", gib(bytes));
+    }
+    CUDA_CHECK(e);
     return p;
   }
   void release_pinned(void* p) noexcept override { (void)cudaFreeHost(p); }

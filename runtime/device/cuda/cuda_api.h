@@ -1,5 +1,5 @@
-// What the CUDA library offers beyond the seams DeviceBackend and KernelTable: devices, events,
-// graphs, pinned memory, profiler ranges, tuning. No CUDA header is needed to use it.
+// What the CUDA library offers beyond the seams DeviceBackend and KernelTable: devices, numerics,
+// tuning. No CUDA header is needed to use it.
 //
 //     auto* get = reinterpret_cast<r1::cuda::Api* (*)()>(cuda_library_symbol("r1run_cuda_api"));
 #pragma once
@@ -34,14 +34,6 @@ struct DeviceInfo {
 enum class Tuning : uint8_t {
   kTimed,      ///< time the leading candidates at a shape's first use; remembered on disk
   kHeuristic,  ///< the library's first answer: the same on every rank and every run
-};
-
-/// Opaque handles; created and destroyed through Api.
-struct Event {
-  void* handle = nullptr;
-};
-struct Graph {
-  void* handle = nullptr;
 };
 
 /// The choice made for one GEMM shape, for reports.
@@ -84,36 +76,9 @@ class Api {
   /// (cuDNN has none).
   [[nodiscard]] virtual std::vector<std::pair<std::string, int64_t>> attention_plans() = 0;
 
-  // ---- streams and events
+  // ---- streams
   /// priority: 0 normal, -1 ahead of normal.
   [[nodiscard]] virtual Stream create_stream(Device d, int priority) = 0;
-  [[nodiscard]] virtual Event create_event(Device d, bool timing) = 0;
-  virtual void destroy_event(const Event& e) noexcept = 0;
-  virtual void record(const Event& e, const Stream& s) = 0;
-  /// Work enqueued on `s` after this call waits for `e`.
-  virtual void wait(const Stream& s, const Event& e) = 0;
-  /// True when all work before the record has finished; throws when the device failed.
-  [[nodiscard]] virtual bool done(const Event& e) = 0;
-  virtual void synchronize(const Event& e) = 0;
-  [[nodiscard]] virtual double elapsed_us(const Event& begin, const Event& end) = 0;
-
-  // ---- graphs
-  /// What is enqueued on `s` (and on streams joined to it by events) until end_capture becomes a
-  /// graph and does not run.
-  virtual void begin_capture(const Stream& s) = 0;
-  [[nodiscard]] virtual Graph end_capture(const Stream& s) = 0;
-  /// Ends a capture that went wrong; never throws.
-  virtual void abandon_capture(const Stream& s) noexcept = 0;
-  virtual void launch(const Graph& g, const Stream& s) = 0;
-  virtual void destroy_graph(const Graph& g) noexcept = 0;
-
-  // ---- host memory
-  [[nodiscard]] virtual void* allocate_pinned(size_t bytes) = 0;
-  virtual void release_pinned(void* p) noexcept = 0;
-
-  // ---- profiler ranges (NVTX)
-  virtual void range_push(const char* name) = 0;
-  virtual void range_pop() = 0;
 };
 
 }  // namespace r1::cuda

@@ -9,6 +9,7 @@
 
 #include "runtime/device/cuda/attention_plans.h"
 #include "runtime/device/device.h"
+#include "runtime/kernels/attention_class.h"
 #include "runtime/kernels/cuda/attention_flash.h"
 #include "runtime/kernels/cuda/common.cuh"
 
@@ -41,21 +42,6 @@ std::vector<Run> runs_of(const AttentionArgs& a) {
   return runs;
 }
 
-/// The length of all segments when they are equal and cover every token, else 0.
-int64_t equal_length(const AttentionArgs& a, int64_t tokens) {
-  if (a.host_cu.size() < 2 || a.host_cu.back() != tokens) return 0;
-  const int64_t length = a.host_cu[1] - a.host_cu[0];
-  for (size_t i = 1; i < a.host_cu.size(); ++i)
-    if (a.host_cu[i] - a.host_cu[i - 1] != length) return 0;
-  return length;
-}
-
-int64_t power_of_two_above(int64_t n) {
-  int64_t p = 1;
-  while (p < n) p *= 2;
-  return p;
-}
-
 // Element offsets of the segments, for row lengths of four tensors; entries past the last segment
 // repeat its end.
 template <class I>
@@ -81,25 +67,15 @@ struct Problem {
 };
 
 Problem problem_of(const AttentionArgs& a, int64_t tokens, bool backward) {
-  Problem p{.args = a,
-            .tokens = tokens,
-            .width = (a.q_heads + 2 * a.kv_heads) * a.head_dim,
-            .o_width = a.q_heads * a.head_dim,
-            .length = equal_length(a, tokens),
-            .backward = backward,
-            .batch = 0,
-            .longest = 0};
-  if (p.length > 0) {
-    p.batch = tokens / p.length;
-    p.longest = p.length;
-  } else {
-    // Few plans for many packings: segments to the next power of two, length to the next multiple
-    // of a quarter of one.
-    p.batch = power_of_two_above(std::max<int64_t>(1, static_cast<int64_t>(a.host_cu.size()) - 1));
-    const int64_t quantum = std::max<int64_t>(128, power_of_two_above(a.max_segment) / 4);
-    p.longest = ceil_div(std::max<int64_t>(1, a.max_segment), quantum) * quantum;
-  }
-  return p;
+  const AttentionClass c = attention_class(a.host_cu, a.max_segment, tokens);
+  return {.args = a,
+          .tokens = tokens,
+          .width = (a.q_heads + 2 * a.kv_heads) * a.head_dim,
+          .o_width = a.q_heads * a.head_dim,
+          .length = c.equal ? c.longest : 0,
+          .backward = backward,
+          .batch = c.segments,
+          .longest = c.longest};
 }
 
 AttentionShape shape_of(const Problem& p, const Run& r, bool deterministic) {

@@ -797,27 +797,28 @@ TEST_F(CudaKernels, EventsGraphsAndNoAllocationOnReplay) {
     kernels::linear_forward(x(Side::kGpu), w(Side::kGpu), {}, y(Side::kGpu), stream_);
     kernels::bias_backward(y(Side::kGpu), sums(Side::kGpu), stream_);
   };
+  DeviceBackend& backend = backend_of(DeviceKind::kCuda);
   body(want);  // sizes the scratch and settles the algorithm
   body(want);
   body(want);
-  backend_of(DeviceKind::kCuda).synchronize(stream_);
+  backend.synchronize(stream_);
   const int64_t allocations = api_->allocation_count();
-  api_->begin_capture(stream_);
+  backend.begin_capture(stream_);
   body(db);
-  const Graph graph = api_->end_capture(stream_);
-  const Event begin = api_->create_event(gpu_device(), true),
-              end = api_->create_event(gpu_device(), true);
-  api_->record(begin, stream_);
-  for (int i = 0; i < 3; ++i) api_->launch(graph, stream_);
-  api_->record(end, stream_);
-  api_->synchronize(end);
-  EXPECT_TRUE(api_->done(end));
-  EXPECT_GT(api_->elapsed_us(begin, end), 0.0);
+  const Graph graph = backend.end_capture(stream_);
+  const Event begin = backend.create_event(gpu_device(), true),
+              end = backend.create_event(gpu_device(), true);
+  backend.record(begin, stream_);
+  for (int i = 0; i < 3; ++i) backend.launch(graph, stream_);
+  backend.record(end, stream_);
+  backend.synchronize(end);
+  EXPECT_TRUE(backend.done(end));
+  EXPECT_GT(backend.elapsed_us(begin, end), 0.0);
   EXPECT_EQ(api_->allocation_count(), allocations);
   EXPECT_EQ(db.bytes(), want.bytes()) << "three replays differ from three calls";
-  api_->destroy_graph(graph);
-  api_->destroy_event(begin);
-  api_->destroy_event(end);
+  backend.destroy_graph(graph);
+  backend.destroy_event(begin);
+  backend.destroy_event(end);
 }
 
 }  // namespace
