@@ -1,6 +1,5 @@
 #include "runtime/device/device.h"
 
-#include <cstdlib>
 #include <utility>
 
 #include "runtime/core/error.h"
@@ -26,17 +25,6 @@ DeviceBackend& backend_of(DeviceKind kind) {
       load_cuda_backend();  // a throw leaves it unset: the next call tries again
   return cuda;
 }
-
-void DeviceBackend::begin_capture(const Stream&) { throw InternalError("this device has no graphs"); }
-Graph DeviceBackend::end_capture(const Stream&) { throw InternalError("this device has no graphs"); }
-void DeviceBackend::launch(const Graph&, const Stream&) { throw InternalError("this device has no graphs"); }
-
-void* DeviceBackend::allocate_pinned(size_t bytes) {
-  void* p = std::aligned_alloc(kArenaAlign, align_up(bytes));
-  if (p == nullptr) throw MemoryError("{} bytes of host memory are not to be had", bytes);
-  return p;
-}
-void DeviceBackend::release_pinned(void* p) noexcept { std::free(p); }
 
 PinnedBuffer::PinnedBuffer(DeviceKind kind, size_t bytes) : kind_(kind), bytes_(bytes) {
   if (bytes > 0) data_ = backend_of(kind).allocate_pinned(bytes);

@@ -2,6 +2,7 @@
 // that a rank loads only when it uses a GPU (a CPU job loads no CUDA library).
 #pragma once
 
+#include <cstdlib>
 #include <memory>
 #include <string>
 #include <vector>
@@ -21,7 +22,8 @@ struct Graph {
   void* handle = nullptr;
 };
 
-/// What a device offers to its owners (Buffer, Arena) and to staging code. One instance a device kind.
+/// What a device offers to its owners (Buffer, Arena) and to staging code. One instance a device kind. All inline: the CUDA
+/// library derives from it and links nothing of the program.
 class DeviceBackend {
  public:
   virtual ~DeviceBackend() = default;
@@ -52,16 +54,20 @@ class DeviceBackend {
   // ---- graphs, where captures() says so
   [[nodiscard]] virtual bool captures() const { return false; }
   /// What is enqueued on `s` (and on streams joined to it by events) until end_capture becomes a graph and does not run.
-  virtual void begin_capture(const Stream& s);
-  [[nodiscard]] virtual Graph end_capture(const Stream& s);
+  virtual void begin_capture(const Stream&) { throw InternalError("this device has no graphs"); }
+  [[nodiscard]] virtual Graph end_capture(const Stream&) { throw InternalError("this device has no graphs"); }
   /// Ends a capture that went wrong; never throws.
   virtual void abandon_capture(const Stream&) noexcept {}
-  virtual void launch(const Graph& g, const Stream& s);
+  virtual void launch(const Graph&, const Stream&) { throw InternalError("this device has no graphs"); }
   virtual void destroy_graph(const Graph&) noexcept {}
 
   // ---- host memory that the device copies from and to at full rate, without a host thread waiting
-  [[nodiscard]] virtual void* allocate_pinned(size_t bytes);
-  virtual void release_pinned(void* p) noexcept;
+  [[nodiscard]] virtual void* allocate_pinned(size_t bytes) {
+    void* p = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
+    if (p == nullptr) throw MemoryError("{} bytes of host memory are not to be had", bytes);
+    return p;
+  }
+  virtual void release_pinned(void* p) noexcept { std::free(p); }
 
   // ---- profiler ranges (NVTX)
   virtual void range_push(const char* /*name*/) {}

@@ -71,13 +71,13 @@ TEST_F(CudaKernels, LinearForwardAndBackward) {
         both([&](Side s, const Stream& stream) {
           kernels::linear_backward_input(dy(s), w(s), dx2(s), true, stream);
         });
-        expect_same(dx2, "dx accumulated");
+        expect_same(dx2, "dx accumulated", two_roundings(t));
         const auto dw = Both::normal("dw", {out, in}, grad), db = Both::normal("db", {out}, grad);
         both([&](Side s, const Stream& stream) {
           kernels::linear_backward_weight(dy(s), x(s), dw(s), stream);
           kernels::bias_backward(dy(s), db(s), stream);
         });
-        expect_same(dw, "dw");
+        expect_same(dw, "dw", two_roundings(grad));
         expect_same(db, "db", grad == DType::kBF16 ? one_rounding(grad) : Tolerance{3e-6, 1e-5});
       }
 }
@@ -555,7 +555,7 @@ TEST_F(CudaKernels, CrossEntropyOverParts) {
         kernels::cross_entropy_combine(all(s), targets(s), lse(s), loss(s), stream);
       });
       expect_same(lse, "lse", {3e-6, 1e-5});
-      expect_same(loss, "loss", {3e-6, 1e-5});
+      expect_same(loss, "loss", {3e-6, 1e-5, 1e-6});  // lse and logit of some 10 cancel
       for (int64_t p = 0; p < parts; ++p) {
         const Both& l = logits[static_cast<size_t>(p)];
         both([&](Side s, const Stream& stream) {
@@ -583,8 +583,9 @@ TEST_F(CudaKernels, CrossEntropyOfLargeLogits) {
     kernels::cross_entropy_combine(stats(s), targets(s), lse(s), loss(s), stream);
     kernels::cross_entropy_backward(logits(s), targets(s), 0, lse(s), 1.0F, stream);
   });
-  expect_same(loss, "loss", {1e-5, 1e-5});
-  expect_same(logits, "gradient", {1e-4, 1e-4});
+  // fp32 keeps lse of 3e4 to 2e-3; what is left of it in the loss and in the probabilities has that error.
+  expect_same(loss, "loss", {1e-5, 1e-5, 2e-3});
+  expect_same(logits, "gradient", {1e-4, 1e-4, 2e-3});
 }
 
 // ---------------------------------------------------------------- optimizer and helpers
@@ -648,7 +649,7 @@ TEST_F(CudaKernels, AdamW) {
                   // Where the random bits decide, a last-bit difference of the fp32 value may tip
                   // the rounding.
                   different += x != y;
-                  ASSERT_NEAR(a, b, std::abs(b) * 0x1p-7F + 1e-30F) << what << " element " << i;
+                  ASSERT_NEAR(a, b, std::abs(b) * 0x1p-7F + 1e-8F) << what << " element " << i;
                 } else {
                   std::memcpy(&a, got.data() + 4 * i, 4);
                   std::memcpy(&b, cpu_side.cpu.data() + 4 * i, 4);
