@@ -16,6 +16,7 @@
 #include "runtime/core/error.h"
 #include "runtime/core/log.h"
 #include "runtime/device/cuda/check.h"
+#include "runtime/device/cuda/context.h"
 
 namespace cudnn_frontend {
 void* cudnn_dlhandle = nullptr;  // the frontend's own hook for a library opened at run time
@@ -57,9 +58,12 @@ struct AttentionPlans::Plan {
   std::unique_ptr<fe::graph::Graph> graph;  // null: cuDNN has no kernel
   int64_t workspace = -1;
   std::string reason;  // why there is none
+  int64_t candidates = 1;
+  bool settled = true;  // false: the candidates are still to be timed
 };
 
-AttentionPlans::AttentionPlans(int device) : device_(device) {}
+AttentionPlans::AttentionPlans(int device, const Settings& settings)
+    : device_(device), settings_(settings) {}
 
 AttentionPlans::~AttentionPlans() {
   plans_.clear();
@@ -196,7 +200,12 @@ void AttentionPlans::build(const AttentionShape& s, Plan& plan) {
     finish(dk, "dk", kDk, s.kv_heads, kv_row, dkv_offsets);
     finish(dv, "dv", kDv, s.kv_heads, kv_row, dkv_offsets);
   }
-  auto status = graph->build(handle_, {fe::HeurMode_t::A});
+  // The library's first choice is not always its fastest. Two candidates may sum in different orders: a run that must
+  // repeat takes the first.
+  const bool timed = settings_.tuning == Tuning::kTimed && !settings_.deterministic;
+  auto status = graph->build(
+      handle_, {fe::HeurMode_t::A},
+      timed ? fe::BuildPlanPolicy_t::ALL : fe::BuildPlanPolicy_t::HEURISTICS_CHOICE);
   if (status.is_bad()) {
     plan.reason = status.get_message();
     log::debug("cuDNN has no attention for {}: {}", s.str(), plan.reason);
@@ -206,6 +215,11 @@ void AttentionPlans::build(const AttentionShape& s, Plan& plan) {
   auto sized = graph->get_workspace_size(bytes);
   if (sized.is_bad())
     throw DeviceError("cuda:{}: cuDNN attention {}: {}", device_, s.str(), sized.get_message());
+  if (timed) {
+    plan.candidates = graph->get_execution_plan_count();
+    plan.settled = plan.candidates < 2;
+    bytes = std::max(bytes, graph->get_autotune_workspace_size());
+  }
   plan.workspace = bytes;
   plan.graph = std::move(graph);
 }
@@ -245,6 +259,15 @@ void AttentionPlans::run(const AttentionShape& shape, const AttentionPointers& p
   if (bound != CUDNN_STATUS_SUCCESS)
     throw DeviceError("cuda:{}: cuDNN refused the stream: {}", device_,
                       fe::detail::get_error_string(bound));
+  if (!pl.settled) {
+    cudaStreamCaptureStatus capturing = cudaStreamCaptureStatusNone;
+    CUDA_CHECK(cudaStreamIsCapturing(stream, &capturing));
+    if (capturing == cudaStreamCaptureStatusNone) {
+      pl.settled = true;
+      if (auto tuned = pl.graph->autotune(handle_, pack, workspace); tuned.is_bad())
+        log::debug("cuDNN attention {}: {}", shape.str(), tuned.get_message());
+    }
+  }
   auto status = pl.graph->execute(handle_, pack, workspace);
   if (status.is_bad())
     throw DeviceError("cuda:{}: cuDNN attention {} failed: {}", device_, shape.str(),
@@ -256,7 +279,7 @@ std::vector<std::pair<std::string, int64_t>> AttentionPlans::plans() {
   std::vector<std::pair<std::string, int64_t>> all;
   for (const auto& [shape, plan] : plans_)
     all.emplace_back(plan->reason.empty()
-                         ? shape.str()
+                         ? fmt::format("{}, {} candidates", shape.str(), plan->candidates)
                          : fmt::format("{} (own kernel; cuDNN: {})", shape.str(), plan->reason),
                      plan->workspace);
   return all;

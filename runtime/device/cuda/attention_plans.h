@@ -21,6 +21,8 @@ struct cudnnContext;
 
 namespace r1::cuda {
 
+struct Settings;  // runtime/device/cuda/context.h
+
 /// What a plan is made for. Strides follow: `width` is the row length of the fused qkv tensor,
 /// `o_width` of o.
 struct AttentionShape {
@@ -46,7 +48,7 @@ struct AttentionPointers {
 
 class AttentionPlans {
  public:
-  explicit AttentionPlans(int device);
+  AttentionPlans(int device, const Settings& settings);
   ~AttentionPlans();
   AttentionPlans(const AttentionPlans&) = delete;
   AttentionPlans& operator=(const AttentionPlans&) = delete;
@@ -54,7 +56,8 @@ class AttentionPlans {
   /// Bytes of workspace the plan wants, or -1 when cuDNN has no kernel for the shape (the reason
   /// goes to the debug log).
   [[nodiscard]] int64_t prepare(const AttentionShape& shape);
-  /// Enqueues a prepared plan.
+  /// Enqueues a prepared plan. The first time, all candidates of the shape may be timed on `stream` (never while it
+  /// captures).
   void run(const AttentionShape& shape, const AttentionPointers& p, void* workspace,
            cudaStream_t stream);
   /// For reports: shapes seen, with their workspace (-1: own kernel).
@@ -67,6 +70,7 @@ class AttentionPlans {
   bool open();
 
   int device_;
+  const Settings& settings_;
   std::mutex mutex_;
   bool tried_ = false;
   cudnnContext* handle_ = nullptr;

@@ -99,7 +99,7 @@ GemmPlans& DeviceContext::gemm() {
 
 AttentionPlans& DeviceContext::attention() {
   const std::scoped_lock lock(mutex_);
-  if (!attention_) attention_ = std::make_unique<AttentionPlans>(index_);
+  if (!attention_) attention_ = std::make_unique<AttentionPlans>(index_, settings_);
   return *attention_;
 }
 
