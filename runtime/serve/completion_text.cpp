@@ -6,6 +6,15 @@
 
 namespace r1::serve {
 
+namespace {
+
+/// Tokens that AnswerParser looks for.
+bool is_marker(std::string_view token) {
+  return token == "<think>" || token == "</think>" || token == "<tool_call>" || token == "</tool_call>" || token.starts_with("<｜tool▁");
+}
+
+}  // namespace
+
 StopFinder::StopFinder(std::vector<std::string> stops) : stops_(std::move(stops)) {}
 
 std::string StopFinder::push(std::string_view piece) {
@@ -32,11 +41,15 @@ std::string StopFinder::push(std::string_view piece) {
 std::string StopFinder::finish() { return std::exchange(pending_, {}); }
 
 CompletionText::CompletionText(const text::Tokenizer& tokenizer, text::TemplateKind kind, bool thinking_open, std::vector<std::string> stops)
-    : decoder_(tokenizer, true), stops_(std::move(stops)), parser_(kind, thinking_open) {
+    : tokenizer_(tokenizer), decoder_(tokenizer), stops_(std::move(stops)), parser_(kind, thinking_open) {
   if (thinking_open) reasoning_.emplace();
 }
 
-CompletionText::Delta CompletionText::push(int32_t token) { return add(parser_.push(stops_.push(decoder_.push(token)))); }
+CompletionText::Delta CompletionText::push(int32_t token) {
+  // Some tokenizers mark as special what tells the parts apart.
+  if (tokenizer_.is_special(token) && !is_marker(tokenizer_.token_bytes(token))) return {};
+  return add(parser_.push(stops_.push(decoder_.push(token))));
+}
 
 CompletionText::Delta CompletionText::finish() {
   std::string rest = stops_.push(decoder_.finish());

@@ -53,6 +53,7 @@ class CompletionText {
  private:
   [[nodiscard]] Delta add(text::ParsedAnswer parsed);
 
+  const text::Tokenizer& tokenizer_;
   text::StreamDecoder decoder_;
   StopFinder stops_;
   text::AnswerParser parser_;
