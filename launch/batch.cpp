@@ -101,12 +101,12 @@ ended_by_slurm=0
 job=$!
 trap 'kill -USR1 "$job" 2>/dev/null' USR1
 trap 'ended_by_slurm=1; kill -TERM "$job" 2>/dev/null' TERM
-code=129
-while [ "$code" -gt 128 ]; do # a signal interrupts the wait, not the job
+while kill -0 "$job" 2>/dev/null; do # a signal interrupts the wait, not the job
   wait "$job"
-  code=$?
 done
-[ "$code" = 127 ] && code=75 # r1run itself was killed
+wait "$job" # bash remembers
+code=$?
+[ "$code" -gt 125 ] && code=75 # r1run itself was killed
 
 if [ "$code" = 75 ] && [ "$ended_by_slurm" = 0 ]; then
   # The count of fruitless starts lies beside the checkpoints, where the next start finds it.
