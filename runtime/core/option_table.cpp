@@ -9,8 +9,8 @@ namespace {
 
 constexpr Subcommand kSubcommands[] = {
     {"train", "fine-tune a model (the default)", "", true},
-    {"eval", "loss and perplexity of a model on data", "", true},
-    {"generate", "complete prompts or chats", "", true, true},
+    {"eval", "loss and perplexity of a model on data, or how well it answers (--task)", "", true},
+    {"generate", "complete prompts or chats", "", true},
     {"tokenize", "text to token ids and back, loss masks, statistics of a data set", "", false},
     {"verify", "compare loss, logits and gradients with a reference and between layouts", "", true},
     {"plan", "what a job will take: layout, schedule, memory, time; starts nothing", "", false,
@@ -19,8 +19,8 @@ constexpr Subcommand kSubcommands[] = {
      true},
     {"probe", "gather the topology of all hosts of a hostfile and compare them", "", false, true},
     {"doctor", "check drivers, libraries, devices and limits of all hosts", "", false, true},
-    {"sbatch", "write or submit a Slurm script for a job", "", false, true},
-    {"mpijob", "write a Kubernetes MPIJob for a job", "", false, true},
+    {"sbatch", "write or submit a Slurm script for a training job", "", false},
+    {"mpijob", "write a Kubernetes MPIJob for a training job", "", false},
     {"bench", "measure matrix multiplication, copies and collectives of this machine", "", true,
      true},
 };
@@ -37,6 +37,61 @@ constexpr Range above(double x) { return {.least = x, .open_least = true}; }
 constexpr Range between(double a, double b) { return {.least = a, .most = b}; }
 constexpr Range from_below(double a, double b) {
   return {.least = a, .most = b, .open_most = true};
+}
+
+/// The forms of sbatch's --time: minutes, MM:SS, HH:MM:SS, D-HH, D-HH:MM, D-HH:MM:SS.
+std::string check_slurm_time(const std::string& text) {
+  size_t parts = 1, digits = 0;
+  bool days = false, good = true;
+  for (const char c : text) {
+    if (c >= '0' && c <= '9') {
+      good = good && ++digits <= 6;
+    } else if (c == '-' && !days && parts == 1 && digits > 0) {
+      days = true;
+      digits = 0;
+    } else if (c == ':' && parts < 3 && digits > 0) {
+      ++parts;
+      digits = 0;
+    } else {
+      good = false;
+    }
+  }
+  if (good && digits > 0) return "";
+  return "minutes, MM:SS, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS";
+}
+
+/// One word for a #SBATCH line or a name in a manifest: nothing that could begin something else.
+std::string check_word(const std::string& text) {
+  const auto bad = [](char c) {
+    return static_cast<unsigned char>(c) <= 0x20 || c == 0x7f || c == '"' || c == '\'' ||
+           c == '\\' || c == '`' || c == '$' || c == '#';
+  };
+  for (const char c : text)
+    if (bad(c)) return "one word without blanks, quotes, \\, `, $ and #";
+  return "";
+}
+
+std::string check_one_line(const std::string& text) {
+  for (const char c : text)
+    if (c == '\n' || c == '\r' || c == '\0') return "one line";
+  return "";
+}
+
+/// Names of Kubernetes objects: RFC 1123 labels.
+std::string check_label(const std::string& text) {
+  bool good = !text.empty() && text.size() <= 63 && text.front() != '-' && text.back() != '-';
+  for (const char c : text)
+    good = good && ((c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '-');
+  return good ? "" : "at most 63 of a-z, 0-9 and -, beginning and ending with a letter or digit";
+}
+
+std::string check_volume(const std::string& text) {
+  const size_t colon = text.find(':');
+  if (colon != std::string::npos && colon > 0 && colon + 2 <= text.size() &&
+      text[colon + 1] == '/' && check_label(text.substr(0, colon)).empty() &&
+      check_word(text).empty())
+    return "";
+  return "CLAIM:/PATH, a persistent volume claim and where to mount it";
 }
 
 std::string check_init(const std::string& text) {
@@ -85,6 +140,11 @@ constexpr std::pair<std::string_view, std::string_view> kOtherNames[] = {
     {"resume-from-checkpoint", "resume"},
     {"zero-stage", "zero"},
     {"max-tokens", "max-new-tokens"},
+    {"max-num-seqs", "max-batch"},
+    {"max-model-len", "context"},
+    {"num-gpu-blocks-override", "kv-blocks"},
+    {"max-num-batched-tokens", "prefill-chunk"},
+    {"n", "samples"},
     {"precision", "dtype"},
 };
 
@@ -108,7 +168,7 @@ const std::vector<Option>& table() {
        .metavar = "random:SEED",
        .help = "weights from a seed: --model then needs a config.json only",
        .group = Group::kData,
-       .commands = kJob | kVerify},
+       .commands = kJob | kGenerate | kVerify},
       {.name = "data",
        .field = &C::data,
        .unset = "the built-in slice of GSM8K",
@@ -554,7 +614,8 @@ const std::vector<Option>& table() {
       {.name = "chat",
        .field = &C::chat,
        .metavar = "FILE",
-       .help = "JSON lines with messages, one conversation a line",
+       .help = "JSON lines, each with messages (a conversation to answer), prompt (text) or prompt_ids; - is "
+               "standard input",
        .group = Group::kGeneration,
        .commands = kGenerate},
       {.name = "prompt-ids",
@@ -573,7 +634,7 @@ const std::vector<Option>& table() {
        .metavar = "N",
        .help = "longest completion; auto: up to the model's limit",
        .group = Group::kGeneration,
-       .commands = kGenerate},
+       .commands = kGenerate | kEval},
       {.name = "temperature",
        .field = &C::temperature,
        .unset = "from generation_config.json",
@@ -581,7 +642,7 @@ const std::vector<Option>& table() {
        .metavar = "X",
        .help = "0: always the most likely token",
        .group = Group::kGeneration,
-       .commands = kGenerate},
+       .commands = kGenerate | kEval},
       {.name = "top-k",
        .field = &C::top_k,
        .unset = "from generation_config.json",
@@ -589,7 +650,7 @@ const std::vector<Option>& table() {
        .metavar = "N",
        .help = "sample among the N most likely tokens; 0: all",
        .group = Group::kGeneration,
-       .commands = kGenerate},
+       .commands = kGenerate | kEval},
       {.name = "top-p",
        .field = &C::top_p,
        .unset = "from generation_config.json",
@@ -597,7 +658,7 @@ const std::vector<Option>& table() {
        .metavar = "X",
        .help = "sample among the most likely tokens that together have this probability",
        .group = Group::kGeneration,
-       .commands = kGenerate},
+       .commands = kGenerate | kEval},
       {.name = "min-p",
        .field = &C::min_p,
        .unset = "from generation_config.json",
@@ -605,7 +666,7 @@ const std::vector<Option>& table() {
        .metavar = "X",
        .help = "leave out tokens less likely than X times the most likely one",
        .group = Group::kGeneration,
-       .commands = kGenerate},
+       .commands = kGenerate | kEval},
       {.name = "repetition-penalty",
        .field = &C::repetition_penalty,
        .unset = "from generation_config.json",
@@ -613,7 +674,7 @@ const std::vector<Option>& table() {
        .metavar = "X",
        .help = "above 1: tokens seen before become less likely",
        .group = Group::kGeneration,
-       .commands = kGenerate},
+       .commands = kGenerate | kEval},
       {.name = "stop",
        .field = &C::stop,
        .metavar = "TEXT",
@@ -626,6 +687,43 @@ const std::vector<Option>& table() {
        .help = "go on after the end token",
        .group = Group::kGeneration,
        .commands = kGenerate},
+      {.name = "max-batch",
+       .field = &C::max_batch,
+       .fallback = "auto",
+       .range = between(1, 65536),
+       .choices = {"auto"},
+       .metavar = "N",
+       .help = "sequences worked on together by a replica; auto: 256 on a GPU, 32 on a CPU",
+       .group = Group::kGeneration,
+       .commands = kGenerate | kEval},
+      {.name = "context",
+       .field = &C::context,
+       .fallback = "auto",
+       .range = at_least(1),
+       .choices = {"auto"},
+       .metavar = "TOKENS",
+       .help = "longest prompt and completion together; auto: the model's limit, or what the cache has room for",
+       .group = Group::kGeneration,
+       .commands = kGenerate | kEval},
+      {.name = "kv-blocks",
+       .field = &C::kv_blocks,
+       .fallback = "auto",
+       .range = at_least(1),
+       .choices = {"auto"},
+       .metavar = "N",
+       .help = "blocks of the key/value cache, 16 tokens each; auto: as many as the batch can use and 90 % of the free "
+               "memory can hold",
+       .group = Group::kGeneration,
+       .commands = kGenerate | kEval},
+      {.name = "prefill-chunk",
+       .field = &C::prefill_chunk,
+       .fallback = "auto",
+       .range = between(1, 1 << 20),
+       .choices = {"auto"},
+       .metavar = "TOKENS",
+       .help = "tokens of a prompt computed together; auto: 2048 on a GPU, 256 on a CPU",
+       .group = Group::kGeneration,
+       .commands = kGenerate | kEval},
       {.name = "task",
        .field = &C::task,
        .unset = "loss and perplexity",
@@ -633,8 +731,7 @@ const std::vector<Option>& table() {
        .metavar = "NAME",
        .help = "answer the questions of --data and compare the results",
        .group = Group::kGeneration,
-       .commands = kEval,
-       .planned = true},
+       .commands = kEval},
       {.name = "samples",
        .field = &C::samples,
        .fallback = "1",
@@ -642,8 +739,7 @@ const std::vector<Option>& table() {
        .metavar = "K",
        .help = "answers per question, for pass@k",
        .group = Group::kGeneration,
-       .commands = kEval,
-       .planned = true},
+       .commands = kEval},
 
       // -- text
       {.name = "add-special",
@@ -791,6 +887,132 @@ const std::vector<Option>& table() {
        .group = Group::kLaunch,
        .commands = kTrain | kSbatch | kMpijob},
 
+      // -- batch systems
+      {.name = "job-name",
+       .field = &C::job_name,
+       .fallback = "r1run",
+       .check = check_label,
+       .metavar = "NAME",
+       .help = "name of the job",
+       .group = Group::kBatch,
+       .commands = kSbatch | kMpijob},
+      {.name = "nodes",
+       .field = &C::nodes,
+       .fallback = "auto",
+       .range = between(1, 65536),
+       .choices = {"auto"},
+       .metavar = "N",
+       .help = "nodes to ask for; auto: as many as the ranks need at --gpus-per-node",
+       .group = Group::kBatch,
+       .commands = kSbatch | kMpijob},
+      {.name = "gpus-per-node",
+       .field = &C::gpus_per_node,
+       .fallback = "auto",
+       .range = between(1, 64),
+       .choices = {"auto"},
+       .metavar = "N",
+       .help = "GPUs, and ranks, of a node; auto: the ranks spread over --nodes, or 8",
+       .group = Group::kBatch,
+       .commands = kSbatch | kMpijob},
+      {.name = "time",
+       .field = &C::time_limit,
+       .unset = "the partition's limit",
+       .check = check_slurm_time,
+       .metavar = "TIME",
+       .help = "time limit, as sbatch takes it",
+       .group = Group::kBatch,
+       .commands = kSbatch},
+      {.name = "save-before",
+       .field = &C::save_before,
+       .fallback = "3m",
+       .form = Form::kDuration,
+       .range = between(1, 86400),
+       .metavar = "TIME",
+       .help = "this long before the time limit the job saves and goes back into the queue; Slurm "
+               "may be 60 s early",
+       .group = Group::kBatch,
+       .commands = kSbatch},
+      {.name = "partition",
+       .field = &C::partition,
+       .unset = "the cluster's default",
+       .check = check_word,
+       .metavar = "NAME",
+       .help = "partition",
+       .group = Group::kBatch,
+       .commands = kSbatch},
+      {.name = "account",
+       .field = &C::account,
+       .unset = "the user's default",
+       .check = check_word,
+       .metavar = "NAME",
+       .help = "account to charge",
+       .group = Group::kBatch,
+       .commands = kSbatch},
+      {.name = "qos",
+       .field = &C::qos,
+       .unset = "the user's default",
+       .check = check_word,
+       .metavar = "NAME",
+       .help = "quality of service",
+       .group = Group::kBatch,
+       .commands = kSbatch},
+      {.name = "sbatch-option",
+       .field = &C::sbatch_option,
+       .check = check_word,
+       .metavar = "OPTION",
+       .help =
+           "a further option of sbatch, such as --sbatch-option=--constraint=a100; repeat it for "
+           "several",
+       .group = Group::kBatch,
+       .commands = kSbatch},
+      {.name = "setup",
+       .field = &C::setup,
+       .check = check_one_line,
+       .metavar = "LINE",
+       .help =
+           "a line of shell to run before the job, such as --setup='module load openmpi'; repeat "
+           "it for several",
+       .group = Group::kBatch,
+       .commands = kSbatch},
+      {.name = "submit",
+       .field = &C::submit,
+       .fallback = "false",
+       .help = "hand the script to sbatch",
+       .group = Group::kBatch,
+       .commands = kSbatch},
+      {.name = "image",
+       .field = &C::image,
+       .unset = "none: it has to be given",
+       .check = check_word,
+       .metavar = "IMAGE",
+       .help = "container image that holds r1run, Open MPI and sshd",
+       .group = Group::kBatch,
+       .commands = kMpijob},
+      {.name = "namespace",
+       .field = &C::kube_namespace,
+       .unset = "that of kubectl",
+       .check = check_label,
+       .metavar = "NAME",
+       .help = "namespace of the job",
+       .group = Group::kBatch,
+       .commands = kMpijob},
+      {.name = "volume",
+       .field = &C::volume,
+       .check = check_volume,
+       .metavar = "CLAIM:/PATH",
+       .help =
+           "persistent volume claim to mount in every pod (models, data, output); repeat it for "
+           "several",
+       .group = Group::kBatch,
+       .commands = kMpijob},
+      {.name = "write",
+       .field = &C::write,
+       .unset = "standard output",
+       .metavar = "FILE",
+       .help = "write to this file",
+       .group = Group::kBatch,
+       .commands = kSbatch | kMpijob},
+
       // -- general
       {.name = "input",
        .field = &C::input,
@@ -804,9 +1026,17 @@ const std::vector<Option>& table() {
        .field = &C::json,
        .unset = "no file",
        .metavar = "FILE",
+       .help = "write one JSON line a completion: prompt_ids, ids, text, reasoning, finish_reason, logprobs; - is "
+               "standard output",
+       .group = Group::kGeneral,
+       .commands = kGenerate},
+      {.name = "json",
+       .field = &C::json,
+       .unset = "no file",
+       .metavar = "FILE",
        .help = "write the result as JSON; - is standard output",
        .group = Group::kGeneral,
-       .commands = kVerify | kEval | kGenerate | kPlan | kTopo | kProbe | kDoctor | kBench},
+       .commands = kVerify | kEval | kPlan | kTopo | kProbe | kDoctor | kBench},
       {.name = "config",
        .field = &C::config,
        .metavar = "FILE",

@@ -95,6 +95,12 @@ struct JobConfig {
   bool dry_run = false;
   double peer_timeout = 0, stall_timeout = 0;  ///< seconds
   int max_restarts = 0;
+  // batch systems
+  std::string job_name, time_limit, partition, account, qos, write, image, kube_namespace;
+  std::vector<std::string> sbatch_option, setup, volume;
+  int nodes = 0, gpus_per_node = 0;  ///< 0: auto
+  double save_before = 0;            ///< seconds
+  bool submit = false;
   // verification
   std::string reference, checkpoint;
   std::vector<std::string> layouts;
@@ -106,6 +112,7 @@ struct JobConfig {
   int64_t max_new_tokens = 0;
   std::vector<std::string> stop;
   bool ignore_eos = false;
+  int64_t max_batch = 0, context = 0, kv_blocks = 0, prefill_chunk = 0;
   std::string task;
   int64_t samples = 0;
   // tokenize
@@ -147,6 +154,9 @@ struct JobConfig {
 /// The options the user gave (by flag or file, --config left out) as flags: `r1run <command>
 /// <these>` is the same job.
 [[nodiscard]] std::vector<std::string> given_flags(const JobConfig& cfg);
+
+/// The same for the options that `command` has too: what `r1run sbatch` hands to `r1run train`.
+[[nodiscard]] std::vector<std::string> given_flags(const JobConfig& cfg, std::string_view command);
 
 /// Text of `r1run --help`.
 [[nodiscard]] std::string program_help();
