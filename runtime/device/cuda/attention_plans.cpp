@@ -193,9 +193,7 @@ void AttentionPlans::build(const AttentionShape& s, Plan& plan) {
       options.set_max_total_seq_len_q(s.tokens).set_max_total_seq_len_kv(s.tokens);
     }
     auto [dq, dk, dv] = graph->sdpa_backward(q, k, v, o, d_o, lse, options);
-    // The library expands dk and dv to all query heads with their own row length, so compact ones
-    // save workspace.
-    const int64_t kv_row = s.ragged ? s.kv_heads * d : s.width;
+    const int64_t kv_row = s.compact_dkv() ? s.kv_heads * d : s.width;
     finish(dq, "dq", kDq, s.q_heads, s.width, qkv_offsets);
     finish(dk, "dk", kDk, s.kv_heads, kv_row, dkv_offsets);
     finish(dv, "dv", kDv, s.kv_heads, kv_row, dkv_offsets);

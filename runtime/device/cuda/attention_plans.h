@@ -36,6 +36,10 @@ struct AttentionShape {
   float scale = 1;
   auto operator<=>(const AttentionShape&) const = default;
   [[nodiscard]] std::string str() const;
+  /// True when the backward writes dk and dv as tensors of their own, [tokens, kv_heads, D], not into the fused dqkv: with
+  /// grouped heads cuDNN first expands them to all query heads at the outputs' row length, and wide rows cost time (measured on
+  /// an H200, 12/2 heads, T 4096: 1.42 ms in place) and workspace.
+  [[nodiscard]] bool compact_dkv() const { return ragged || q_heads != kv_heads; }
 };
 
 /// Device pointers of one execution; the ragged ones are null in the dense case.

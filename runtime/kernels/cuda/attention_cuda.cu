@@ -227,13 +227,12 @@ void attention_backward(const Tensor& do_, const Tensor& qkv, const Tensor& o, c
   const Problem p = problem_of(args, tokens, true);
   const bool ragged = p.length == 0;
   const size_t offsets = offsets_bytes(p);
-  int64_t most_kv = 0, covered = 0;
-  for (const Run& r : runs) {
-    most_kv = std::max(most_kv, r.kv_count);
-    covered += r.kv_count;
+  int64_t most_kv = 0, covered = 0;  // kv heads of the largest run that writes dk and dv apart
+  for (size_t i = 0; i < runs.size(); ++i) {
+    if (shapes[i].compact_dkv()) most_kv = std::max(most_kv, runs[i].kv_count);
+    covered += runs[i].kv_count;
   }
-  const size_t part = ragged ? align_up(static_cast<size_t>(tokens * most_kv * d) * 2, 256)
-                             : 0;  // dk or dv of a run
+  const size_t part = align_up(static_cast<size_t>(tokens * most_kv * d) * 2, 256);  // dk or dv of a run
   auto* memory = static_cast<char*>(workspace_of(l, workspace, offsets + 2 * part + bytes));
   const auto row_bytes = static_cast<size_t>(p.width) * 2;
   if (ragged && args.host_cu.back() < tokens) {
@@ -256,11 +255,11 @@ void attention_backward(const Tensor& do_, const Tensor& qkv, const Tensor& o, c
                          .lse = lse.ptr<float>() + r.q * tokens,
                          .d_o = columns(do_, r.q * d),
                          .dq = columns(dqkv, r.q * d),
-                         .dk = ragged ? memory + offsets : columns(dqkv, k_column),
-                         .dv = ragged ? memory + offsets + part : columns(dqkv, v_column)};
+                         .dk = shapes[i].compact_dkv() ? memory + offsets : columns(dqkv, k_column),
+                         .dv = shapes[i].compact_dkv() ? memory + offsets + part : columns(dqkv, v_column)};
     if (ragged) put_offsets(p, r, cu_seqlens, memory, at, l.stream);
     l.ctx.attention().run(shapes[i], at, memory + offsets + 2 * part, l.stream);
-    if (ragged) {
+    if (shapes[i].compact_dkv()) {
       const auto width = static_cast<size_t>(r.kv_count * d) * 2,
                  rows = static_cast<size_t>(args.host_cu.back());
       CUDA_CHECK(cudaMemcpy2DAsync(columns(dqkv, k_column), row_bytes, at.dk, width, width, rows,
