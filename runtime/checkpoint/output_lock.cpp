@@ -152,6 +152,7 @@ void OutputLock::write(bool released) noexcept {
     // Of one length, in one write, never truncated: a reader sees one record or the other, on a full disk too.
     text.resize(std::max<size_t>(text.size(), 512), ' ');
     if (::pwrite(fd_, text.data(), text.size(), 0) != static_cast<ssize_t>(text.size())) return;
+    if (::ftruncate(fd_, static_cast<off_t>(text.size())) != 0) return;  // what a foreign record left behind it
   } catch (const std::exception&) {
     return;  // the next beat tries again
   }
