@@ -150,7 +150,8 @@ void cross_entropy_backward(const Tensor& logits, const Tensor& targets, int64_t
 struct AdamWArgs {
   double lr = 0, beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weight_decay = 0;  ///< double: 1 - 0.999F is off by 1.3e-5
   int64_t step = 1;
-  uint64_t seed = 0;  ///< stochastic rounding of bf16 states, keyed by (seed, step, element)
+  uint64_t seed = 0;  ///< stochastic rounding of bf16 states, keyed by (seed, step, first_element + index)
+  int64_t first_element = 0;  ///< number of the first element: a shard rounds as it would within the whole
 };
 /// grad_scale: fp32 scalar on the device (so that clipping needs no host round trip); 0 skips the step (weights unchanged).
 void adamw_step(const Tensor& p, const Tensor& master, const Tensor& g, const Tensor& m, const Tensor& v,

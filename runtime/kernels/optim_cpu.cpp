@@ -132,7 +132,7 @@ void adamw_step(const Tensor& p, const Tensor& master, const Tensor& g, const Te
         if (t.dtype != DType::kBF16) return write_block(t, b, n, values);
         for (int64_t i = 0; i < n; ++i)
           at<uint16_t>(t, b)[i] =
-              stochastic_bf16(values[i], adamw_random(args.seed, args.step, b + i)[word]);
+              stochastic_bf16(values[i], adamw_random(args.seed, args.step, args.first_element + b + i)[word]);
       };
       if (with_master) {
         write_block(master, b, n, weight);
@@ -171,7 +171,7 @@ void sum_of_squares(const Tensor& x, const Tensor& words, const Stream&) {
           add_squares(block, count);
         }
       }
-      exact_add(simd::sum(total), [&sum](int word, int64_t amount) { sum[word] += amount; });
+      exact_add(sum, simd::sum(total));
     }
     const std::scoped_lock lock(mutex);  // integers: whichever task comes first
     for (int i = 0; i < kExactWords; ++i) words.ptr<int64_t>()[i] += sum[i];

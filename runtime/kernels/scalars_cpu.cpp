@@ -10,11 +10,11 @@ void sum_into(const Tensor& x, const Tensor& words, const Stream&) {
   const float* v = x.ptr<float>();
   auto* to = words.ptr<int64_t>();
   for (int64_t i = 0; i < x.numel(); ++i)
-    exact_add(static_cast<double>(v[i]), [to](int word, int64_t amount) { to[word] += amount; });
+    exact_add(to, static_cast<double>(v[i]));
 }
 
 void exact_total(const Tensor& words, const Tensor& out, const Stream&) {
-  out.ptr<double>()[0] = kernels::exact_total(words.ptr<int64_t>());
+  out.ptr<double>()[0] = exact_value(words.ptr<int64_t>());
 }
 
 void clip_factor(const Tensor& sum_squares, float max_norm, const Tensor& factor, const Stream&) {

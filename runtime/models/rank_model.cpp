@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "runtime/kernels/exact_sum.h"
 #include "runtime/kernels/ops.h"
 
 namespace r1::models {
@@ -51,8 +52,8 @@ RankModel::RankModel(const parallel::ModelSpec& spec, const parallel::RankPlan& 
   scratch_ = Arena(device, arena_specs(plan_.scratch));
   for (size_t i = 0; i < plan_.scratch.size(); ++i) scratch_index_[plan_.scratch[i].name] = i;
   fill_rope_table(spec.config(), scratch("rope table"), s);
-  loss_buffer_ = Buffer(device, sizeof(double));
-  loss_sum_ = {.data = loss_buffer_.data(), .dtype = DType::kF64, .shape = {1}, .device = device};
+  loss_buffer_ = Buffer(device, kernels::kExactWords * sizeof(int64_t));
+  loss_words_ = {.data = loss_buffer_.data(), .dtype = DType::kI64, .shape = {kernels::kExactWords}, .device = device};
 
   const int tp_rank = plan.coord.tp;
   shared_.config = &spec.config();
@@ -73,7 +74,8 @@ RankModel::RankModel(const parallel::ModelSpec& spec, const parallel::RankPlan& 
   params_.reserve(plan_.chunks.size());
   chunks_.reserve(plan_.chunks.size());
   for (const auto& planned : plan_.chunks) {
-    params_.emplace_back(spec, planned.stage, tp_rank, plan_.format, device, training, s);
+    params_.emplace_back(spec, planned.stage, tp_rank, plan.shards() == 1 ? 0 : plan.coord.dp, plan.shards(), plan_.format,
+                         device, training, s);
     StageParameters& params = params_.back();
     R1_CHECK(params.elems() == planned.param_elems, "stage {}: {} elements, planned {}", planned.stage, params.elems(),
              planned.param_elems);
@@ -176,7 +178,7 @@ void RankModel::zero_gradients(const Stream& s) {
     backend_of(device_.kind).fill_zero(p.gradients().data, p.gradients().bytes(), s);
 }
 
-void RankModel::zero_loss(const Stream& s) { backend_of(device_.kind).fill_zero(loss_sum_.data, sizeof(double), s); }
+void RankModel::zero_loss(const Stream& s) { backend_of(device_.kind).fill_zero(loss_words_.data, loss_words_.bytes(), s); }
 
 void RankModel::acquire(int stage, int microbatch) {
   Chunk& c = chunk(stage);
@@ -281,9 +283,14 @@ void RankModel::forward(int stage, int microbatch) {
     const Tensor gradient = want_gradients_ ? output_gradient(stage, microbatch) : Tensor{};
     nn::LogitsSink sink;
     if (sink_) sink = [this, microbatch](int64_t first, const Tensor& logits) { sink_(microbatch, first, logits); };
-    c.head->forward(layer_input(c, microbatch, c.layers.size()), b, loss_scale_, loss_sum_, want_gradients_, gradient,
+    c.head->forward(layer_input(c, microbatch, c.layers.size()), b, loss_scale_, loss_words_, want_gradients_, gradient,
                     sink, stream_);
+    if (want_gradients_) gradients_ready(stage, spec_.config().layers, microbatch);
   }
+}
+
+void RankModel::gradients_ready(int stage, int64_t layer, int microbatch) const {
+  if (ready_ && microbatch + 1 == static_cast<int>(batches_.size())) ready_(stage, layer);
 }
 
 void RankModel::backward(int stage, int microbatch, ActionKind kind) {
@@ -291,8 +298,10 @@ void RankModel::backward(int stage, int microbatch, ActionKind kind) {
   const nn::Batch b = batch(microbatch);
   const bool split = kind != ActionKind::kBackward;
   if (kind == ActionKind::kBackwardWeight) {
-    for (size_t i = c.layers.size(); i-- > 0;)
+    for (size_t i = c.layers.size(); i-- > 0;) {
       c.layers[i].backward_weight(acts(c, microbatch, i, true), grads(c, microbatch, i, true), stream_);
+      gradients_ready(stage, c.spec.layer_begin + static_cast<int64_t>(i), microbatch);
+    }
     return;
   }
   if (split)
@@ -317,6 +326,7 @@ void RankModel::backward(int stage, int microbatch, ActionKind kind) {
     Tensor dx = out;
     if (i > 0) dx = split ? grads(c, microbatch, i - 1, true).dy : scratch(i % 2 == 0 ? "gradient 0" : "gradient 1");
     c.layers[i].backward_input(x, b, a, g, dx, !split, stream_);
+    if (!split) gradients_ready(stage, c.spec.layer_begin + static_cast<int64_t>(i), microbatch);
     dy = dx;
   }
   if (c.spec.embedding) {
@@ -324,6 +334,7 @@ void RankModel::backward(int stage, int microbatch, ActionKind kind) {
     kernels::embedding_backward(b.ids, region_.gather(dy, shared_.scratch.gathered_gradient, stream_),
                                 shared_.local.vocab.begin, p.part(p.gradients(), p.index(ParamRole::kEmbedding, -1)),
                                 stream_);
+    gradients_ready(stage, -1, microbatch);
   }
 }
 

@@ -46,8 +46,12 @@ class RankModel : public parallel::StageRunner {
   void set_logits_sink(Sink sink) { sink_ = std::move(sink); }
   void zero_gradients(const Stream& s);
   void zero_loss(const Stream& s);
-  /// [1] fp64 on the device: sum of token losses since zero_loss (on the last stage; 0 elsewhere).
-  [[nodiscard]] Tensor loss_sum() const { return loss_sum_; }
+  /// On the device: exact sum of token losses since zero_loss (kernels/exact_sum.h; on the last stage, 0 elsewhere).
+  [[nodiscard]] Tensor loss_words() const { return loss_words_; }
+  /// Called during the last micro-batch's backward when all gradients of a unit are there: layer -1 the embedding, the number
+  /// of layers the final norm and head. What is called at all, and when, is the same on all ranks of a stage.
+  using GradientsReady = std::function<void(int stage, int64_t layer)>;
+  void set_gradients_ready(GradientsReady ready) { ready_ = std::move(ready); }
 
   // StageRunner
   void acquire(int stage, int microbatch) override;
@@ -77,6 +81,8 @@ class RankModel : public parallel::StageRunner {
   [[nodiscard]] nn::LayerGrads grads(Chunk& c, int microbatch, size_t layer, bool split);
   [[nodiscard]] Tensor layer_input(Chunk& c, int microbatch, size_t layer);
   [[nodiscard]] nn::Batch batch(int microbatch) const;
+  /// Schedules run the micro-batches of a stage in order: the last one completes its gradients.
+  void gradients_ready(int stage, int64_t layer, int microbatch) const;
 
   const parallel::ModelSpec& spec_;
   parallel::RankPlan plan_;
@@ -89,12 +95,13 @@ class RankModel : public parallel::StageRunner {
   nn::LayerShared shared_;
   std::vector<Chunk> chunks_;
   Buffer loss_buffer_;
-  Tensor loss_sum_;
+  Tensor loss_words_;
   size_t ring_next_ = 0;
   float loss_scale_ = 0;
   bool want_gradients_ = false;
   std::vector<nn::Batch> batches_;
   Sink sink_;
+  GradientsReady ready_;
 };
 
 }  // namespace r1::models

@@ -236,6 +236,14 @@ void load_weights(Engine& engine, const checkpoint::HfModelDir& dir) {
     }
 }
 
+checkpoint::Box state_box(const StageParameters& params, size_t i) {
+  checkpoint::Box box = checkpoint::box_of(params.specs()[i].shard, params.tp_rank());
+  const parallel::Interval rows = params.state_layout().rows[i];
+  box.start.front() += rows.begin;
+  box.size.front() = rows.size();
+  return box;
+}
+
 void load_checkpoint_state(Engine& engine, const checkpoint::CheckpointReader& reader) {
   DeviceBackend& backend = backend_of(engine.stream().device.kind);
   for (const StageParameters& params : engine.model().parameters())
@@ -247,13 +255,15 @@ void load_checkpoint_state(Engine& engine, const checkpoint::CheckpointReader& r
                    [&](float* dst) { reader.read(kind, p.name, p.shard, params.tp_rank(), DType::kF32, dst); });
       for (const auto& [state, block] : {std::pair{checkpoint::kKindExpAvg, params.exp_avg()},
                                          std::pair{checkpoint::kKindExpAvgSq, params.exp_avg_sq()}}) {
-        const Tensor t = params.part(block, i);
+        const Tensor t = params.state(block, i);
+        if (t.numel() == 0) continue;
+        const checkpoint::Box box = state_box(params, i);
         if (t.device.kind == DeviceKind::kCpu) {
-          reader.read(state, p.name, p.shard, params.tp_rank(), t.dtype, t.data);
+          reader.read_box(state, p.name, p.shape, box, t.dtype, t.data);
           continue;
         }
         std::vector<char> bytes(t.bytes());
-        reader.read(state, p.name, p.shard, params.tp_rank(), t.dtype, bytes.data());
+        reader.read_box(state, p.name, p.shape, box, t.dtype, bytes.data());
         backend.copy(t.data, bytes.data(), bytes.size(), engine.stream());
         backend.synchronize(engine.stream());
       }

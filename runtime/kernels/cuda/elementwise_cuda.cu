@@ -4,6 +4,7 @@
 
 #include "runtime/kernels/cuda/common.cuh"
 #include "runtime/kernels/cuda/elementwise.h"
+#include "runtime/kernels/exact_sum.h"
 
 namespace r1::kernels::cuda {
 namespace {
@@ -161,10 +162,12 @@ __global__ void __launch_bounds__(kWarp* kSumLanes)
 }
 
 // Adds to the block's words, then the block's to the job's: integers, so in any order.
-struct ExactWords {
-  unsigned long long* words;
-  __device__ void operator()(int word, int64_t amount) const { atomicAdd(words + word, static_cast<unsigned long long>(amount)); }
-};
+__device__ __forceinline__ void add_exact(unsigned long long* words, double v) {
+  const ExactAddend a = exact_addend(v);
+#pragma unroll
+  for (int i = 0; i < 3; ++i)
+    if (a.amounts[i] != 0) atomicAdd(words + a.word + i, static_cast<unsigned long long>(a.amounts[i]));
+}
 
 // One warp a row, in an order that depends on the row alone. fp64 throughout: the cost hides behind the loads.
 template <class T>
@@ -191,7 +194,7 @@ __global__ void __launch_bounds__(kThreads)
       }
     }
     total = warp_reduce(total, Sum{});
-    if (lane == 0) exact_add(total, ExactWords{sum});
+    if (lane == 0) add_exact(sum, total);
   }
   __syncthreads();
   if (threadIdx.x < kExactWords && sum[threadIdx.x] != 0) atomicAdd(words + threadIdx.x, sum[threadIdx.x]);
@@ -203,13 +206,13 @@ __global__ void __launch_bounds__(kThreads)
   if (threadIdx.x < kExactWords) sum[threadIdx.x] = 0;
   __syncthreads();
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < n; i += static_cast<int64_t>(gridDim.x) * kThreads)
-    exact_add(static_cast<double>(x[i]), ExactWords{sum});
+    add_exact(sum, static_cast<double>(x[i]));
   __syncthreads();
   if (threadIdx.x < kExactWords && sum[threadIdx.x] != 0) atomicAdd(words + threadIdx.x, sum[threadIdx.x]);
 }
 
 __global__ void exact_total_kernel(const int64_t* __restrict__ words, double* __restrict__ out) {
-  out[0] = r1::kernels::exact_total(words);
+  out[0] = exact_value(words);
 }
 
 __global__ void clip_factor_kernel(const double* __restrict__ sum_squares, float max_norm, float* __restrict__ factor) {
