@@ -10,7 +10,7 @@ namespace {
 
 /// Elements between the starts of two parameter blocks: 512 bytes in fp32, 256 in bf16.
 constexpr int64_t kParamAlign = 128;
-constexpr int64_t kStateAlign = 16;   ///< elements between the starts of two shards: 32 bytes in bf16
+constexpr int64_t kStateAlign = 64;   ///< elements between the starts of two shards: the arena's alignment in fp32
 constexpr int64_t kPlanAlign = 256;  ///< bytes; the arena's alignment
 
 /// Parts of `total` cut evenly on multiples of `quantum` where there is enough of it: tile-sized shards for the GEMMs.
@@ -331,7 +331,6 @@ StateLayout state_layout(const std::vector<ParamSpec>& params, int tp_rank, int 
     for (size_t d = 1; d < shape.size(); ++d) row *= shape[d];
     out.rows.push_back(state_rows(p, tp_rank, shard, shards));
     out.offsets.push_back(out.elems);
-    // Every shard begins on a vector's border.
     out.elems += (out.rows.back().size() * row + kStateAlign - 1) / kStateAlign * kStateAlign;
   }
   out.elems = (out.elems + kParamAlign - 1) / kParamAlign * kParamAlign;

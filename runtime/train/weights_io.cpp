@@ -133,7 +133,9 @@ void write_stage_weights(Engine& engine, const fs::path& dir, Written& out) {
   for (const StageParameters& params : engine.model().parameters())
     for (size_t i = 0; i < params.specs().size(); ++i) {
       if (params.specs()[i].tied_copy) continue;
-      const Tensor block = params.master().data != nullptr ? params.master() : params.weights();
+      // A master that is cut over dp is on no rank whole.
+      const bool master = params.master().data != nullptr && params.shards() == 1;
+      const Tensor block = master ? params.master() : params.weights();
       file.write(params.specs()[i], checkpoint::kKindWeight, gather_parameter(engine, params, block, i), dtype);
     }
   file.finish(out);
