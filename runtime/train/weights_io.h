@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <functional>
 #include <map>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -20,6 +21,8 @@ void check_model_dir(const checkpoint::HfModelDir& dir, const parallel::ModelCon
 void load_weights(Engine& engine, const checkpoint::HfModelDir& dir);
 /// The box of the global tensor whose optimizer state this rank holds of parameter i: its shard of its local part.
 [[nodiscard]] checkpoint::Box state_box(const models::StageParameters& params, size_t i);
+/// The same for stages without an engine.
+void load_weights(std::span<const models::StageParameters> stages, const checkpoint::HfModelDir& dir, const Stream& s);
 /// Reads weights and optimizer state of a committed checkpoint of any layout, bit for bit.
 void load_checkpoint_state(Engine& engine, const checkpoint::CheckpointReader& reader);
 
