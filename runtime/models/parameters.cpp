@@ -17,10 +17,11 @@ Tensor flat(const Buffer& b, DType dtype, int64_t elems) {
 
 }  // namespace
 
-StageParameters::StageParameters(const parallel::ModelSpec& spec, int stage, int tp_rank, int shard, int shards,
-                                 const parallel::NumericFormat& format, Device device, bool training, const Stream& s)
-    : stage_(stage), tp_rank_(tp_rank), shards_(shards), specs_(spec.stage_params(stage)),
-      layout_(param_layout(specs_, tp_rank)), state_layout_(parallel::state_layout(specs_, tp_rank, shard, shards)) {
+StageParameters::StageParameters(const parallel::ModelSpec& spec, int stage, int tp_rank, const parallel::NumericFormat& format,
+                                 Device device, const Holds& holds, const Stream& s)
+    : stage_(stage), tp_rank_(tp_rank), shards_(holds.shards), specs_(spec.stage_params(stage)),
+      layout_(param_layout(specs_, tp_rank)),
+      state_layout_(parallel::state_layout(specs_, tp_rank, holds.shard, holds.shards)) {
   DeviceBackend& backend = backend_of(device.kind);
   const auto make = [&](Buffer& buffer, DType dtype, int64_t elems) {
     buffer = Buffer(device, static_cast<size_t>(elems * dtype_bytes(dtype)));
@@ -28,7 +29,7 @@ StageParameters::StageParameters(const parallel::ModelSpec& spec, int stage, int
     return flat(buffer, dtype, elems);
   };
   weights_ = make(weight_buffer_, format.weights, layout_.elems);
-  if (!training) return;
+  if (!holds.training) return;
   gradients_ = make(gradient_buffer_, format.gradients, layout_.elems);
   if (format.master) master_ = make(master_buffer_, DType::kF32, state_layout_.elems);
   exp_avg_ = make(exp_avg_buffer_, format.moments, state_layout_.elems);

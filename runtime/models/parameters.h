@@ -16,8 +16,12 @@ class StageParameters {
  public:
   /// Allocates zeroed blocks on `device`. `training`: gradients and optimizer state too, of which this rank holds `shard` of
   /// `shards` (parallel::state_layout).
-  StageParameters(const parallel::ModelSpec& spec, int stage, int tp_rank, int shard, int shards,
-                  const parallel::NumericFormat& format, Device device, bool training, const Stream& s);
+  struct Holds {
+    bool training = true;
+    int shard = 0, shards = 1;
+  };
+  StageParameters(const parallel::ModelSpec& spec, int stage, int tp_rank, const parallel::NumericFormat& format, Device device,
+                  const Holds& holds, const Stream& s);
 
   [[nodiscard]] int stage() const { return stage_; }
   [[nodiscard]] int tp_rank() const { return tp_rank_; }

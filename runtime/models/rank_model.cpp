@@ -49,8 +49,11 @@ RankModel::RankModel(const parallel::ModelSpec& spec, const parallel::RankPlan& 
   params_.reserve(plan_.chunks.size());
   chunks_.reserve(plan_.chunks.size());
   for (const auto& planned : plan_.chunks) {
-    params_.emplace_back(spec, planned.stage, tp_rank, plan.shards() == 1 ? 0 : plan.coord.dp, plan.shards(), plan_.format,
-                         device, training, s);
+    params_.emplace_back(spec, planned.stage, tp_rank, plan_.format, device,
+                         StageParameters::Holds{.training = training,
+                                                .shard = plan.shards() == 1 ? 0 : plan.coord.dp,
+                                                .shards = plan.shards()},
+                         s);
     StageParameters& params = params_.back();
     R1_CHECK(params.elems() == planned.param_elems, "stage {}: {} elements, planned {}", planned.stage, params.elems(),
              planned.param_elems);
