@@ -65,7 +65,7 @@ struct JobConfig {
   int virtual_stages = 1;
   int64_t micro_batch = 1;
   std::string recompute;
-  int zero = 0;
+  int zero = 1;  ///< 1: optimizer state cut over dp
   std::string comm;
   bool schedule_print = false;
   // optimisation

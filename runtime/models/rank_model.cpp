@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "runtime/kernels/attention_class.h"
+#include "runtime/kernels/exact_sum.h"
 #include "runtime/kernels/ops.h"
 #include "runtime/models/rope_table.h"
 
@@ -29,8 +30,8 @@ RankModel::RankModel(const parallel::ModelSpec& spec, const parallel::RankPlan& 
   for (size_t i = 0; i < plan_.scratch.size(); ++i) scratch_index_[plan_.scratch[i].name] = i;
   fill_rope_table(spec.config(), scratch("rope table"), s);
   graphs_ = GraphCache(device, scratch_index_.contains("graph positions"));
-  loss_buffer_ = Buffer(device, sizeof(double));
-  loss_sum_ = {.data = loss_buffer_.data(), .dtype = DType::kF64, .shape = {1}, .device = device};
+  loss_buffer_ = Buffer(device, kernels::kExactWords * sizeof(int64_t));
+  loss_words_ = {.data = loss_buffer_.data(), .dtype = DType::kI64, .shape = {kernels::kExactWords}, .device = device};
 
   const int tp_rank = plan.coord.tp;
   shared_.config = &spec.config();
@@ -51,7 +52,11 @@ RankModel::RankModel(const parallel::ModelSpec& spec, const parallel::RankPlan& 
   params_.reserve(plan_.chunks.size());
   chunks_.reserve(plan_.chunks.size());
   for (const auto& planned : plan_.chunks) {
-    params_.emplace_back(spec, planned.stage, tp_rank, plan_.format, device, training, s);
+    params_.emplace_back(spec, planned.stage, tp_rank, plan_.format, device,
+                         StageParameters::Holds{.training = training,
+                                                .shard = plan.shards() == 1 ? 0 : plan.coord.dp,
+                                                .shards = plan.shards()},
+                         s);
     StageParameters& params = params_.back();
     R1_CHECK(params.elems() == planned.param_elems, "stage {}: {} elements, planned {}", planned.stage, params.elems(),
              planned.param_elems);
@@ -202,7 +207,7 @@ void RankModel::zero_gradients(const Stream& s) {
     backend_of(device_.kind).fill_zero(p.gradients().data, p.gradients().bytes(), s);
 }
 
-void RankModel::zero_loss(const Stream& s) { backend_of(device_.kind).fill_zero(loss_sum_.data, sizeof(double), s); }
+void RankModel::zero_loss(const Stream& s) { backend_of(device_.kind).fill_zero(loss_words_.data, loss_words_.bytes(), s); }
 
 void RankModel::acquire(int stage, int microbatch) {
   Chunk& c = chunk(stage);
@@ -310,9 +315,20 @@ void RankModel::forward(int stage, int microbatch) {
     const Tensor gradient = want_gradients_ ? output_gradient(stage, microbatch) : Tensor{};
     nn::LogitsSink sink;
     if (sink_) sink = [this, microbatch](int64_t first, const Tensor& logits) { sink_(microbatch, first, logits); };
-    c.head->forward(layer_input(c, microbatch, c.layers.size()), b, loss_scale_, loss_sum_, want_gradients_, gradient,
+    c.head->forward(layer_input(c, microbatch, c.layers.size()), b, loss_scale_, loss_words_, want_gradients_, gradient,
                     sink, stream_);
+    if (want_gradients_) gradients_ready(stage, spec_.config().layers, microbatch);
   }
+}
+
+void RankModel::run_layers(const GraphCache::Key& key, int microbatch, const std::function<void()>& work) {
+  // A graph cannot say when a single layer is done, which is what the last micro-batch is asked for.
+  if (ready_ && microbatch + 1 == static_cast<int>(batches_.size())) work();
+  else graphs_.run(key, stream_, work);
+}
+
+void RankModel::gradients_ready(int stage, int64_t layer, int microbatch) const {
+  if (ready_ && microbatch + 1 == static_cast<int>(batches_.size())) ready_(stage, layer);
 }
 
 void RankModel::backward(int stage, int microbatch, ActionKind kind) {
@@ -320,9 +336,11 @@ void RankModel::backward(int stage, int microbatch, ActionKind kind) {
   const nn::Batch b = batch(microbatch);
   const bool split = kind != ActionKind::kBackward;
   if (kind == ActionKind::kBackwardWeight) {
-    graphs_.run(graph_key(c, kind, microbatch, b), stream_, [&] {
-      for (size_t i = c.layers.size(); i-- > 0;)
+    run_layers(graph_key(c, kind, microbatch, b), microbatch, [&] {
+      for (size_t i = c.layers.size(); i-- > 0;) {
         c.layers[i].backward_weight(acts(c, microbatch, i, true), grads(c, microbatch, i, true), stream_);
+        gradients_ready(stage, c.spec.layer_begin + static_cast<int64_t>(i), microbatch);
+      }
     });
     return;
   }
@@ -339,7 +357,7 @@ void RankModel::backward(int stage, int microbatch, ActionKind kind) {
   c.ring_of[microbatch] = ring;
   const Tensor out = scratch("input gradient " + std::to_string(ring));
   const nn::Batch lb = layer_batch(microbatch);
-  graphs_.run(graph_key(c, kind, microbatch, lb), stream_, [&] {
+  run_layers(graph_key(c, kind, microbatch, lb), microbatch, [&] {
     Tensor dy = output_gradient(stage, microbatch);
     for (size_t i = c.layers.size(); i-- > 0;) {
       const nn::LayerActs a = acts(c, microbatch, i, true);
@@ -350,6 +368,7 @@ void RankModel::backward(int stage, int microbatch, ActionKind kind) {
       Tensor dx = out;
       if (i > 0) dx = split ? grads(c, microbatch, i - 1, true).dy : scratch(i % 2 == 0 ? "gradient 0" : "gradient 1");
       c.layers[i].backward_input(x, lb, a, g, dx, !split, stream_);
+      if (!split) gradients_ready(stage, c.spec.layer_begin + static_cast<int64_t>(i), microbatch);
       dy = dx;
     }
   });
@@ -358,6 +377,7 @@ void RankModel::backward(int stage, int microbatch, ActionKind kind) {
     kernels::embedding_backward(b.ids, region_.gather(out, shared_.scratch.gathered_gradient, stream_),
                                 shared_.local.vocab.begin, p.part(p.gradients(), p.index(ParamRole::kEmbedding, -1)),
                                 stream_);
+    gradients_ready(stage, -1, microbatch);
   }
 }
 

@@ -50,8 +50,12 @@ class RankModel : public parallel::StageRunner {
   void zero_loss(const Stream& s);
   /// Graphs of the decoder layers, one a (stage, direction, slot, class of segments); none where the plan has no graphs.
   [[nodiscard]] GraphCache& graphs() { return graphs_; }
-  /// [1] fp64 on the device: sum of token losses since zero_loss (on the last stage; 0 elsewhere).
-  [[nodiscard]] Tensor loss_sum() const { return loss_sum_; }
+  /// On the device: exact sum of token losses since zero_loss (kernels/exact_sum.h; on the last stage, 0 elsewhere).
+  [[nodiscard]] Tensor loss_words() const { return loss_words_; }
+  /// Called during the last micro-batch's backward when all gradients of a unit are there: layer -1 the embedding, the number
+  /// of layers the final norm and head. What is called at all, and when, is the same on all ranks of a stage.
+  using GradientsReady = std::function<void(int stage, int64_t layer)>;
+  void set_gradients_ready(GradientsReady ready) { ready_ = std::move(ready); }
 
   // StageRunner
   void acquire(int stage, int microbatch) override;
@@ -84,6 +88,10 @@ class RankModel : public parallel::StageRunner {
   /// The micro-batch as captured graphs see it: positions and segments in memory that is the same for all micro-batches.
   [[nodiscard]] nn::Batch layer_batch(int microbatch) const;
   [[nodiscard]] GraphCache::Key graph_key(Chunk& c, parallel::ActionKind kind, int microbatch, const nn::Batch& b) const;
+  /// Schedules run the micro-batches of a stage in order: the last one completes its gradients.
+  void gradients_ready(int stage, int64_t layer, int microbatch) const;
+  /// A backward's layers, as a graph where there are graphs.
+  void run_layers(const GraphCache::Key& key, int microbatch, const std::function<void()>& work);
 
   const parallel::ModelSpec& spec_;
   parallel::RankPlan plan_;
@@ -96,7 +104,7 @@ class RankModel : public parallel::StageRunner {
   nn::LayerShared shared_;
   std::vector<Chunk> chunks_;
   Buffer loss_buffer_;
-  Tensor loss_sum_;
+  Tensor loss_words_;
   size_t ring_next_ = 0;
   float loss_scale_ = 0;
   bool want_gradients_ = false;
@@ -105,6 +113,7 @@ class RankModel : public parallel::StageRunner {
   PinnedBuffer staging_;  ///< the step's micro-batches on their way to a GPU
   Event staged_;          ///< all copies out of staging_ are over
   Sink sink_;
+  GradientsReady ready_;
 };
 
 }  // namespace r1::models

@@ -25,6 +25,7 @@ struct EngineOptions {
   parallel::DeviceNeeds needs;
   Device device;
   bool training = true;
+  int zero = 1;                 ///< 1: the optimizer state is cut over dp (ZeRO-1)
   optim::AdamWOptions adamw;
 };
 
@@ -35,7 +36,7 @@ class Engine {
   ~Engine();
 
   /// Forward and backward of this dp rank's micro-batches, and the sums over replicas: afterwards the gradients of the mean
-  /// loss over `global_tokens` trained tokens are complete. Returns that mean loss (the same on every rank). Collective.
+  /// loss over `global_tokens` trained tokens are complete (with zero = 1 and dp > 1: those of this rank's shard). Returns that mean loss (the same on every rank). Collective.
   double forward_backward(std::span<const models::HostBatch> batches, int64_t global_tokens,
                           const parallel::ActionObserver& observe = {});
   /// Sum of token losses over all dp ranks without gradients. Collective. `single`: one micro-batch instead of a step's.

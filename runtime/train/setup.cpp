@@ -142,6 +142,7 @@ EngineOptions engine_options(const JobConfig& cfg, const parallel::ModelConfig& 
   o.recompute = cfg.recompute.empty() || cfg.recompute == "all" ? parallel::Recompute::kNone
                                                                  : parallel::parse_recompute(cfg.recompute);
   o.training = training;
+  o.zero = cfg.zero;
   o.device = device;
   o.format = numeric_format(cfg, device);
   if (device.kind == DeviceKind::kCuda) {
