@@ -43,7 +43,9 @@ Engine::Engine(const parallel::ModelConfig& config, const EngineOptions& o, comm
   sync_ = std::make_unique<optim::GradientSync>(blocks, *groups_, model_->scratch("shared gradients"), comm::SumOrder::kRank);
   norm_ = std::make_unique<optim::GradientNorm>(blocks, *groups_, o.device);
   adamw_ = std::make_unique<optim::AdamW>(blocks, o.adamw, *groups_, o.device);
-  model_->set_gradients_ready([this](int stage, int64_t layer) { sync_->ready(stage, layer, stream_); });
+  // Alone in its dp group a rank has nothing to overlap, and its last backward may be a graph too.
+  if (groups_->dp().size() > 1)
+    model_->set_gradients_ready([this](int stage, int64_t layer) { sync_->ready(stage, layer, stream_); });
 }
 
 Engine::~Engine() { backend_of(options_.device.kind).destroy_stream(stream_); }
