@@ -253,7 +253,8 @@ int64_t head_chunk_tokens(const ModelSpec& spec, int tp_rank, int64_t tokens, in
 }
 
 SlotLayout slot_layout(const ModelSpec& spec, int stage, int tp_rank, int64_t tokens, Recompute recompute, DType act,
-                       bool split_backward, std::vector<PlannedTensor>* slot, std::vector<PlannedTensor>* stash_slot) {
+                       bool split_backward, std::vector<PlannedTensor>* slot, std::vector<PlannedTensor>* stash_slot,
+                       std::vector<PlannedTensor>* host_slot) {
   const ModelConfig& c = spec.config();
   const StageSpec& st = spec.stages().at(static_cast<size_t>(stage));
   const int64_t ts = token_part(tokens, tp_rank, spec.tp()).size();
@@ -282,7 +283,8 @@ SlotLayout slot_layout(const ModelSpec& spec, int stage, int tp_rank, int64_t to
         layer.stashed[i] = add(stash_slot, std::move(t));
       }
     }
-    layer.output = add(slot, stream(base + "output"));
+    if (host_slot != nullptr && l + 1 < st.layer_end) layer.host_output = add(host_slot, stream(base + "output"));
+    else layer.output = add(slot, stream(base + "output"));
     if (split_backward) {
       PlannedTensor dqkv = layer_slot(spec, tp_rank, tokens, act, LayerSlot::kQkv);
       dqkv.name = base + "dqkv";
@@ -359,7 +361,8 @@ RankPlan::Bytes RankPlan::bytes() const {
   for (const Chunk& c : chunks) {
     b.weights += c.param_elems * dtype_bytes(format.weights);
     b.gradients += c.param_elems * dtype_bytes(format.gradients);
-    b.optimizer += c.state_elems * (2 * dtype_bytes(format.moments) + (format.master ? 4 : 0));
+    (offload_optimizer ? b.host : b.optimizer) += c.state_elems * (2 * dtype_bytes(format.moments) + (format.master ? 4 : 0));
+    b.host += c.in_flight * laid_out_bytes(c.host_slot);
     b.activations += c.in_flight * laid_out_bytes(c.slot) + c.stash * laid_out_bytes(c.stash_slot);
   }
   b.scratch = laid_out_bytes(scratch);
@@ -370,7 +373,8 @@ RankPlan plan_rank(const ModelSpec& spec, const MeshShape& mesh, const MeshCoord
                    int64_t tokens, Recompute recompute, const NumericFormat& format, const DeviceNeeds& needs,
                    bool training, int zero) {
   const ModelConfig& c = spec.config();
-  RankPlan plan{.mesh = mesh, .coord = coord, .tokens = tokens, .recompute = recompute, .format = format, .zero = zero};
+  RankPlan plan{.mesh = mesh, .coord = coord, .tokens = tokens, .recompute = recompute, .format = format, .zero = zero,
+                .offload_optimizer = needs.offload_optimizer, .offload_activations = needs.offload_activations};
   const int tp_rank = coord.tp;
   const DType act = format.weights;
   const Simulation sim = simulate(schedule, {});
@@ -388,7 +392,7 @@ RankPlan plan_rank(const ModelSpec& spec, const MeshShape& mesh, const MeshCoord
     split = split || chunk.stash > 0;
     head = head || spec.stages()[s].head;
     static_cast<void>(slot_layout(spec, stage, tp_rank, tokens, recompute, act, chunk.stash > 0, &chunk.slot,
-                                  &chunk.stash_slot));
+                                  &chunk.stash_slot, needs.offload_activations ? &chunk.host_slot : nullptr));
     plan.chunks.push_back(std::move(chunk));
   }
 
@@ -446,6 +450,8 @@ RankPlan plan_rank(const ModelSpec& spec, const MeshShape& mesh, const MeshCoord
   add("targets", {m, tokens}, DType::kI32);
   add("positions", {m, tokens}, DType::kI32);
   add("cu_seqlens", {m, tokens + 1}, DType::kI32);
+  if (needs.offload_activations)
+    for (int i = 0; i < kOffloadRing; ++i) scratch.push_back({"offload ring " + std::to_string(i), {ts, c.hidden}, act});
   if (needs.graphs) {
     add("graph positions", {tokens}, DType::kI32);
     add("graph segments", {tokens + 1}, DType::kI32);

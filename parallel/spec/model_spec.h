@@ -117,6 +117,8 @@ inline constexpr int kGradientSendRing = 3;
 struct DeviceNeeds {
   int64_t head_budget_elems = int64_t{8} << 20;  ///< local logits elements per head chunk
   int64_t workspace_bytes = 0;                   ///< attention workspace
+  bool offload_optimizer = false;                ///< master weights and moments in pinned host memory
+  bool offload_activations = false;              ///< inputs of all blocks but a stage's first likewise (recompute full)
   bool graphs = false;                           ///< layers are captured: positions and segments need memory of their own
 };
 
@@ -128,6 +130,7 @@ struct RankPlan {
   Recompute recompute = Recompute::kNone;
   NumericFormat format;
   int zero = 1;                            ///< 1: optimizer state cut over dp
+  bool offload_optimizer = false, offload_activations = false;
   [[nodiscard]] int shards() const { return zero == 0 ? 1 : mesh.dp; }
   struct Chunk {
     int stage = 0;
@@ -137,12 +140,14 @@ struct RankPlan {
     int stash = 0;                         ///< weight-gradient stashes (split backward), 0 when the backward is whole
     std::vector<PlannedTensor> slot;       ///< tensors of one activation slot, see slot_layout
     std::vector<PlannedTensor> stash_slot; ///< tensors of one stash, see slot_layout
+    std::vector<PlannedTensor> host_slot;  ///< the part of an activation slot in pinned host memory, see slot_layout
   };
   std::vector<Chunk> chunks;               ///< this rank's virtual stages, lowest first
   std::vector<PlannedTensor> scratch;      ///< shared by all layers and chunks; found by name
   /// Bytes by category: weights, gradients, optimizer, activations, scratch. Each tensor rounded up to 256 bytes.
   struct Bytes {
     int64_t weights = 0, gradients = 0, optimizer = 0, activations = 0, scratch = 0;
+    int64_t host = 0;  ///< pinned memory beside the device: what is offloaded; not in total()
     [[nodiscard]] int64_t total() const { return weights + gradients + optimizer + activations + scratch; }
   };
   [[nodiscard]] Bytes bytes() const;
@@ -181,22 +186,28 @@ struct StateLayout {
                                  const NumericFormat& format, const DeviceNeeds& needs, bool training = true,
                                  int zero = 1);
 
+/// Buffers on the device that offloaded block inputs pass through: one in use, two on their way.
+inline constexpr int kOffloadRing = 3;
+
 /// Index of tensors in Chunk::slot and Chunk::stash_slot; -1 where there is none.
 struct SlotLayout {
   int input = -1;     ///< [Ts, H] the stage's input
   int gradient = -1;  ///< [Ts, H] gradient of the stage's output: received, or made by the head
   struct Layer {
     std::array<int, static_cast<size_t>(LayerSlot::kCount)> saved{};  ///< -1: not kept, use scratch
-    int output = -1;                                                  ///< [Ts, H]
+    int output = -1;  ///< [Ts, H]; -1: in host memory, see host_output
+    int host_output = -1;  ///< index in the host slot; on the device it passes through a ring of kOffloadRing buffers
     // In a stash: what the weight gradient needs and no slot keeps.
     std::array<int, static_cast<size_t>(LayerSlot::kCount)> stashed{};
     int dy = -1, dmid = -1, dqkv = -1, dgate_up = -1;
   };
   std::vector<Layer> layers;
 };
-/// Describes chunk `stage`; appends its tensors to `slot` (and `stash_slot` when the backward is split).
+/// Describes chunk `stage`; appends its tensors to `slot` (and `stash_slot` when the backward is split). With `host_slot` the
+/// outputs of all layers but the last go there.
 [[nodiscard]] SlotLayout slot_layout(const ModelSpec& spec, int stage, int tp_rank, int64_t tokens, Recompute recompute,
                                      DType act, bool split_backward, std::vector<PlannedTensor>* slot,
-                                     std::vector<PlannedTensor>* stash_slot);
+                                     std::vector<PlannedTensor>* stash_slot,
+                                     std::vector<PlannedTensor>* host_slot = nullptr);
 
 }  // namespace r1::parallel

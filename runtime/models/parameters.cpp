@@ -1,5 +1,7 @@
 #include "runtime/models/parameters.h"
 
+#include <cstring>
+
 #include "runtime/core/rng.h"
 #include "runtime/device/cpu/thread_pool.h"
 #include "runtime/kernels/ops.h"
@@ -28,12 +30,19 @@ StageParameters::StageParameters(const parallel::ModelSpec& spec, int stage, int
     backend.fill_zero(buffer.data(), buffer.bytes(), s);
     return flat(buffer, dtype, elems);
   };
+  const auto make_state = [&](Buffer& buffer, DType dtype) {
+    if (!holds.offload) return make(buffer, dtype, state_layout_.elems);
+    offloaded_.emplace_back(device.kind, static_cast<size_t>(state_layout_.elems * dtype_bytes(dtype)));
+    const PinnedBuffer& host = offloaded_.back();
+    if (host.bytes() > 0) std::memset(host.data(), 0, host.bytes());
+    return Tensor{.data = host.data(), .dtype = dtype, .shape = {state_layout_.elems}, .device = device};
+  };
   weights_ = make(weight_buffer_, format.weights, layout_.elems);
   if (!holds.training) return;
   gradients_ = make(gradient_buffer_, format.gradients, layout_.elems);
-  if (format.master) master_ = make(master_buffer_, DType::kF32, state_layout_.elems);
-  exp_avg_ = make(exp_avg_buffer_, format.moments, state_layout_.elems);
-  exp_avg_sq_ = make(exp_avg_sq_buffer_, format.moments, state_layout_.elems);
+  if (format.master) master_ = make_state(master_buffer_, DType::kF32);
+  exp_avg_ = make_state(exp_avg_buffer_, format.moments);
+  exp_avg_sq_ = make_state(exp_avg_sq_buffer_, format.moments);
 }
 
 Tensor StageParameters::state(const Tensor& block, size_t i) const {

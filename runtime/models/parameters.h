@@ -19,6 +19,7 @@ class StageParameters {
   struct Holds {
     bool training = true;
     int shard = 0, shards = 1;
+    bool offload = false;  ///< optimizer state in pinned host memory, which the device's kernels address as it is
   };
   StageParameters(const parallel::ModelSpec& spec, int stage, int tp_rank, const parallel::NumericFormat& format, Device device,
                   const Holds& holds, const Stream& s);
@@ -58,6 +59,7 @@ class StageParameters {
   parallel::ParamLayout layout_;
   parallel::StateLayout state_layout_;
   Buffer weight_buffer_, gradient_buffer_, master_buffer_, exp_avg_buffer_, exp_avg_sq_buffer_;
+  std::vector<PinnedBuffer> offloaded_;  ///< in place of the last three
   Tensor weights_, gradients_, master_, exp_avg_, exp_avg_sq_;
 };
 

@@ -49,13 +49,19 @@ RankModel::RankModel(const parallel::ModelSpec& spec, const parallel::RankPlan& 
                      .d_swiglu = optional("d_swiglu"),
                      .workspace = optional("workspace")};
 
+  if (plan_.offload_activations) {
+    BlockInputOffload::Ring ring;
+    for (size_t i = 0; i < ring.size(); ++i) ring[i] = scratch("offload ring " + std::to_string(i));
+    offload_ = std::make_unique<BlockInputOffload>(device, ring);
+  }
   params_.reserve(plan_.chunks.size());
   chunks_.reserve(plan_.chunks.size());
   for (const auto& planned : plan_.chunks) {
     params_.emplace_back(spec, planned.stage, tp_rank, plan_.format, device,
                          StageParameters::Holds{.training = training,
                                                 .shard = plan.shards() == 1 ? 0 : plan.coord.dp,
-                                                .shards = plan.shards()},
+                                                .shards = plan.shards(),
+                                                .offload = plan.offload_optimizer},
                          s);
     StageParameters& params = params_.back();
     R1_CHECK(params.elems() == planned.param_elems, "stage {}: {} elements, planned {}", planned.stage, params.elems(),
@@ -64,12 +70,14 @@ RankModel::RankModel(const parallel::ModelSpec& spec, const parallel::RankPlan& 
     c.stage = planned.stage;
     c.spec = spec.stages()[static_cast<size_t>(planned.stage)];
     c.params = params_.size() - 1;
-    std::vector<parallel::PlannedTensor> slot, stash;
+    std::vector<parallel::PlannedTensor> slot, stash, host;
     c.layout = slot_layout(spec, planned.stage, tp_rank, plan_.tokens, plan_.recompute, plan_.format.weights,
-                           planned.stash > 0, &slot, &stash);
+                           planned.stash > 0, &slot, &stash, plan_.offload_activations ? &host : nullptr);
     for (int64_t l = c.spec.layer_begin; l < c.spec.layer_end; ++l)
       c.layers.emplace_back(shared_, params.layer(params.weights(), l), params.layer(params.gradients(), l));
     for (int i = 0; i < planned.in_flight; ++i) c.slots.emplace_back(device, arena_specs(slot));
+    if (!host.empty())
+      for (int i = 0; i < planned.in_flight; ++i) c.host_slots.emplace_back(device.kind, host);
     for (int i = 0; i < planned.stash; ++i) c.stashes.emplace_back(device, arena_specs(stash));
     if (c.spec.head) {
       const int64_t last = spec.config().layers;
@@ -100,11 +108,13 @@ parallel::RankPlan::Bytes RankModel::allocated() const {
     b.weights += static_cast<int64_t>(p.weights().bytes());
     if (p.gradients().data != nullptr) b.gradients += static_cast<int64_t>(p.gradients().bytes());
     for (const Tensor& t : {p.exp_avg(), p.exp_avg_sq(), p.master()})
-      if (t.data != nullptr) b.optimizer += static_cast<int64_t>(t.bytes());
+      if (t.data != nullptr) (plan_.offload_optimizer ? b.host : b.optimizer) += static_cast<int64_t>(t.bytes());
   }
   for (const Chunk& c : chunks_)
     for (const auto* list : {&c.slots, &c.stashes})
       for (const Arena& a : *list) b.activations += static_cast<int64_t>(a.bytes());
+  for (const Chunk& c : chunks_)
+    for (const HostSlot& h : c.host_slots) b.host += static_cast<int64_t>(h.bytes());
   b.scratch = static_cast<int64_t>(scratch_.bytes());
   return b;
 }
@@ -256,7 +266,9 @@ Tensor RankModel::input_gradient(int stage, int microbatch) {
 /// Input of layer i of the chunk: the stage's input, or the output of the layer before. i = layers: the stage's output.
 Tensor RankModel::layer_input(Chunk& c, int microbatch, size_t layer) {
   Arena& a = slot(c, microbatch);
-  return a.at(static_cast<size_t>(layer == 0 ? c.layout.input : c.layout.layers[layer - 1].output));
+  if (layer == 0) return a.at(static_cast<size_t>(c.layout.input));
+  const parallel::SlotLayout::Layer& before = c.layout.layers[layer - 1];
+  return before.host_output >= 0 ? offload_->at(layer) : a.at(static_cast<size_t>(before.output));
 }
 
 nn::LayerActs RankModel::acts(Chunk& c, int microbatch, size_t layer, bool backward) {
@@ -294,6 +306,55 @@ nn::LayerGrads RankModel::grads(Chunk& c, int microbatch, size_t layer, bool spl
   return g;
 }
 
+void* RankModel::host_input(Chunk& c, int microbatch, size_t layer) {
+  if (layer == 0 || layer >= c.layers.size()) return nullptr;
+  const int index = c.layout.layers[layer - 1].host_output;
+  return index < 0 ? nullptr : c.host_slots[c.slot_of.at(microbatch)].at(static_cast<size_t>(index));
+}
+
+void RankModel::forward_layers(Chunk& c, int microbatch, const nn::Batch& b) {
+  if (offload_) offload_->begin(stream_);
+  for (size_t i = 0; i < c.layers.size(); ++i) {
+    void* host = host_input(c, microbatch, i + 1);
+    if (host != nullptr) offload_->before_write(i + 1, stream_);
+    c.layers[i].forward(layer_input(c, microbatch, i), b, acts(c, microbatch, i, false), layer_input(c, microbatch, i + 1),
+                        stream_);
+    if (host != nullptr && want_gradients_) offload_->store(i + 1, host, stream_);
+  }
+  if (offload_) offload_->end(stream_);
+}
+
+void RankModel::backward_layers(Chunk& c, int microbatch, const nn::Batch& b, bool split, const Tensor& out) {
+  const auto prefetch = [&](size_t layer) {
+    if (void* host = host_input(c, microbatch, layer); host != nullptr) offload_->load(layer, host);
+  };
+  const size_t layers = c.layers.size();
+  if (offload_) {
+    offload_->begin(stream_);
+    for (size_t i = layers; i-- > 0 && layers - i <= parallel::kOffloadRing;) prefetch(i);
+  }
+  Tensor dy = output_gradient(c.stage, microbatch);
+  for (size_t i = layers; i-- > 0;) {
+    const nn::LayerActs a = acts(c, microbatch, i, true);
+    const Tensor x = layer_input(c, microbatch, i);
+    const bool offloaded = host_input(c, microbatch, i) != nullptr;
+    if (offloaded) offload_->before_read(i, stream_);
+    c.layers[i].rematerialise(x, b, a, stream_);
+    nn::LayerGrads g = grads(c, microbatch, i, split);
+    if (!split) g.dy = dy;
+    Tensor dx = out;
+    if (i > 0) dx = split ? grads(c, microbatch, i - 1, true).dy : scratch(i % 2 == 0 ? "gradient 0" : "gradient 1");
+    c.layers[i].backward_input(x, b, a, g, dx, !split, stream_);
+    if (offloaded) {
+      offload_->release(i, stream_);
+      if (i >= parallel::kOffloadRing) prefetch(i - parallel::kOffloadRing);
+    }
+    if (!split) gradients_ready(c.stage, c.spec.layer_begin + static_cast<int64_t>(i), microbatch);
+    dy = dx;
+  }
+  if (offload_) offload_->end(stream_);
+}
+
 void RankModel::forward(int stage, int microbatch) {
   Chunk& c = chunk(stage);
   const nn::Batch b = batch(microbatch);
@@ -306,11 +367,7 @@ void RankModel::forward(int stage, int microbatch) {
     region_.scatter_sum(partial, x, stream_);
   }
   const nn::Batch lb = layer_batch(microbatch);
-  graphs_.run(graph_key(c, ActionKind::kForward, microbatch, lb), stream_, [&] {
-    for (size_t i = 0; i < c.layers.size(); ++i)
-      c.layers[i].forward(layer_input(c, microbatch, i), lb, acts(c, microbatch, i, false),
-                          layer_input(c, microbatch, i + 1), stream_);
-  });
+  graphs_.run(graph_key(c, ActionKind::kForward, microbatch, lb), stream_, [&] { forward_layers(c, microbatch, lb); });
   if (c.head) {
     const Tensor gradient = want_gradients_ ? output_gradient(stage, microbatch) : Tensor{};
     nn::LogitsSink sink;
@@ -357,21 +414,7 @@ void RankModel::backward(int stage, int microbatch, ActionKind kind) {
   c.ring_of[microbatch] = ring;
   const Tensor out = scratch("input gradient " + std::to_string(ring));
   const nn::Batch lb = layer_batch(microbatch);
-  run_layers(graph_key(c, kind, microbatch, lb), microbatch, [&] {
-    Tensor dy = output_gradient(stage, microbatch);
-    for (size_t i = c.layers.size(); i-- > 0;) {
-      const nn::LayerActs a = acts(c, microbatch, i, true);
-      const Tensor x = layer_input(c, microbatch, i);
-      c.layers[i].rematerialise(x, lb, a, stream_);
-      nn::LayerGrads g = grads(c, microbatch, i, split);
-      if (!split) g.dy = dy;
-      Tensor dx = out;
-      if (i > 0) dx = split ? grads(c, microbatch, i - 1, true).dy : scratch(i % 2 == 0 ? "gradient 0" : "gradient 1");
-      c.layers[i].backward_input(x, lb, a, g, dx, !split, stream_);
-      if (!split) gradients_ready(stage, c.spec.layer_begin + static_cast<int64_t>(i), microbatch);
-      dy = dx;
-    }
-  });
+  run_layers(graph_key(c, kind, microbatch, lb), microbatch, [&] { backward_layers(c, microbatch, lb, split, out); });
   if (c.spec.embedding) {
     const StageParameters& p = params_[c.params];
     kernels::embedding_backward(b.ids, region_.gather(out, shared_.scratch.gathered_gradient, stream_),

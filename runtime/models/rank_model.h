@@ -12,6 +12,7 @@
 #include "parallel/exec/process_groups.h"
 #include "parallel/spec/model_spec.h"
 #include "runtime/device/graph_cache.h"
+#include "runtime/models/offload.h"
 #include "runtime/models/parameters.h"
 #include "runtime/nn/decoder_layer.h"
 #include "runtime/nn/lm_head.h"
@@ -76,6 +77,7 @@ class RankModel : public parallel::StageRunner {
     std::vector<nn::DecoderLayer> layers;
     std::unique_ptr<nn::LmHead> head;
     std::vector<Arena> slots, stashes;
+    std::vector<HostSlot> host_slots;  ///< beside `slots`, where block inputs are offloaded
     std::map<int, size_t> slot_of, stash_of;  ///< micro-batch -> slot, stash
     std::map<int, size_t> ring_of;            ///< micro-batch -> gradient ring entry of its input gradient
   };
@@ -90,6 +92,10 @@ class RankModel : public parallel::StageRunner {
   [[nodiscard]] GraphCache::Key graph_key(Chunk& c, parallel::ActionKind kind, int microbatch, const nn::Batch& b) const;
   /// Schedules run the micro-batches of a stage in order: the last one completes its gradients.
   void gradients_ready(int stage, int64_t layer, int microbatch) const;
+  /// Where the offloaded input of a layer lies for a micro-batch; nullptr: it stays on the device.
+  [[nodiscard]] void* host_input(Chunk& c, int microbatch, size_t layer);
+  void forward_layers(Chunk& c, int microbatch, const nn::Batch& b);
+  void backward_layers(Chunk& c, int microbatch, const nn::Batch& b, bool split, const Tensor& out);
   /// A backward's layers, as a graph where there are graphs.
   void run_layers(const GraphCache::Key& key, int microbatch, const std::function<void()>& work);
 
@@ -109,6 +115,7 @@ class RankModel : public parallel::StageRunner {
   float loss_scale_ = 0;
   bool want_gradients_ = false;
   std::vector<nn::Batch> batches_;
+  std::unique_ptr<BlockInputOffload> offload_;
   GraphCache graphs_;
   PinnedBuffer staging_;  ///< the step's micro-batches on their way to a GPU
   Event staged_;          ///< all copies out of staging_ are over

@@ -145,6 +145,14 @@ EngineOptions engine_options(const JobConfig& cfg, const parallel::ModelConfig& 
   o.zero = cfg.zero;
   o.device = device;
   o.format = numeric_format(cfg, device);
+  const auto offloads = [&](const char* what) { return std::find(cfg.offload.begin(), cfg.offload.end(), what) != cfg.offload.end(); };
+  if (!cfg.offload.empty() && training) {
+    if (device.kind == DeviceKind::kCpu) throw UsageError("--offload needs a GPU: on a CPU everything is in host memory already");
+    if (offloads("activations") && o.recompute != parallel::Recompute::kFull)
+      throw UsageError("--offload activations goes with --recompute full, where the inputs of the blocks are all that is kept");
+    o.needs.offload_optimizer = offloads("optimizer");
+    o.needs.offload_activations = offloads("activations");
+  }
   if (device.kind == DeviceKind::kCuda) {
     // With tp > 1 a layer's sums go through a communicator, which a graph cannot hold yet.
     o.needs.graphs = mesh.tp == 1 && !cfg.no_graphs;
