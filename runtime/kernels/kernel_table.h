@@ -17,9 +17,9 @@ namespace r1::kernels {
   X(linear_forward) X(linear_backward_input) X(linear_backward_weight) X(bias_backward) \
   X(embedding_forward) X(embedding_backward) X(rmsnorm_forward) X(add_rmsnorm_forward) X(rmsnorm_backward) \
   X(rope) X(qk_norm_forward) X(qk_norm_backward) X(attention_forward) X(attention_backward) \
-  X(kv_cache_append) X(decode_attention) X(argmax) X(swiglu_forward) X(swiglu_backward) X(cross_entropy_stats) \
-  X(cross_entropy_combine) X(cross_entropy_backward) X(adamw_step) X(sum_of_squares) X(sum_into) X(exact_total) \
-  X(clip_factor) X(add_into) X(add) X(cast) X(scale) X(copy_columns)
+  X(kv_cache_append) X(decode_attention) X(swiglu_forward) X(swiglu_backward) X(cross_entropy_stats) \
+  X(cross_entropy_combine) X(cross_entropy_backward) X(argmax) X(adamw_step) X(sum_of_squares) X(sum_into) \
+  X(exact_total) X(clip_factor) X(add_into) X(add) X(cast) X(scale) X(copy_columns)
 
 struct KernelTable {
   /// sizeof(KernelTable) as the library was built; a library built from other sources is refused.
