@@ -225,5 +225,33 @@ TEST(Engine, PackedRowsDoNotLeak) {
   EXPECT_LT(std::sqrt(difference / norm), 2e-6);
 }
 
+TEST(Engine, OffloadChangesOnlyWhereThingsLie) {
+  const parallel::ModelConfig c = tiny("Qwen2ForCausalLM", true);
+  std::vector<models::HostBatch> rows;
+  for (uint64_t r = 0; r < 6; ++r) rows.push_back(make_batch(c, 1, 11, 20 + r));
+  for (const parallel::MeshShape& mesh : {parallel::MeshShape{1, 1, 1}, {1, 1, 2}, {2, 1, 1}, {1, 2, 1}})
+    for (const char* schedule : {"gpipe", "1f1b", "zb-h1"}) {
+      SCOPED_TRACE(mesh.str() + " " + schedule);
+      EngineOptions o{.mesh = mesh, .schedule = schedule, .microbatches = 6 / mesh.dp, .tokens = 11,
+                      .recompute = parallel::Recompute::kFull};
+      const Outcome here = train(c, o, rows);
+      const parallel::RankPlan::Bytes before = plan_for(c, o, 0).bytes();
+      o.needs.offload_optimizer = o.needs.offload_activations = true;
+      EXPECT_EQ(train(c, o, rows), here);
+      comm::run_ranks(mesh.world(), [&](comm::Communicator& world) {
+        Engine engine(c, o, world);
+        const auto planned = plan_for(c, o, world.rank()).bytes(), allocated = engine.model().allocated();
+        EXPECT_EQ(allocated.host, planned.host);
+        EXPECT_EQ(allocated.optimizer, 0);
+        EXPECT_EQ(allocated.activations, planned.activations);
+        EXPECT_EQ(allocated.scratch, planned.scratch);
+        if (world.rank() == 0) {
+          EXPECT_EQ(planned.host, before.optimizer + before.activations - planned.activations);
+        }
+        engine.close();
+      });
+    }
+}
+
 }  // namespace
 }  // namespace r1::train
