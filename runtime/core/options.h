@@ -93,6 +93,9 @@ struct JobConfig {
   bool dry_run = false;
   double peer_timeout = 0, stall_timeout = 0;  ///< seconds
   int max_restarts = 0;
+  // planning
+  std::string cluster, catalogue, html;
+  double price = 0;  ///< USD an hour; 0: the catalogue's
   // verification
   std::string reference, checkpoint;
   std::vector<std::string> layouts;
