@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <map>
 
 #include "runtime/core/error.h"
 
@@ -28,9 +29,20 @@ double price(Recompute policy) {
 }  // namespace
 
 JobBytes::JobBytes(const ModelSpec& spec, const JobShape& job, const Schedule& schedule) : mesh_(job.mesh) {
-  for (int pp = 0; pp < mesh_.pp; ++pp)
-    for (int tp = 0; tp < mesh_.tp; ++tp)
-      bytes_.push_back(plan_rank(spec, job, schedule, {.pp = pp, .dp = 0, .tp = tp}).bytes().total());
+  // Most tp ranks have shards of the same sizes, and so the same bytes.
+  using Sizes = std::array<int64_t, 5>;
+  for (int pp = 0; pp < mesh_.pp; ++pp) {
+    std::map<Sizes, int64_t> known;
+    for (int tp = 0; tp < mesh_.tp; ++tp) {
+      const LocalShape& l = spec.local(tp);
+      const Sizes key{l.q_heads.size(), l.kv_heads.size(), l.ffn.size(), l.vocab.size(),
+                      token_part(job.tokens(), tp, mesh_.tp).size()};
+      auto it = known.find(key);
+      if (it == known.end())
+        it = known.emplace(key, plan_rank(spec, job, schedule, {.pp = pp, .dp = 0, .tp = tp}).bytes().total()).first;
+      bytes_.push_back(it->second);
+    }
+  }
 }
 
 int64_t JobBytes::of(const MeshCoord& c) const {
