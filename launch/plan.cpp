@@ -244,6 +244,7 @@ PlanReport make_plan(const JobConfig& cfg, const std::string& model_name, const 
     r.usd_per_million_tokens = *r.usd_per_hour / 3600 / r.chosen.time.tokens_per_s * 1e6;
     if (cfg.price <= 0) r.assumptions.push_back("price: " + cluster.price_note);
   }
+  r.flags = layout_flags(job);
   add_warnings(r, cfg);
   if (!r.fits()) r.remedies = parallel::remedies(model, job, cluster, 6);
   return r;

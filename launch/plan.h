@@ -38,6 +38,9 @@ struct PlanReport {
   std::vector<parallel::Remedy> remedies;    ///< when it does not fit
   std::vector<std::string> warnings, assumptions;
   std::optional<double> usd_per_hour, usd_per_million_tokens;
+  std::string flags;                         ///< the layout as options of r1run train
+  std::vector<std::string> host_names;       ///< empty: hosts are numbered
+  std::vector<int> rank_of_place;            ///< world rank on each device, host by host; -1: none; empty: in order
 
   [[nodiscard]] bool fits() const { return chosen.fits; }
   /// The sentence of a refusal: what is needed, what there is, and the cheapest changes.
@@ -52,6 +55,8 @@ struct PlanReport {
 [[nodiscard]] PlanReport make_plan(const JobConfig& config, const std::string& model_name, const parallel::ModelConfig& model,
                                    const PlannedCluster& cluster);
 
+/// The layout as options.
+[[nodiscard]] std::string layout_flags(const parallel::JobShape& job);
 [[nodiscard]] std::string plan_text(const PlanReport& report);
 [[nodiscard]] std::string plan_json(const PlanReport& report);
 /// One self-contained page.

@@ -25,15 +25,6 @@ std::vector<std::pair<std::string, double>> parts(const StepTime& t) {
           {"optimizer", t.optimizer}};
 }
 
-std::string layout_flags(const parallel::JobShape& job) {
-  std::string s = fmt::format("--pp {} --dp {} --tp {} --micro-batch {} --recompute {}", job.mesh.pp, job.mesh.dp, job.mesh.tp,
-                              job.micro_batch, job.recompute.size() > 1 ? "auto" : job.recompute_text());
-  if (job.mesh.pp > 1 && job.schedule != "1f1b") s += " --schedule " + job.schedule;
-  if (job.virtual_stages > 1) s += fmt::format(" --virtual-stages {}", job.virtual_stages);
-  if (job.zero > 0) s += " --zero 1";
-  return s;
-}
-
 std::string layer_list(const PlanReport& r, int pp_rank) {
   std::string out;
   const int pp = r.chosen.job.mesh.pp;
@@ -218,6 +209,15 @@ nlohmann::ordered_json report_json(const PlanReport& r) {
 
 }  // namespace
 
+std::string layout_flags(const parallel::JobShape& job) {
+  std::string s = fmt::format("--pp {} --dp {} --tp {} --micro-batch {} --recompute {}", job.mesh.pp, job.mesh.dp, job.mesh.tp,
+                              job.micro_batch, job.recompute.size() > 1 ? "auto" : job.recompute_text());
+  if (job.mesh.pp > 1 && job.schedule != "1f1b") s += " --schedule " + job.schedule;
+  if (job.virtual_stages > 1) s += fmt::format(" --virtual-stages {}", job.virtual_stages);
+  if (job.zero > 0) s += " --zero 1";
+  return s;
+}
+
 std::string plan_text(const PlanReport& r) {
   const parallel::ModelConfig& c = r.model;
   const parallel::JobShape& job = r.chosen.job;
@@ -238,7 +238,7 @@ std::string plan_text(const PlanReport& r) {
   out += fmt::format("numbers        weights {}, gradients {}, moments {}{}{}\n", dtype_name(job.format.weights), dtype_name(job.format.gradients),
                      dtype_name(job.format.moments), job.format.master ? ", fp32 master weights" : "",
                      job.zero > 0 ? ", optimizer state cut over dp" : "");
-  out += fmt::format("as options     {}\n", layout_flags(job));
+  out += fmt::format("as options     {}\n", r.flags);
   add_shards(out, r);
   add_memory(out, r);
   add_time(out, r);
