@@ -33,6 +33,7 @@ struct JobShape {
   NumericFormat format;
   int zero = 0;                                        ///< 1: optimizer state cut over dp
   bool gpu = true;
+  bool training = true;
 
   [[nodiscard]] int microbatches() const { return microbatches_of(batch, micro_batch, mesh.dp); }
   [[nodiscard]] int64_t tokens() const { return micro_batch * seq_len; }  ///< T of a micro-batch
