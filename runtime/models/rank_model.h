@@ -11,7 +11,7 @@
 #include "parallel/exec/pipeline.h"
 #include "parallel/exec/process_groups.h"
 #include "parallel/spec/model_spec.h"
-#include "runtime/models/parameters.h"
+#include "runtime/models/gradient_slots.h"
 #include "runtime/nn/decoder_layer.h"
 #include "runtime/nn/lm_head.h"
 
@@ -69,8 +69,11 @@ class RankModel : public parallel::StageRunner {
     parallel::StageSpec spec;
     parallel::SlotLayout layout;
     size_t params = 0;                   ///< index in params_
-    std::vector<nn::DecoderLayer> layers;
-    std::unique_ptr<nn::LmHead> head;
+    std::unique_ptr<GradientSlots> gradients;
+    // By gradient slot: what they accumulate into differs, all else is the same.
+    std::vector<std::vector<nn::DecoderLayer>> layers;
+    std::vector<nn::LmHead> heads;  ///< empty but on the last stage
+    [[nodiscard]] size_t depth() const { return layers.front().size(); }
     std::vector<Arena> slots, stashes;
     std::map<int, size_t> slot_of, stash_of;  ///< micro-batch -> slot, stash
     std::map<int, size_t> ring_of;            ///< micro-batch -> gradient ring entry of its input gradient

@@ -143,6 +143,7 @@ EngineOptions engine_options(const JobConfig& cfg, const parallel::ModelConfig& 
                                                                  : parallel::parse_recompute(cfg.recompute);
   o.training = training;
   o.zero = cfg.zero;
+  o.tree_rows = cfg.deterministic ? rows.batch : 0;
   o.device = device;
   o.format = numeric_format(cfg, device);
   if (device.kind == DeviceKind::kCuda) {
