@@ -104,7 +104,8 @@ parallel::RankPlan::Bytes RankModel::allocated() const {
   for (const StageParameters& p : params_) {
     b.weights += static_cast<int64_t>(p.weights().bytes());
     for (size_t k = 0; k < p.gradient_slots(); ++k)
-      b.gradients += static_cast<int64_t>(p.gradient_slot(k).bytes() + p.tied_head_gradient(k).bytes());
+      for (const Tensor& t : {p.gradient_slot(k), p.tied_head_gradient(k)})
+        if (t.data != nullptr) b.gradients += static_cast<int64_t>(t.bytes());
     for (const Tensor& t : {p.exp_avg(), p.exp_avg_sq(), p.master()})
       if (t.data != nullptr) b.optimizer += static_cast<int64_t>(t.bytes());
   }

@@ -62,7 +62,7 @@ DeterministicCost measure_deterministic_cost(Engine& engine, int64_t seq_len, in
     for (size_t k = 1; k < p.gradient_slots(); ++k)
       cost.more_gradient_bytes += static_cast<int64_t>(p.gradient_slot(k).bytes());
     for (size_t k = 0; k < p.gradient_slots(); ++k)
-      cost.more_gradient_bytes += static_cast<int64_t>(p.tied_head_gradient(k).bytes());
+      if (const Tensor t = p.tied_head_gradient(k); t.data != nullptr) cost.more_gradient_bytes += static_cast<int64_t>(t.bytes());
     if (p.gradient_slots() < 2) continue;
     const Tensor to = p.gradient_slot(0), from = p.gradient_slot(1);
     cost.tree_seconds += static_cast<double>(added) * timed(s, [&] { kernels::add_into(to, from, s); });
