@@ -141,19 +141,20 @@ void CheckpointSaver::begin(const CheckpointMeta& meta) {
     backend.synchronize(engine_.stream());
   }
   copy_seconds_ = seconds_since(begun_);
-  start(Phase::kPieces);
+  start(Phase::kStage);
 }
 
 CheckpointSaver::Vote CheckpointSaver::vote() const {
   if (running_.load(std::memory_order_acquire)) return {.running = 1, .failed = 0};
-  return {.running = 0, .failed = error_ ? 1 : 0};
+  const comm::Communicator& world = engine_.groups().world();
+  return {.running = 0, .failed = error_ ? world.size() - world.rank() : 0};
 }
 
 std::optional<SaveOutcome> CheckpointSaver::advance(const Vote& all) {
   if (phase_ == Phase::kIdle || all.running != 0) return std::nullopt;
   join();
   if (all.failed != 0 && phase_ != Phase::kCleanUp) {
-    if (error_) {
+    if (error_ && all.failed == vote().failed) {
       try {
         std::rethrow_exception(error_);
       } catch (const InternalError&) {
@@ -166,6 +167,9 @@ std::optional<SaveOutcome> CheckpointSaver::advance(const Vote& all) {
     return std::nullopt;
   }
   switch (phase_) {
+    case Phase::kStage:
+      start(Phase::kPieces);
+      return std::nullopt;
     case Phase::kPieces:
       start(Phase::kWhole);
       return std::nullopt;
@@ -216,6 +220,9 @@ void CheckpointSaver::start(Phase phase) {
 void CheckpointSaver::run_phase() {
   try {
     switch (phase_) {
+      case Phase::kStage:
+        stage();
+        break;
       case Phase::kPieces:
         write_own_pieces();
         break;
@@ -266,12 +273,15 @@ SourcePiece CheckpointSaver::source_of(size_t part, const Box& box, std::string_
           .held = p.held, .held_dtype = p.memory.dtype, .data = [this, part] { return host_data(part); }};
 }
 
-void CheckpointSaver::write_own_pieces() {
-  comm::Communicator& world = engine_.groups().world();
-  if (world.rank() == 0)
+void CheckpointSaver::stage() {
+  if (engine_.groups().world().rank() == 0)
     staged_ = checkpoint::StagedCheckpoint::create(
         options_.root, meta_.step, meta_.run_id, checkpoint_bytes(engine_.spec().config(), engine_.plan().format), &hook_);
-  else
+}
+
+void CheckpointSaver::write_own_pieces() {
+  comm::Communicator& world = engine_.groups().world();
+  if (world.rank() != 0)
     staged_ = checkpoint::StagedCheckpoint::join(options_.root, meta_.step, meta_.run_id, &hook_);
   const DType storage = engine_.spec().config().storage;
   std::vector<SourcePiece> state, weights;

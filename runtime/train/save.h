@@ -1,6 +1,6 @@
 // Checkpoints of a training job: what each rank writes, the copy it is written from, and the writing behind the training.
 //
-// A checkpoint goes through phases that every rank enters together: pieces (each rank's own state), whole (a stage's writer
+// A checkpoint goes through phases that every rank enters together: stage (the first rank makes the directory), pieces (each rank's own state), whole (a stage's writer
 // makes whole tensors for the Hugging Face files), commit (the first rank). Ranks agree between steps, with one reduction of
 // a few numbers that the step needs anyway; while a phase runs, files are the only thing they share.
 #pragma once
@@ -63,7 +63,7 @@ struct SaveOutcome {
   bool committed = false;
   int64_t step = 0;
   std::filesystem::path path;  ///< of the checkpoint
-  std::string error;           ///< of this rank; empty when another one failed
+  std::string error;           ///< why it failed, on the rank that is to tell; empty on the others
   double copy_seconds = 0;     ///< of the snapshot
   double total_seconds = 0;    ///< from begin() to the commit
 };
@@ -84,7 +84,8 @@ class CheckpointSaver {
   void begin(const CheckpointMeta& meta);
 
   struct Vote {
-    int64_t running = 0, failed = 0;
+    int64_t running = 0;
+    int64_t failed = 0;  ///< the larger, the lower the rank: the lowest one that failed tells why
   };
   /// This rank's; the maxima over all ranks go into advance().
   [[nodiscard]] Vote vote() const;
@@ -95,7 +96,7 @@ class CheckpointSaver {
   [[nodiscard]] SaveOutcome finish();
 
  private:
-  enum class Phase { kIdle, kPieces, kWhole, kCommit, kCleanUp };
+  enum class Phase { kIdle, kStage, kPieces, kWhole, kCommit, kCleanUp };
   /// Fails every system call once the saver is being destroyed, so that writing ends soon.
   class StopHook : public checkpoint::SyscallHook {
    public:
@@ -110,6 +111,7 @@ class CheckpointSaver {
   void start(Phase phase);
   void run_phase();
   void join();
+  void stage();
   void write_own_pieces();
   void write_whole();
   void commit();

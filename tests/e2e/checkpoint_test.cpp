@@ -79,7 +79,7 @@ TEST(Resume, OnEveryOtherLayoutTheNextStepsAreTheSame) {
 
 TEST(Resume, AnotherJobIsRefusedAndNamed) {
   const TempDir dir;
-  const Result first = run(job(1, small_job(dir / "out", 1, 1, 1, {"--steps", "1", "--seq-len", "320"})), 60);
+  const Result first = run(job(1, small_job(dir / "out", 1, 1, 1, {"--steps", "2", "--save-every", "1"})), 60);
   ASSERT_EQ(first.code, 0) << first.output;
   const std::string from = (dir / "out" / "step-000001").string();
   int n = 0;
@@ -104,9 +104,10 @@ TEST(Resume, AnotherJobIsRefusedAndNamed) {
     EXPECT_EQ(ok.code, 0) << ok.output;
     EXPECT_NE(ok.output.find("(--resume-allow)"), std::string::npos) << ok.output;
   }
-  // Another model: more layers, its own weights.
+  const std::string ids = dir / "ids.jsonl";
+  std::ofstream(ids) << R"({"input_ids": [1, 2, 3, 4], "labels": [1, 2, 3, 4]})" << "\n";
   const Result other = run(job(1, {"train", "--model", data("hf/qwen2-untied"), "--init", "random:1", "--data",
-                                   (dir / "out" / "gsm8k-slice.jsonl").string(), "--seq-len", "48", "--too-long", "truncate", "--batch", "4",
+                                   ids, "--seq-len", "48", "--batch", "4",
                                    "--steps", "2", "--output", dir / "other", "--resume", from}), 60);
   EXPECT_EQ(other.code, 64) << other.output;
   EXPECT_NE(other.output.find("the model (config.json"), std::string::npos) << other.output;
@@ -158,7 +159,7 @@ TEST(FullDisk, IsWarnedOfAndTriedAgain) {
   if (!disk.mounted()) GTEST_SKIP() << "mounting a tmpfs needs root";
   const fs::path hog = dir / "disk" / "hog";
   bool filled = false, freed = false;
-  const Result r = run(job(2, small_job(dir / "disk" / "out", 1, 1, 2, {"--steps", "12", "--save-every", "2"})), 120, mpi_environment(),
+  const Result r = run(job(2, small_job(dir / "disk" / "out", 1, 1, 2, {"--steps", "8", "--save-every", "2", "--keep-last", "1"})), 120, mpi_environment(),
                        [&](pid_t, const std::string& output) {
                          if (!filled && output.find("checkpoint ") != std::string::npos) {
                            filled = true;
@@ -172,7 +173,7 @@ TEST(FullDisk, IsWarnedOfAndTriedAgain) {
   ASSERT_TRUE(filled && freed) << r.output;
   EXPECT_EQ(r.code, 0) << r.output;
   EXPECT_EQ(staging_in(dir / "disk" / "out"), 0);
-  const Result verified = run(front_door({"verify", "--checkpoint", dir / "disk" / "out" / "step-000012"}), 30);
+  const Result verified = run(front_door({"verify", "--checkpoint", dir / "disk" / "out" / "step-000008"}), 30);
   EXPECT_EQ(verified.code, 0) << verified.output;
 }
 
