@@ -27,7 +27,8 @@ void write_rows(const fs::path& file, int rows, int tokens, int vocab, const std
 /// CRC-32C of each tensor of a kind in a checkpoint, by name and box.
 std::map<std::string, uint32_t> checksums(const fs::path& checkpoint, const std::string& kind) {
   std::map<std::string, uint32_t> out;
-  for (const checkpoint::Piece& p : checkpoint::CheckpointReader::open(checkpoint).manifest().pieces)
+  const auto reader = checkpoint::CheckpointReader::open(checkpoint);
+  for (const checkpoint::Piece& p : reader.manifest().pieces)
     if (p.kind == kind) out[p.tensor + " " + p.box.str()] = p.crc32c;
   return out;
 }
