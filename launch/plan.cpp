@@ -218,7 +218,7 @@ PlanReport make_plan(const JobConfig& cfg, const std::string& model_name, const 
   r.stages = spec.stages();
   for (int pp = 0; pp < job.mesh.pp; ++pp)
     for (int tp = 0; tp < job.mesh.tp; ++tp) {
-      PlannedRank rank{.coord = {.pp = pp, .dp = 0, .tp = tp}};
+      PlannedRank rank{.coord = {.pp = pp, .dp = job.mesh.dp - 1, .tp = tp}};  // the replica that holds most
       rank.plan = parallel::plan_rank(spec, job, r.schedule, rank.coord);
       rank.memory = parallel::memory_items(rank.plan);
       rank.shard = spec.local(tp);

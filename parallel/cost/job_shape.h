@@ -31,7 +31,7 @@ struct JobShape {
   int64_t batch = 8, micro_batch = 1, seq_len = 1024;  ///< rows, rows, tokens
   std::vector<Recompute> recompute{Recompute::kNone};  ///< one for all, or one for each pipeline rank
   NumericFormat format;
-  int zero = 0;                                        ///< 1: optimizer state cut over dp
+  int zero = 1;                                        ///< 1: optimizer state cut over dp, 0: not
   bool gpu = true;
   bool training = true;
 

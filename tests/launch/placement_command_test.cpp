@@ -1,6 +1,8 @@
 // A placement becomes part of the launcher's command: hosts in rank order, or a rankfile where cores are known.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "launch/command.h"
 
 namespace r1::launch {
