@@ -1,5 +1,6 @@
 // Faults of a rank, each really injected: one line that names the rank and what it was doing, the documented code, and nothing
 // left behind in time. The bounds are those of a machine whose cores are shared by more ranks than there are cores.
+#include <fmt/format.h>
 #include <signal.h>
 
 #include <algorithm>

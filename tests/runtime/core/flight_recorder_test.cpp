@@ -51,7 +51,7 @@ TEST(FlightRecorder, TellsWhatARankIsIn) {
   r.end();
   r.begin(Operation::kRecv, world, 64, 7);
   d = read_flight(m.bytes.get(), 1);
-  EXPECT_EQ(describe(*d.operation, d), "receive of world with rank 7, 64.0 B");
+  EXPECT_EQ(describe(*d.operation, d), "receive of world with rank 7, 64 B");
   EXPECT_EQ(d.recent.size(), 1u);
   r.end();
   r.end_action();
