@@ -9,8 +9,9 @@ namespace {
 /// Closes the record also when the operation throws: then the rank's last words say more.
 class Recording {
  public:
-  Recording(FlightRecorder& recorder, Operation op, uint32_t group, uint64_t bytes, int peer = -1) : recorder_(recorder) {
-    recorder_.begin(op, group, bytes, peer);
+  Recording(FlightRecorder& recorder, Operation op, uint32_t group, uint64_t bytes, int peer = -1, uint64_t sequence = 0)
+      : recorder_(recorder) {
+    recorder_.begin(op, group, bytes, peer, sequence);
   }
   ~Recording() { recorder_.end(); }
   Recording(const Recording&) = delete;
@@ -22,19 +23,22 @@ class Recording {
 
 class RecordedPending : public Pending {
  public:
-  RecordedPending(std::unique_ptr<Pending> inner, FlightRecorder& recorder, uint32_t group, uint64_t bytes, int peer)
-      : inner_(std::move(inner)), recorder_(recorder), group_(group), bytes_(bytes), peer_(peer) {}
+  RecordedPending(std::unique_ptr<Pending> inner, FlightRecorder& recorder, Operation op, uint32_t group, uint64_t bytes, int peer,
+                  uint64_t sequence)
+      : inner_(std::move(inner)), recorder_(recorder), op_(op), group_(group), bytes_(bytes), peer_(peer), sequence_(sequence) {}
   void wait() override {
-    const Recording record(recorder_, Operation::kWait, group_, bytes_, peer_);
+    const Recording record(recorder_, op_, group_, bytes_, peer_, sequence_);
     inner_->wait();
   }
 
  private:
   std::unique_ptr<Pending> inner_;
   FlightRecorder& recorder_;
+  Operation op_;
   uint32_t group_;
   uint64_t bytes_;
   int peer_;
+  uint64_t sequence_;
 };
 
 class RecordedCommunicator : public Communicator {
@@ -75,7 +79,15 @@ class RecordedCommunicator : public Communicator {
     if (transfers.empty()) return pending;
     uint64_t bytes = 0;
     for (const Transfer& t : transfers) bytes += t.tensor.bytes();
-    return std::make_unique<RecordedPending>(std::move(pending), recorder_, group_, bytes, world_rank(transfers.front().peer));
+    return std::make_unique<RecordedPending>(std::move(pending), recorder_, Operation::kWait, group_, bytes,
+                                             world_rank(transfers.front().peer), 0);
+  }
+  [[nodiscard]] std::unique_ptr<Pending> start_reduce_scatter(std::span<const ShardedTensor> xs, SumOrder order,
+                                                              const Stream& s) override {
+    return started(Operation::kReduceScatter, [&] { return inner_->start_reduce_scatter(xs, order, s); });
+  }
+  [[nodiscard]] std::unique_ptr<Pending> start_all_gather(std::span<const ShardedTensor> xs, const Stream& s) override {
+    return started(Operation::kAllGather, [&] { return inner_->start_all_gather(xs, s); });
   }
   void barrier() override {
     collective(Operation::kBarrier, 0, [&] { inner_->barrier(); });
@@ -99,6 +111,17 @@ class RecordedCommunicator : public Communicator {
     if (size() == 1) return work();  // nobody to wait for
     const Recording record(recorder_, op, group_, bytes);
     work();
+  }
+  /// The start and, under the same number, the wait.
+  template <class Start>
+  [[nodiscard]] std::unique_ptr<Pending> started(Operation op, Start&& start) {
+    if (size() == 1) return start();
+    std::unique_ptr<Pending> pending;
+    {
+      const Recording record(recorder_, op, group_, 0);
+      pending = start();
+    }
+    return std::make_unique<RecordedPending>(std::move(pending), recorder_, op, group_, 0, -1, recorder_.sequence(group_));
   }
   [[nodiscard]] int world_rank(int peer) const {
     const auto i = static_cast<size_t>(peer);

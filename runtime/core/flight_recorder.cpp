@@ -113,10 +113,9 @@ void FlightRecorder::end_action() noexcept {
   m_->open_action.store(0, std::memory_order_release);
 }
 
-void FlightRecorder::begin(Operation op, uint32_t group, uint64_t bytes, int peer) noexcept {
+void FlightRecorder::begin(Operation op, uint32_t group, uint64_t bytes, int peer, uint64_t sequence) noexcept {
   operation_begin_ns_ = now_ns();
-  uint64_t sequence = 0;
-  if (is_collective(op)) {
+  if (sequence == 0 && is_collective(op)) {
     auto& entered = m_->group[group].sequence;
     sequence = entered.load(std::memory_order_relaxed) + 1;
     entered.store(sequence, std::memory_order_relaxed);

@@ -112,8 +112,11 @@ class FlightRecorder {
   /// An action begins; the one before is over.
   void action(Operation op, int stage, int microbatch) noexcept;
   void end_action() noexcept;
-  /// An operation between ranks begins; end() closes it.
-  void begin(Operation op, uint32_t group, uint64_t bytes, int peer = -1) noexcept;
+  /// An operation between ranks begins; end() closes it. `sequence`: of a collective that was started before and is waited for
+  /// now; 0: collectives count on.
+  void begin(Operation op, uint32_t group, uint64_t bytes, int peer = -1, uint64_t sequence = 0) noexcept;
+  /// Collectives of the group so far.
+  [[nodiscard]] uint64_t sequence(uint32_t group) const noexcept { return m_->group[group].sequence.load(std::memory_order_relaxed); }
   void end() noexcept;
 
  private:
