@@ -192,6 +192,8 @@ class Shim {
     r.coordinates = s.coordinates;
     r.step = s.step;
     r.phase = s.phase;
+    const FlightData flight = status_.flight(0);
+    if (flight.operation) r.operation = describe(*flight.operation, flight);
     r.checkpoint_step = s.checkpoint_step;
     r.detected_s = detected_s_;
     r.time_s = wall_clock_s();
