@@ -358,7 +358,7 @@ RankPlan::Bytes RankPlan::bytes() const {
   Bytes b;
   for (const Chunk& c : chunks) {
     b.weights += c.param_elems * dtype_bytes(format.weights);
-    b.gradients += c.param_elems * dtype_bytes(format.gradients);
+    b.gradients += (c.param_elems + c.tied_head_elems) * gradient_slots() * dtype_bytes(format.gradients);
     (offload_optimizer ? b.host : b.optimizer) += c.state_elems * (2 * dtype_bytes(format.moments) + (format.master ? 4 : 0));
     b.host += c.in_flight * laid_out_bytes(c.host_slot);
     b.activations += c.in_flight * laid_out_bytes(c.slot) + c.stash * laid_out_bytes(c.stash_slot);
@@ -369,10 +369,10 @@ RankPlan::Bytes RankPlan::bytes() const {
 
 RankPlan plan_rank(const ModelSpec& spec, const MeshShape& mesh, const MeshCoord& coord, const Schedule& schedule,
                    int64_t tokens, Recompute recompute, const NumericFormat& format, const DeviceNeeds& needs,
-                   bool training, int zero) {
+                   bool training, int zero, std::optional<RowTree> row_tree) {
   const ModelConfig& c = spec.config();
   RankPlan plan{.mesh = mesh, .coord = coord, .tokens = tokens, .recompute = recompute, .format = format, .zero = zero,
-                .offload_optimizer = needs.offload_optimizer, .offload_activations = needs.offload_activations};
+                .offload_optimizer = needs.offload_optimizer, .offload_activations = needs.offload_activations, .row_tree = std::move(row_tree)};
   const int tp_rank = coord.tp;
   const DType act = format.weights;
   const Simulation sim = simulate(schedule, {});
@@ -385,6 +385,8 @@ RankPlan plan_rank(const ModelSpec& spec, const MeshShape& mesh, const MeshCoord
     const std::vector<ParamSpec> params = spec.stage_params(stage);
     chunk.param_elems = param_layout(params, tp_rank).elems;
     chunk.state_elems = state_layout(params, tp_rank, plan.shards() == 1 ? 0 : coord.dp, plan.shards()).elems;
+    if (plan.row_tree && c.tied_embeddings && spec.stages()[s].embedding && spec.stages()[s].head)
+      chunk.tied_head_elems = params.front().shard.local_elems(tp_rank);
     chunk.in_flight = sim.peak_in_flight.at(s);
     chunk.stash = training ? sim.peak_stash.at(s) : 0;
     split = split || chunk.stash > 0;

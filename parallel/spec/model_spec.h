@@ -7,6 +7,7 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -14,6 +15,7 @@
 #include "parallel/schedule/schedule.h"
 #include "parallel/shard/shard.h"
 #include "parallel/spec/model_config.h"
+#include "parallel/spec/row_tree.h"
 
 namespace r1::parallel {
 
@@ -132,10 +134,13 @@ struct RankPlan {
   NumericFormat format;
   int zero = 1;                            ///< 1: optimizer state cut over dp
   bool offload_optimizer = false, offload_activations = false;
+  std::optional<RowTree> row_tree;         ///< --deterministic: how gradients are summed over rows
+  [[nodiscard]] int gradient_slots() const { return row_tree ? row_tree->slots : 1; }
   [[nodiscard]] int shards() const { return zero == 0 ? 1 : mesh.dp; }
   struct Chunk {
     int stage = 0;
     int64_t param_elems = 0;               ///< of the flat parameter block, padding included
+    int64_t tied_head_elems = 0;           ///< of a tied head's own gradient where this chunk is both ends (row tree only)
     int64_t state_elems = 0;               ///< of the flat optimizer state blocks: this dp rank's shard (see state_layout)
     int in_flight = 0;                     ///< activation slots
     int stash = 0;                         ///< weight-gradient stashes (split backward), 0 when the backward is whole
@@ -181,11 +186,11 @@ struct StateLayout {
 [[nodiscard]] int64_t shared_gradient_elems(const std::vector<ParamSpec>& params);
 
 /// What a training rank needs: parameters, gradients, optimizer state, activations at the schedule's peak, scratch. zero = 1:
-/// the optimizer state is cut over dp, 0: every replica holds all of it.
+/// the optimizer state is cut over dp, 0: every replica holds all of it. `row_tree`: gradients have its slots.
 [[nodiscard]] RankPlan plan_rank(const ModelSpec& spec, const MeshShape& mesh, const MeshCoord& coord,
                                  const Schedule& schedule, int64_t tokens, Recompute recompute,
                                  const NumericFormat& format, const DeviceNeeds& needs, bool training = true,
-                                 int zero = 1);
+                                 int zero = 1, std::optional<RowTree> row_tree = {});
 
 /// Buffers on the device that offloaded block inputs pass through: one in use, two on their way.
 inline constexpr int kOffloadRing = 3;

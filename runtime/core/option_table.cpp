@@ -536,6 +536,14 @@ const std::vector<Option>& table() {
        .help = "steps skipped because of NaN or Inf before the job ends (exit code 76)",
        .group = Group::kOptimisation,
        .commands = kJob},
+      {.name = "spike-sigmas",
+       .field = &C::spike_sigmas,
+       .fallback = "6",
+       .range = at_least(0),
+       .metavar = "K",
+       .help = "a loss K standard deviations above the mean of the 50 steps before it is logged with its rows; 0: off",
+       .group = Group::kOptimisation,
+       .commands = kJob},
 
       // -- output
       {.name = "output",
@@ -873,7 +881,7 @@ const std::vector<Option>& table() {
       {.name = "deterministic",
        .field = &C::deterministic,
        .fallback = "false",
-       .help = "bit-equal from run to run on a GPU too (on CPUs every run is)",
+       .help = "the same bits from run to run, and for every --pp, --schedule, --recompute, --micro-batch and power-of-two --dp: rows one by one, gradients summed in a fixed tree over them",
        .group = Group::kMachine,
        .commands = kJob},
       {.name = "profile",

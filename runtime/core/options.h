@@ -79,6 +79,7 @@ struct JobConfig {
   std::vector<std::string> no_decay;  ///< of "norm", "bias", "embedding"
   double clip = 0;                    ///< 0: off
   int64_t max_skipped_steps = 0;
+  double spike_sigmas = 0;  ///< 0: off
   // output
   std::string output, resume, save_mode;
   std::vector<std::string> resume_allow;

@@ -39,7 +39,15 @@ StageParameters::StageParameters(const parallel::ModelSpec& spec, int stage, int
   };
   weights_ = make(weight_buffer_, format.weights, layout_.elems);
   if (!holds.training) return;
-  gradients_ = make(gradient_buffer_, format.gradients, layout_.elems);
+  for (int k = 0; k < holds.gradient_slots; ++k) {
+    gradient_slots_.push_back(make(gradient_buffers_.emplace_back(), format.gradients, layout_.elems));
+    if (!holds.tied_head) continue;
+    const size_t embedding = index(ParamRole::kEmbedding, -1);
+    const std::vector<int64_t> shape = specs_[embedding].shard.local_shape(tp_rank);
+    tied_head_gradients_.push_back(
+        make(gradient_buffers_.emplace_back(), format.gradients, specs_[embedding].shard.local_elems(tp_rank))
+            .view(Shape{std::span<const int64_t>(shape)}));
+  }
   if (format.master) master_ = make_state(master_buffer_, DType::kF32);
   exp_avg_ = make_state(exp_avg_buffer_, format.moments);
   exp_avg_sq_ = make_state(exp_avg_sq_buffer_, format.moments);

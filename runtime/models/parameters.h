@@ -15,10 +15,12 @@ namespace r1::models {
 class StageParameters {
  public:
   /// Allocates zeroed blocks on `device`. `training`: gradients and optimizer state too, of which this rank holds `shard` of
-  /// `shards` (parallel::state_layout).
+  /// `shards` (parallel::state_layout). `gradient_slots` blocks of gradients; `tied_head`: a tied head's gradients apart from the
+  /// embedding's, in a stage that is both ends.
   struct Holds {
     bool training = true;
-    int shard = 0, shards = 1;
+    int shard = 0, shards = 1, gradient_slots = 1;
+    bool tied_head = false;
     bool offload = false;  ///< optimizer state in pinned host memory, which the device's kernels address as it is
   };
   StageParameters(const parallel::ModelSpec& spec, int stage, int tp_rank, const parallel::NumericFormat& format, Device device,
@@ -36,7 +38,14 @@ class StageParameters {
   /// Whole flat blocks: weights and gradients [elems], master and moments [state_layout().elems]; empty when not allocated (no
   /// master beside fp32 weights, inference).
   [[nodiscard]] Tensor weights() const { return weights_; }
-  [[nodiscard]] Tensor gradients() const { return gradients_; }
+  [[nodiscard]] Tensor gradients() const { return gradient_slot(0); }
+  /// Blocks of gradients: sums end in slot 0, partial sums lie in the others (GradientSlots).
+  [[nodiscard]] size_t gradient_slots() const { return gradient_slots_.size(); }
+  [[nodiscard]] Tensor gradient_slot(size_t i) const { return gradient_slots_.empty() ? Tensor{} : gradient_slots_.at(i); }
+  /// A tied head's own gradients, with the shape of the embedding; empty where it accumulates in the embedding's.
+  [[nodiscard]] Tensor tied_head_gradient(size_t slot) const {
+    return tied_head_gradients_.empty() ? Tensor{} : tied_head_gradients_.at(slot);
+  }
   [[nodiscard]] Tensor master() const { return master_; }
   [[nodiscard]] Tensor exp_avg() const { return exp_avg_; }
   [[nodiscard]] Tensor exp_avg_sq() const { return exp_avg_sq_; }
@@ -58,9 +67,11 @@ class StageParameters {
   std::vector<parallel::ParamSpec> specs_;
   parallel::ParamLayout layout_;
   parallel::StateLayout state_layout_;
-  Buffer weight_buffer_, gradient_buffer_, master_buffer_, exp_avg_buffer_, exp_avg_sq_buffer_;
+  Buffer weight_buffer_, master_buffer_, exp_avg_buffer_, exp_avg_sq_buffer_;
   std::vector<PinnedBuffer> offloaded_;  ///< in place of the last three
-  Tensor weights_, gradients_, master_, exp_avg_, exp_avg_sq_;
+  std::vector<Buffer> gradient_buffers_;
+  std::vector<Tensor> gradient_slots_, tied_head_gradients_;
+  Tensor weights_, master_, exp_avg_, exp_avg_sq_;
 };
 
 /// Fills every parameter of the model with its initial value: normal(0, initializer_range) for matrices, zeros for biases,

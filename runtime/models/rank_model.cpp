@@ -61,6 +61,8 @@ RankModel::RankModel(const parallel::ModelSpec& spec, const parallel::RankPlan& 
                          StageParameters::Holds{.training = training,
                                                 .shard = plan.shards() == 1 ? 0 : plan.coord.dp,
                                                 .shards = plan.shards(),
+                                                .gradient_slots = plan.gradient_slots(),
+                                                .tied_head = planned.tied_head_elems > 0,
                                                 .offload = plan.offload_optimizer},
                          s);
     StageParameters& params = params_.back();
@@ -73,8 +75,13 @@ RankModel::RankModel(const parallel::ModelSpec& spec, const parallel::RankPlan& 
     std::vector<parallel::PlannedTensor> slot, stash, host;
     c.layout = slot_layout(spec, planned.stage, tp_rank, plan_.tokens, plan_.recompute, plan_.format.weights,
                            planned.stash > 0, &slot, &stash, plan_.offload_activations ? &host : nullptr);
-    for (int64_t l = c.spec.layer_begin; l < c.spec.layer_end; ++l)
-      c.layers.emplace_back(shared_, params.layer(params.weights(), l), params.layer(params.gradients(), l));
+    c.gradients = std::make_unique<GradientSlots>(params, training ? plan_.row_tree : std::nullopt);
+    const size_t slots = std::max<size_t>(1, params.gradient_slots());
+    for (size_t k = 0; k < slots; ++k) {
+      c.layers.emplace_back();
+      for (int64_t l = c.spec.layer_begin; l < c.spec.layer_end; ++l)
+        c.layers.back().emplace_back(shared_, params.layer(params.weights(), l), params.layer(params.gradient_slot(k), l));
+    }
     for (int i = 0; i < planned.in_flight; ++i) c.slots.emplace_back(device, arena_specs(slot));
     if (!host.empty())
       for (int i = 0; i < planned.in_flight; ++i) c.host_slots.emplace_back(device.kind, host);
@@ -87,13 +94,16 @@ RankModel::RankModel(const parallel::ModelSpec& spec, const parallel::RankPlan& 
             .norm = params.part(block, params.index(ParamRole::kFinalNorm, last)),
             .head = params.part(block, own ? params.index(ParamRole::kHead, last) : params.index(ParamRole::kEmbedding, -1))};
       };
-      c.head = std::make_unique<nn::LmHead>(
-          head_of(params.weights()), head_of(params.gradients()), shared_.local.vocab.begin,
-          static_cast<float>(spec.config().rms_eps), region_,
-          nn::LmHeadScratch{.norm = scratch("head norm"), .rstd = scratch("head rstd"), .gathered = optional("gathered"),
+      const nn::LmHeadScratch scratch_of_head{.norm = scratch("head norm"), .rstd = scratch("head rstd"), .gathered = optional("gathered"),
                             .partial = scratch("partial"), .logits = scratch("logits"), .stats = scratch("head stats"),
                             .all_stats = scratch("head all stats"), .lse = scratch("head lse"),
-                            .loss = scratch("token loss")});
+                            .loss = scratch("token loss")};
+      for (size_t k = 0; k < slots; ++k) {
+        nn::LmHead::Weights gradients = head_of(params.gradient_slot(k));
+        if (const Tensor tied = params.tied_head_gradient(k); tied.data != nullptr) gradients.head = tied;
+        c.heads.emplace_back(head_of(params.weights()), gradients, shared_.local.vocab.begin,
+                             static_cast<float>(spec.config().rms_eps), region_, scratch_of_head);
+      }
     }
     chunks_.push_back(std::move(c));
   }
@@ -106,7 +116,9 @@ parallel::RankPlan::Bytes RankModel::allocated() const {
   parallel::RankPlan::Bytes b;
   for (const StageParameters& p : params_) {
     b.weights += static_cast<int64_t>(p.weights().bytes());
-    if (p.gradients().data != nullptr) b.gradients += static_cast<int64_t>(p.gradients().bytes());
+    for (size_t k = 0; k < p.gradient_slots(); ++k)
+      for (const Tensor& t : {p.gradient_slot(k), p.tied_head_gradient(k)})
+        if (t.data != nullptr) b.gradients += static_cast<int64_t>(t.bytes());
     for (const Tensor& t : {p.exp_avg(), p.exp_avg_sq(), p.master()})
       if (t.data != nullptr) (plan_.offload_optimizer ? b.host : b.optimizer) += static_cast<int64_t>(t.bytes());
   }
@@ -214,7 +226,8 @@ GraphCache::Key RankModel::graph_key(Chunk& c, ActionKind kind, int microbatch, 
 
 void RankModel::zero_gradients(const Stream& s) {
   for (StageParameters& p : params_)
-    backend_of(device_.kind).fill_zero(p.gradients().data, p.gradients().bytes(), s);
+    for (const Tensor& t : {p.gradients(), p.tied_head_gradient(0)})
+      if (t.data != nullptr) backend_of(device_.kind).fill_zero(t.data, t.bytes(), s);
 }
 
 void RankModel::zero_loss(const Stream& s) { backend_of(device_.kind).fill_zero(loss_words_.data, loss_words_.bytes(), s); }
@@ -248,7 +261,7 @@ Tensor RankModel::input(int stage, int microbatch) {
 
 Tensor RankModel::output(int stage, int microbatch) {
   Chunk& c = chunk(stage);
-  return layer_input(c, microbatch, c.layers.size());
+  return layer_input(c, microbatch, c.depth());
 }
 
 Tensor RankModel::output_gradient(int stage, int microbatch) {
@@ -307,17 +320,17 @@ nn::LayerGrads RankModel::grads(Chunk& c, int microbatch, size_t layer, bool spl
 }
 
 void* RankModel::host_input(Chunk& c, int microbatch, size_t layer) {
-  if (layer == 0 || layer >= c.layers.size()) return nullptr;
+  if (layer == 0 || layer >= c.depth()) return nullptr;
   const int index = c.layout.layers[layer - 1].host_output;
   return index < 0 ? nullptr : c.host_slots[c.slot_of.at(microbatch)].at(static_cast<size_t>(index));
 }
 
 void RankModel::forward_layers(Chunk& c, int microbatch, const nn::Batch& b) {
   if (offload_) offload_->begin(stream_);
-  for (size_t i = 0; i < c.layers.size(); ++i) {
+  for (size_t i = 0; i < c.depth(); ++i) {
     void* host = host_input(c, microbatch, i + 1);
     if (host != nullptr) offload_->before_write(i + 1, stream_);
-    c.layers[i].forward(layer_input(c, microbatch, i), b, acts(c, microbatch, i, false), layer_input(c, microbatch, i + 1),
+    c.layers.front()[i].forward(layer_input(c, microbatch, i), b, acts(c, microbatch, i, false), layer_input(c, microbatch, i + 1),
                         stream_);
     if (host != nullptr && want_gradients_) offload_->store(i + 1, host, stream_);
   }
@@ -328,28 +341,33 @@ void RankModel::backward_layers(Chunk& c, int microbatch, const nn::Batch& b, bo
   const auto prefetch = [&](size_t layer) {
     if (void* host = host_input(c, microbatch, layer); host != nullptr) offload_->load(layer, host);
   };
-  const size_t layers = c.layers.size();
+  const GradientSlots& gradients = *c.gradients;
+  const std::vector<nn::DecoderLayer>& layers = c.layers[gradients.slot(microbatch)];
+  const GradientGroup group = split ? GradientGroup::kNorms : GradientGroup::kAll;
   if (offload_) {
     offload_->begin(stream_);
-    for (size_t i = layers; i-- > 0 && layers - i <= parallel::kOffloadRing;) prefetch(i);
+    for (size_t i = layers.size(); i-- > 0 && layers.size() - i <= parallel::kOffloadRing;) prefetch(i);
   }
   Tensor dy = output_gradient(c.stage, microbatch);
-  for (size_t i = layers; i-- > 0;) {
+  for (size_t i = layers.size(); i-- > 0;) {
+    const int64_t layer = c.spec.layer_begin + static_cast<int64_t>(i);
     const nn::LayerActs a = acts(c, microbatch, i, true);
     const Tensor x = layer_input(c, microbatch, i);
     const bool offloaded = host_input(c, microbatch, i) != nullptr;
     if (offloaded) offload_->before_read(i, stream_);
-    c.layers[i].rematerialise(x, b, a, stream_);
+    layers[i].rematerialise(x, b, a, stream_);
     nn::LayerGrads g = grads(c, microbatch, i, split);
     if (!split) g.dy = dy;
     Tensor dx = out;
     if (i > 0) dx = split ? grads(c, microbatch, i - 1, true).dy : scratch(i % 2 == 0 ? "gradient 0" : "gradient 1");
-    c.layers[i].backward_input(x, b, a, g, dx, !split, stream_);
+    gradients.begin(layer, group, microbatch, stream_);
+    layers[i].backward_input(x, b, a, g, dx, !split, stream_);
+    gradients.end(layer, group, microbatch, stream_);
     if (offloaded) {
       offload_->release(i, stream_);
       if (i >= parallel::kOffloadRing) prefetch(i - parallel::kOffloadRing);
     }
-    if (!split) gradients_ready(c.stage, c.spec.layer_begin + static_cast<int64_t>(i), microbatch);
+    if (!split) gradients_ready(c.stage, layer, microbatch);
     dy = dx;
   }
   if (offload_) offload_->end(stream_);
@@ -368,19 +386,24 @@ void RankModel::forward(int stage, int microbatch) {
   }
   const nn::Batch lb = layer_batch(microbatch);
   graphs_.run(graph_key(c, ActionKind::kForward, microbatch, lb), stream_, [&] { forward_layers(c, microbatch, lb); });
-  if (c.head) {
+  if (!c.heads.empty()) {
+    const int64_t last = spec_.config().layers;
     const Tensor gradient = want_gradients_ ? output_gradient(stage, microbatch) : Tensor{};
     nn::LogitsSink sink;
     if (sink_) sink = [this, microbatch](int64_t first, const Tensor& logits) { sink_(microbatch, first, logits); };
-    c.head->forward(layer_input(c, microbatch, c.layers.size()), b, loss_scale_, loss_words_, want_gradients_, gradient,
+    if (want_gradients_) c.gradients->begin(last, GradientGroup::kAll, microbatch, stream_);
+    c.heads[want_gradients_ ? c.gradients->slot(microbatch) : 0].forward(layer_input(c, microbatch, c.depth()), b, loss_scale_, loss_words_, want_gradients_, gradient,
                     sink, stream_);
-    if (want_gradients_) gradients_ready(stage, spec_.config().layers, microbatch);
+    if (!want_gradients_) return;
+    c.gradients->end(last, GradientGroup::kAll, microbatch, stream_);
+    gradients_ready(stage, last, microbatch);
   }
 }
 
 void RankModel::run_layers(const GraphCache::Key& key, int microbatch, const std::function<void()>& work) {
-  // A graph cannot say when a single layer is done, which is what the last micro-batch is asked for.
-  if (ready_ && microbatch + 1 == static_cast<int>(batches_.size())) work();
+  // A graph cannot say when a single layer is done, which is what the last micro-batch is asked for; and with a tree over
+  // rows every micro-batch adds to other gradients.
+  if (plan_.row_tree || (ready_ && microbatch + 1 == static_cast<int>(batches_.size()))) work();
   else graphs_.run(key, stream_, work);
 }
 
@@ -392,11 +415,16 @@ void RankModel::backward(int stage, int microbatch, ActionKind kind) {
   Chunk& c = chunk(stage);
   const nn::Batch b = batch(microbatch);
   const bool split = kind != ActionKind::kBackward;
+  const GradientSlots& gradients = *c.gradients;
+  const std::vector<nn::DecoderLayer>& layers = c.layers[gradients.slot(microbatch)];
   if (kind == ActionKind::kBackwardWeight) {
     run_layers(graph_key(c, kind, microbatch, b), microbatch, [&] {
-      for (size_t i = c.layers.size(); i-- > 0;) {
-        c.layers[i].backward_weight(acts(c, microbatch, i, true), grads(c, microbatch, i, true), stream_);
-        gradients_ready(stage, c.spec.layer_begin + static_cast<int64_t>(i), microbatch);
+      for (size_t i = layers.size(); i-- > 0;) {
+        const int64_t layer = c.spec.layer_begin + static_cast<int64_t>(i);
+        gradients.begin(layer, GradientGroup::kMatrices, microbatch, stream_);
+        layers[i].backward_weight(acts(c, microbatch, i, true), grads(c, microbatch, i, true), stream_);
+        gradients.end(layer, GradientGroup::kMatrices, microbatch, stream_);
+        gradients_ready(stage, layer, microbatch);
       }
     });
     return;
@@ -417,9 +445,11 @@ void RankModel::backward(int stage, int microbatch, ActionKind kind) {
   run_layers(graph_key(c, kind, microbatch, lb), microbatch, [&] { backward_layers(c, microbatch, lb, split, out); });
   if (c.spec.embedding) {
     const StageParameters& p = params_[c.params];
-    kernels::embedding_backward(b.ids, region_.gather(out, shared_.scratch.gathered_gradient, stream_),
-                                shared_.local.vocab.begin, p.part(p.gradients(), p.index(ParamRole::kEmbedding, -1)),
+    gradients.begin(-1, GradientGroup::kAll, microbatch, stream_);
+    kernels::embedding_backward(b.ids, region_.gather(out, shared_.scratch.gathered_gradient, stream_), shared_.local.vocab.begin,
+                                p.part(p.gradient_slot(gradients.slot(microbatch)), p.index(ParamRole::kEmbedding, -1)),
                                 stream_);
+    gradients.end(-1, GradientGroup::kAll, microbatch, stream_);
     gradients_ready(stage, -1, microbatch);
   }
 }

@@ -12,6 +12,7 @@
 #include "parallel/exec/process_groups.h"
 #include "parallel/spec/model_spec.h"
 #include "runtime/device/graph_cache.h"
+#include "runtime/models/gradient_slots.h"
 #include "runtime/models/offload.h"
 #include "runtime/models/parameters.h"
 #include "runtime/nn/decoder_layer.h"
@@ -74,8 +75,11 @@ class RankModel : public parallel::StageRunner {
     parallel::StageSpec spec;
     parallel::SlotLayout layout;
     size_t params = 0;                   ///< index in params_
-    std::vector<nn::DecoderLayer> layers;
-    std::unique_ptr<nn::LmHead> head;
+    std::unique_ptr<GradientSlots> gradients;
+    // By gradient slot: what they accumulate into differs, all else is the same.
+    std::vector<std::vector<nn::DecoderLayer>> layers;
+    std::vector<nn::LmHead> heads;  ///< empty but on the last stage
+    [[nodiscard]] size_t depth() const { return layers.front().size(); }
     std::vector<Arena> slots, stashes;
     std::vector<HostSlot> host_slots;  ///< beside `slots`, where block inputs are offloaded
     std::map<int, size_t> slot_of, stash_of;  ///< micro-batch -> slot, stash

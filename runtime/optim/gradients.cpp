@@ -60,29 +60,28 @@ std::vector<Unit> units_of(const std::vector<ParamBlock>& blocks) {
   return units;
 }
 
-std::vector<ShardExchange::Bucket> ShardExchange::buckets(const ParamBlock& b, const Tensor& block, const Unit& unit, int dp) {
-  std::vector<Bucket> out(1);
-  int64_t filled = 0;
-  for (size_t i = unit.first; i < unit.last; ++i) {
-    const ParamSpec& p = (*b.specs)[i];
-    const Tensor whole = b.part(block, i);
-    const int64_t row = row_elems(p, b.tp_rank), bytes = static_cast<int64_t>(whole.bytes());
-    if (bytes == 0) continue;
-    const auto pieces = static_cast<int>((bytes + kBucketBytes - 1) / kBucketBytes);
-    for (int k = 0; k < pieces; ++k) {
-      comm::ShardedTensor x;
-      for (int d = 0; d < dp; ++d) {
-        const Interval rows = state_rows(p, b.tp_rank, d, dp), cut = parallel::even_part(rows.size(), k, pieces);
-        x.parts.push_back(whole.rows((rows.begin + cut.begin) * row, (rows.begin + cut.end) * row));
-      }
-      if (filled > 0 && filled + bytes / pieces > kBucketBytes) {
-        out.emplace_back();
-        filled = 0;
-      }
-      out.back().push_back(std::move(x));
-      filled += bytes / pieces;
+void ShardExchange::add(std::vector<Bucket>& buckets, const ParamSpec& p, int tp_rank, const Tensor& whole, int dp) {
+  const int64_t row = row_elems(p, tp_rank), bytes = static_cast<int64_t>(whole.bytes());
+  if (bytes == 0) return;
+  const auto pieces = static_cast<int>((bytes + kBucketBytes - 1) / kBucketBytes);
+  for (int k = 0; k < pieces; ++k) {
+    comm::ShardedTensor x;
+    for (int d = 0; d < dp; ++d) {
+      const Interval rows = state_rows(p, tp_rank, d, dp), cut = parallel::even_part(rows.size(), k, pieces);
+      x.parts.push_back(whole.rows((rows.begin + cut.begin) * row, (rows.begin + cut.end) * row));
     }
+    int64_t filled = 0;
+    if (!buckets.empty())
+      for (const comm::ShardedTensor& before : buckets.back())
+        for (const Tensor& part : before.parts) filled += static_cast<int64_t>(part.bytes());
+    if (buckets.empty() || (filled > 0 && filled + bytes / pieces > kBucketBytes)) buckets.emplace_back();
+    buckets.back().push_back(std::move(x));
   }
+}
+
+std::vector<ShardExchange::Bucket> ShardExchange::buckets(const ParamBlock& b, const Tensor& block, const Unit& unit, int dp) {
+  std::vector<Bucket> out;
+  for (size_t i = unit.first; i < unit.last; ++i) add(out, (*b.specs)[i], b.tp_rank, b.part(block, i), dp);
   return out;
 }
 
@@ -111,80 +110,92 @@ void ShardExchange::finish() { limit(0); }
 
 GradientSync::GradientSync(std::vector<ParamBlock> blocks, parallel::ProcessGroups& groups, Tensor packed, comm::SumOrder order)
     : blocks_(std::move(blocks)), groups_(groups), packed_(packed), order_(order), exchange_(groups.dp()) {
-  bool embedding = false, tied_head = false;
-  for (const ParamBlock& b : blocks_) {
-    embedding = embedding || find(b, ParamRole::kEmbedding) >= 0;
-    const int head = find(b, ParamRole::kHead);
-    tied_head = tied_head || (head >= 0 && (*b.specs)[static_cast<size_t>(head)].tied_copy) || b.tied_head_gradients.data != nullptr;
-  }
-  const bool both_here = embedding && tied_head, ends = groups.ends() != nullptr;
+  const int dp = groups.dp().size();
   for (const Unit& unit : units_of(blocks_)) {
     const ParamBlock& b = blocks_[unit.block];
     Part part{unit};
-    for (size_t i = unit.first; i < unit.last; ++i) {
-      const ParamSpec& p = (*b.specs)[i];
-      part.tied = part.tied || ((both_here || ends) && (p.role == ParamRole::kEmbedding || p.tied_copy));
-      for (const Interval& shared : p.shard.shared()) {
-        // Shared elements are packed in the tensor's global order, so that each rank finds them at the same place.
-        int64_t row = 1;
-        for (size_t d = 0; d < p.shape.size(); ++d)
-          if (static_cast<int>(d) != p.shard.dim()) row *= p.shape[d];
-        R1_CHECK(p.shard.dim() == 0, "{}: shared along dim {}", p.name, p.shard.dim());
-        const Interval held = intersect(shared, p.shard.part(b.tp_rank));
-        if (held.size() > 0)
-          part.shared.push_back({.packed = part.packed_elems + (held.begin - shared.begin) * row,
-                                 .offset = b.layout->offsets[i] + (held.begin - p.shard.part(b.tp_rank).begin) * row,
-                                 .count = held.size() * row});
-        part.packed_elems += shared.size() * row;
-      }
-    }
-    R1_CHECK(part.packed_elems <= packed_.numel() || groups.tp().size() == 1, "{} shared elements, planned {}", part.packed_elems,
-             packed_.numel());
-    if (groups.dp().size() > 1) part.buckets = ShardExchange::buckets(b, b.gradients, unit, groups.dp().size());
+    part.buckets = ShardExchange::buckets(b, b.gradients, unit, dp);
+    if (const int e = find(b, ParamRole::kEmbedding); unit.layer < 0 && b.tied_head_gradients.data != nullptr)
+      ShardExchange::add(part.buckets, (*b.specs)[static_cast<size_t>(e)], b.tp_rank, b.tied_head_gradients, dp);
     parts_.push_back(std::move(part));
   }
+  for (const ParamBlock& b : blocks_) shared_.push_back(shared_of(b));
 }
 
-void GradientSync::sum_over_tp(const Part& part, const Stream& s) const {
-  if (groups_.tp().size() == 1 || part.packed_elems == 0) return;
+GradientSync::Shared GradientSync::shared_of(const ParamBlock& b) const {
+  Shared out;
+  for (size_t i = 0; i < b.specs->size(); ++i) {
+    const ParamSpec& p = (*b.specs)[i];
+    const std::vector<Interval> shared = p.shard.shared();
+    for (const Interval& interval : shared) {
+      // Shared elements are packed in the tensor's global order, so that each rank finds them at the same place.
+      int64_t row = 1;
+      for (size_t d = 0; d < p.shape.size(); ++d)
+        if (static_cast<int>(d) != p.shard.dim()) row *= p.shape[d];
+      R1_CHECK(p.shard.dim() == 0, "{}: shared along dim {}", p.name, p.shard.dim());
+      const Interval held = intersect(interval, p.shard.part(b.tp_rank));
+      if (held.size() > 0)
+        out.runs.push_back({.packed = out.packed_elems + (held.begin - interval.begin) * row,
+                            .offset = b.layout->offsets[i] + (held.begin - p.shard.part(b.tp_rank).begin) * row,
+                            .count = held.size() * row});
+      out.packed_elems += interval.size() * row;
+    }
+    if (!shared.empty()) ShardExchange::add(out.buckets, p, b.tp_rank, b.part(b.gradients, i), groups_.dp().size());
+  }
+  R1_CHECK(groups_.tp().size() == 1 || out.packed_elems <= packed_.numel(), "{} shared elements, planned {}", out.packed_elems,
+           packed_.numel());
+  return out;
+}
+
+void GradientSync::sum_over_tp(const Stream& s) {
+  // The rows of a replicated kv head lie in other shards on one tp rank than on the next: the sums over dp of what is shared
+  // are brought together first.
+  for (const Shared& shared : shared_) exchange_.all_gather(shared.buckets, s);
+  exchange_.finish();
   DeviceBackend& backend = backend_of(s.device.kind);
-  const Tensor packed = packed_.rows(0, part.packed_elems);
-  const Tensor& g = blocks_[part.block].gradients;
-  backend.fill_zero(packed.data, packed.bytes(), s);
-  for (const SharedRun& r : part.shared) {
-    const Tensor from = g.rows(r.offset, r.offset + r.count);
-    backend.copy(packed.rows(r.packed, r.packed + r.count).data, from.data, from.bytes(), s);
+  for (size_t b = 0; b < blocks_.size(); ++b) {
+    const Tensor packed = packed_.rows(0, shared_[b].packed_elems);
+    const Tensor& g = blocks_[b].gradients;
+    backend.fill_zero(packed.data, packed.bytes(), s);
+    for (const SharedRun& r : shared_[b].runs) {
+      const Tensor from = g.rows(r.offset, r.offset + r.count);
+      backend.copy(packed.rows(r.packed, r.packed + r.count).data, from.data, from.bytes(), s);
+    }
+    groups_.tp().all_reduce(packed, comm::ReduceOp::kSum, s);
+    for (const SharedRun& r : shared_[b].runs) {
+      const Tensor to = g.rows(r.offset, r.offset + r.count);
+      backend.copy(to.data, packed.rows(r.packed, r.packed + r.count).data, to.bytes(), s);
+    }
   }
-  groups_.tp().all_reduce(packed, comm::ReduceOp::kSum, s);
-  for (const SharedRun& r : part.shared) {
-    const Tensor to = g.rows(r.offset, r.offset + r.count);
-    backend.copy(to.data, packed.rows(r.packed, r.packed + r.count).data, to.bytes(), s);
-  }
-}
-
-void GradientSync::sum_over_dp(Part& part, const Stream& s) {
-  part.done = true;
-  if (groups_.dp().size() == 1) return;
-  exchange_.reduce_scatter(part.buckets, order_, s);
 }
 
 void GradientSync::ready(int stage, int64_t layer, const Stream& s) {
   for (Part& part : parts_)
-    if (blocks_[part.block].stage == stage && part.layer == layer && !part.done && !part.tied) {
-      sum_over_tp(part, s);
-      sum_over_dp(part, s);
+    if (blocks_[part.block].stage == stage && part.layer == layer && !part.done) {
+      part.done = true;
+      if (groups_.dp().size() > 1) exchange_.reduce_scatter(part.buckets, order_, s);
     }
 }
 
 void GradientSync::add_tied_ends(const Stream& s) const {
-  // The embedding's gradient and the head's are parts of one sum: embedding + head, in this order wherever they are.
+  // The embedding's gradient and the head's are parts of one sum: embedding + head, in this order wherever they are. A rank
+  // adds the rows whose sums over dp it has.
   DeviceBackend& backend = backend_of(s.device.kind);
+  const int dp = groups_.dp().size(), mine = groups_.dp().rank();
+  const auto own_rows = [&](const ParamBlock& b, size_t i, const Tensor& whole) {
+    const int64_t row = row_elems((*b.specs)[i], b.tp_rank);
+    const Interval rows = state_rows((*b.specs)[i], b.tp_rank, mine, dp);
+    return whole.rows(rows.begin * row, rows.end * row);
+  };
   Tensor embedding, head;
   for (const ParamBlock& b : blocks_) {
-    if (const int i = find(b, ParamRole::kEmbedding); i >= 0) embedding = b.part(b.gradients, static_cast<size_t>(i));
-    if (const int i = find(b, ParamRole::kHead); i >= 0 && (*b.specs)[static_cast<size_t>(i)].tied_copy)
-      head = b.part(b.gradients, static_cast<size_t>(i));
-    if (b.tied_head_gradients.data != nullptr) kernels::add_into(embedding, b.tied_head_gradients, s);
+    if (const int e = find(b, ParamRole::kEmbedding); e >= 0) {
+      const auto i = static_cast<size_t>(e);
+      embedding = own_rows(b, i, b.part(b.gradients, i));
+      if (b.tied_head_gradients.data != nullptr) kernels::add_into(embedding, own_rows(b, i, b.tied_head_gradients), s);
+    }
+    if (const int h = find(b, ParamRole::kHead); h >= 0 && (*b.specs)[static_cast<size_t>(h)].tied_copy)
+      head = own_rows(b, static_cast<size_t>(h), b.part(b.gradients, static_cast<size_t>(h)));
   }
   if (comm::Communicator* ends = groups_.ends(); ends != nullptr) {
     ends->all_reduce(groups_.coord().pp == 0 ? embedding : head, comm::ReduceOp::kSum, s);
@@ -195,12 +206,10 @@ void GradientSync::add_tied_ends(const Stream& s) const {
 }
 
 void GradientSync::finish(const Stream& s) {
-  for (Part& part : parts_)
-    if (!part.done) sum_over_tp(part, s);
-  add_tied_ends(s);
-  for (Part& part : parts_)
-    if (!part.done) sum_over_dp(part, s);
+  for (const Part& part : parts_) ready(blocks_[part.block].stage, part.layer, s);
   exchange_.finish();
+  if (groups_.tp().size() > 1) sum_over_tp(s);
+  add_tied_ends(s);
   // Every replica holds all of the optimizer: each needs all the sums.
   if (groups_.dp().size() > 1 && blocks_.front().shards == 1) {
     for (const Part& part : parts_) exchange_.all_gather(part.buckets, s);

@@ -22,7 +22,7 @@ struct ParamBlock {
   int tp_rank = 0, shards = 1;  ///< shards: 1, or dp when the optimizer state is cut
   Tensor weights, gradients;                ///< [layout->elems] each
   Tensor master, exp_avg, exp_avg_sq;       ///< [state->elems] each; master may be empty
-  Tensor tied_head_gradients;               ///< own buffer of a tied head's gradient, where the block holds both ends; or empty
+  Tensor tied_head_gradients;               ///< a tied head's own gradient, like the embedding's, where the block is both ends; or empty
 
   /// Parameter i's local part of weights or gradients, flat.
   [[nodiscard]] Tensor part(const Tensor& block, size_t i) const;
@@ -49,6 +49,8 @@ class ShardExchange {
   explicit ShardExchange(comm::Communicator& dp) : dp_(dp) {}
   /// The parameters of a unit in `block` (weights or gradients), cut over dp, in buckets; a large parameter fills several.
   [[nodiscard]] static std::vector<Bucket> buckets(const ParamBlock& b, const Tensor& block, const Unit& unit, int dp);
+  /// Adds one parameter's local part `whole` (flat), which may lie outside of the block.
+  static void add(std::vector<Bucket>& buckets, const parallel::ParamSpec& p, int tp_rank, const Tensor& whole, int dp);
   void reduce_scatter(const std::vector<Bucket>& buckets, comm::SumOrder order, const Stream& s);
   void all_gather(const std::vector<Bucket>& buckets, const Stream& s);
   /// Waits for what is under way.
@@ -60,17 +62,17 @@ class ShardExchange {
   std::deque<std::unique_ptr<comm::Pending>> pending_;
 };
 
-/// Sums gradients over everything that holds the same element: tp ranks that share it (norms, replicated kv heads, with
-/// each rank's own partial gradient), the two ends of a tied embedding, and dp replicas. With shards, a rank ends with the sums
-/// of its own rows only.
+/// Sums gradients over everything that holds the same element: first dp replicas, then tp ranks that share it (norms, replicated
+/// kv heads, with each rank's own partial gradient) and the two ends of a tied embedding. Always in this order, so that what
+/// dp does is one tree of its own. With shards, a rank ends with the sums of its own rows only.
 class GradientSync {
  public:
   /// `packed`: scratch of parallel::shared_gradient_elems for the largest block. `order`: how sums over dp are formed.
   GradientSync(std::vector<ParamBlock> blocks, parallel::ProcessGroups& groups, Tensor packed, comm::SumOrder order);
-  /// The gradients of a unit are complete on this rank: starts its sums, while the backward goes on. Every rank calls it for
-  /// the same units in the same order, or not at all. Collective over tp and dp.
+  /// The gradients of a unit are complete on this rank: starts their sum over dp, while the backward goes on. Every rank of the
+  /// group calls it for the same units in the same order, or not at all. Collective over dp.
   void ready(int stage, int64_t layer, const Stream& s);
-  /// The rest: units that were not ready before, tied embeddings, and what is under way. Collective over tp, ends and dp.
+  /// The rest. Collective over dp, tp and ends.
   void finish(const Stream& s);
 
  private:
@@ -79,15 +81,18 @@ class GradientSync {
     int64_t offset = 0;  ///< element offset in the block
     int64_t count = 0;
   };
-  struct Part : Unit {
-    bool tied = false;  ///< holds one end of a tied embedding: complete after finish() has added the other
-    bool done = false;
-    std::vector<SharedRun> shared;
+  /// What the tp ranks of a block hold in common.
+  struct Shared {
+    std::vector<SharedRun> runs;
     int64_t packed_elems = 0;
+    std::vector<ShardExchange::Bucket> buckets;  ///< of the parameters that have any
+  };
+  struct Part : Unit {
+    bool done = false;
     std::vector<ShardExchange::Bucket> buckets;
   };
-  void sum_over_tp(const Part& part, const Stream& s) const;
-  void sum_over_dp(Part& part, const Stream& s);
+  [[nodiscard]] Shared shared_of(const ParamBlock& b) const;
+  void sum_over_tp(const Stream& s);
   void add_tied_ends(const Stream& s) const;
 
   std::vector<ParamBlock> blocks_;
@@ -95,6 +100,7 @@ class GradientSync {
   Tensor packed_;
   comm::SumOrder order_;
   std::vector<Part> parts_;
+  std::vector<Shared> shared_;  ///< per block
   ShardExchange exchange_;
 };
 

@@ -15,12 +15,23 @@ parallel::Schedule schedule_of(const EngineOptions& o, int microbatches) {
   return s;
 }
 
+/// The row tree of a rank, with a slot to spare where micro-batches of filling follow its rows.
+std::optional<parallel::RowTree> tree_of(const EngineOptions& o, const parallel::MeshCoord& coord) {
+  if (o.tree_rows == 0 || !o.training) return std::nullopt;
+  parallel::RowTree tree = parallel::row_tree(o.tree_rows, o.mesh.dp, coord.dp);
+  const auto rows = static_cast<int>(tree.steps.size());
+  R1_CHECK(rows <= o.microbatches, "{} rows in {} micro-batches", rows, o.microbatches);
+  if (rows < o.microbatches) ++tree.slots;
+  return tree;
+}
+
 }  // namespace
 
 parallel::RankPlan plan_for(const parallel::ModelConfig& config, const EngineOptions& o, int world_rank) {
   const parallel::ModelSpec spec(config, o.mesh.tp, o.mesh.pp * o.virtual_stages);
   return parallel::plan_rank(spec, o.mesh, parallel::coord_of(o.mesh, world_rank), schedule_of(o, o.microbatches),
-                             o.tokens, o.recompute, o.format, o.needs, o.training, o.zero);
+                             o.tokens, o.recompute, o.format, o.needs, o.training, o.zero,
+                             tree_of(o, parallel::coord_of(o.mesh, world_rank)));
 }
 
 Engine::Engine(const parallel::ModelConfig& config, const EngineOptions& o, comm::Communicator& world)
@@ -28,7 +39,7 @@ Engine::Engine(const parallel::ModelConfig& config, const EngineOptions& o, comm
       groups_(std::make_unique<parallel::ProcessGroups>(world, o.mesh, config.tied_embeddings && o.mesh.pp > 1)),
       schedule_(schedule_of(o, o.microbatches)), single_schedule_(schedule_of(o, 1)),
       plan_(parallel::plan_rank(spec_, o.mesh, groups_->coord(), schedule_, o.tokens, o.recompute, o.format, o.needs,
-                                o.training, o.zero)),
+                                o.training, o.zero, tree_of(o, groups_->coord()))),
       stream_(backend_of(o.device.kind).create_stream(o.device)) {
   model_ = std::make_unique<models::RankModel>(spec_, plan_, *groups_, schedule_, o.device, stream_, o.training);
   executor_ = std::make_unique<parallel::PipelineExecutor>(groups_->pp(), schedule_, parallel::kGradientSendRing);
@@ -39,8 +50,12 @@ Engine::Engine(const parallel::ModelConfig& config, const EngineOptions& o, comm
   for (const models::StageParameters& p : model_->parameters())
     blocks.push_back({.stage = p.stage(), .specs = &p.specs(), .layout = &p.layout(), .state = &p.state_layout(),
                       .tp_rank = p.tp_rank(), .shards = p.shards(), .weights = p.weights(), .gradients = p.gradients(),
-                      .master = p.master(), .exp_avg = p.exp_avg(), .exp_avg_sq = p.exp_avg_sq()});
-  sync_ = std::make_unique<optim::GradientSync>(blocks, *groups_, model_->scratch("shared gradients"), comm::SumOrder::kRank);
+                      .master = p.master(), .exp_avg = p.exp_avg(), .exp_avg_sq = p.exp_avg_sq(),
+                      .tied_head_gradients = p.tied_head_gradient(0).data == nullptr
+                                                 ? Tensor{}
+                                                 : p.tied_head_gradient(0).view({p.tied_head_gradient(0).numel()})});
+  sync_ = std::make_unique<optim::GradientSync>(blocks, *groups_, model_->scratch("shared gradients"),
+                                               plan_.row_tree ? comm::SumOrder::kTree : comm::SumOrder::kRank);
   norm_ = std::make_unique<optim::GradientNorm>(blocks, *groups_, o.device);
   adamw_ = std::make_unique<optim::AdamW>(blocks, o.adamw, *groups_, o.device);
   // Alone in its dp group a rank has nothing to overlap, and its last backward may be a graph too.
@@ -91,9 +106,9 @@ double Engine::forward_only(std::span<const models::HostBatch> batches, bool sin
   return global_loss_sum();
 }
 
-double Engine::optimizer_step(double lr, int64_t step) {
+double Engine::optimizer_step(double lr, int64_t step, double loss) {
   const Tensor sum_squares = norm_->run(stream_);
-  adamw_->step(lr, step, sum_squares, stream_);
+  if (std::isfinite(loss)) adamw_->step(lr, step, sum_squares, stream_);
   return std::sqrt(host_scalar(sum_squares));
 }
 

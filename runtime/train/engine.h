@@ -26,6 +26,9 @@ struct EngineOptions {
   Device device;
   bool training = true;
   int zero = 1;                 ///< 1: the optimizer state is cut over dp (ZeRO-1)
+  /// Rows of a step over all ranks, each a micro-batch of its own: gradients are summed in a fixed tree over them
+  /// (--deterministic); 0: over micro-batches as they come.
+  int64_t tree_rows = 0;
   optim::AdamWOptions adamw;
 };
 
@@ -41,8 +44,9 @@ class Engine {
                           const parallel::ActionObserver& observe = {});
   /// Sum of token losses over all dp ranks without gradients. Collective. `single`: one micro-batch instead of a step's.
   double forward_only(std::span<const models::HostBatch> batches, bool single = false);
-  /// Global gradient norm before clipping; updates the weights unless it is not finite. step counts from 1. Collective.
-  double optimizer_step(double lr, int64_t step);
+  /// Global gradient norm before clipping; updates the weights unless it or `loss`, as forward_backward returned it, is not
+  /// finite: then they stay as they are on every rank. step counts from 1. Collective.
+  double optimizer_step(double lr, int64_t step, double loss = 0);
 
   [[nodiscard]] models::RankModel& model() { return *model_; }
   [[nodiscard]] parallel::ProcessGroups& groups() { return *groups_; }
