@@ -67,13 +67,14 @@ class BatchPlanner {
 
  private:
   struct Sequence {
-    int64_t prompt = 0, known = 0, computed = 0;
-    bool under_way = false;
+    int64_t prompt = 0, known = 0;
+    int64_t planned = 0;    ///< tokens that are computed, or in a pass under way
+    int64_t under_way = 0;  ///< pieces; several only of a prompt (passes keep their order through all stages)
     std::vector<int32_t> blocks;
   };
   [[nodiscard]] Sequence& at(int64_t id) { return sequences_.at(id); }
   [[nodiscard]] int64_t blocks_of(int64_t tokens) const { return (tokens + limits_.block_size - 1) / limits_.block_size; }
-  [[nodiscard]] bool decoding(const Sequence& s) const { return s.computed + 1 == s.known; }
+  [[nodiscard]] bool decoding(const Sequence& s) const { return s.planned + 1 == s.known; }
   void admit();
   [[nodiscard]] int64_t piece_length(const Sequence& s, int64_t room) const;
   [[nodiscard]] bool reserve(int64_t id, int64_t tokens);

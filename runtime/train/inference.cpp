@@ -44,6 +44,21 @@ int64_t memory_budget(const RankContext& ctx, const Device& device) {
 
 }  // namespace
 
+void fit_attention(parallel::InferenceShape& shape, DeviceKind kind, const parallel::ModelSpec& spec) {
+  const bool gpu = kind == DeviceKind::kCuda;
+  int64_t heads = 0;
+  for (int r = 0; r < spec.tp(); ++r) heads = std::max(heads, spec.local(r).q_heads.size());
+  const int64_t dim = spec.config().head_dim;
+  // The CPU's kernel takes its own: a partial result for each 128 positions of each head and query token.
+  const auto bytes = [&](int64_t rows) {
+    return gpu ? static_cast<int64_t>(kernels::decode_attention_workspace_bytes(kind, rows, heads, dim, shape.context))
+               : rows * heads * ((shape.context + 127) / 128) * (dim + 2) * int64_t{sizeof(float)};
+  };
+  const int64_t most = int64_t{gpu ? 256 : 64} << 20;
+  shape.attention_rows = std::clamp<int64_t>(most / std::max<int64_t>(1, bytes(1)), 1, shape.pass_tokens);
+  shape.workspace_bytes = gpu ? bytes(shape.attention_rows) : 0;
+}
+
 InferenceSession::InferenceSession(const RankContext& ctx)
     : ctx_(ctx), mesh_(mesh_of(ctx, ranks_on_this_host(ctx.world))), source_(open_model_source(ctx, ".")) {
   const fs::path dir = source_.dir.path();
@@ -87,18 +102,7 @@ parallel::InferenceShape InferenceSession::plan_shape(const RequestSizes& sizes)
   shape.pass_tokens = gpu ? std::max(chunk, shape.sequences) : std::max<int64_t>(std::min(chunk, longest), 32);
   shape.context = longest;
   shape.logit_rows = std::min<int64_t>(shape.sequences, gpu ? 256 : 32);
-  const int64_t heads = spec_->local(0).q_heads.size();
-  if (gpu) {
-    // Working memory of the attention kernel within 256 MiB: fewer query tokens a call where contexts are long.
-    constexpr int64_t kMost = int64_t{256} << 20;
-    const auto bytes = [&](int64_t rows) {
-      return static_cast<int64_t>(kernels::decode_attention_workspace_bytes(device_.kind, rows, heads, model.head_dim, shape.context));
-    };
-    shape.attention_rows = std::min(shape.pass_tokens, std::max<int64_t>(1, kMost / std::max<int64_t>(1, bytes(1))));
-    shape.workspace_bytes = bytes(shape.attention_rows);
-  } else {
-    shape.attention_rows = std::max<int64_t>(1, std::min<int64_t>(shape.pass_tokens, (int64_t{1} << 22) / shape.context));
-  }
+  fit_attention(shape, device_.kind, *spec_);
 
   const int64_t budget = memory_budget(ctx_, device_);
   const parallel::MeshCoord coord = parallel::coord_of(mesh_, ctx_.world.rank());

@@ -20,6 +20,10 @@ struct RequestSizes {
   int64_t longest = 0;         ///< prompt and completion; 0: up to the context
 };
 
+/// Sets attention_rows and workspace_bytes for a device: few enough query tokens a call that the attention kernel's working memory
+/// stays within 256 MiB on a GPU and 64 MiB on a CPU. Pure.
+void fit_attention(parallel::InferenceShape& shape, DeviceKind kind, const parallel::ModelSpec& spec);
+
 /// A model ready to generate: groups, weights and cache of this rank.
 class InferenceSession {
  public:

@@ -11,7 +11,11 @@
 #include <nlohmann/json.hpp>
 
 #include "comm/local/local.h"
+#include "comm/staged/staged.h"
 #include "runtime/checkpoint/hf_model.h"
+#include "runtime/device/cuda/cuda_api.h"
+#include "runtime/device/cuda_library.h"
+#include "runtime/kernels/ops.h"
 
 namespace r1::serve {
 namespace {
@@ -46,6 +50,7 @@ struct Setup {
   int64_t sequences = 8, blocks = 64, block_size = 4, chunk = 64, logit_rows = 8, attention_rows = 64;
   bool exact = true, logprobs = false;
   std::vector<int32_t> eos = {};
+  DeviceKind device = DeviceKind::kCpu;
 };
 
 /// Runs the requests on threads; checks that every rank saw the same tokens, and that the plan is what was allocated.
@@ -53,20 +58,26 @@ Result run(const Fixture& f, const Setup& s, const std::vector<Request>& request
   Result result;
   std::mutex mutex;
   bool first = true;
-  comm::run_ranks(s.mesh.world(), [&](comm::Communicator& world) {
+  const Device device{s.device, 0};
+  comm::run_ranks(s.mesh.world(), [&](comm::Communicator& threads) {
+    const auto world = comm::make_staged(threads.split(0, threads.rank(), "world"));
     const parallel::ModelSpec spec(f.config, s.mesh.tp, s.mesh.pp);
-    parallel::ProcessGroups groups(world, s.mesh, false);
-    const Stream stream{};
-    const parallel::InferenceShape shape{.pass_tokens = 64, .sequences = s.sequences, .context = 96, .block_size = s.block_size,
-                                         .blocks = s.blocks, .logit_rows = s.logit_rows, .attention_rows = s.attention_rows};
+    parallel::ProcessGroups groups(*world, s.mesh, false);
+    const Stream stream = backend_of(s.device).create_stream(device);
+    parallel::InferenceShape shape{.pass_tokens = 64, .sequences = s.sequences, .context = 96, .block_size = s.block_size,
+                                   .blocks = s.blocks, .logit_rows = s.logit_rows, .attention_rows = s.attention_rows};
+    shape.workspace_bytes = static_cast<int64_t>(
+        kernels::decode_attention_workspace_bytes(s.device, s.attention_rows, f.config.heads, f.config.head_dim, shape.context));
     const parallel::InferencePlan plan = parallel::plan_inference(spec, s.mesh, groups.coord(), shape);
     std::vector<models::StageParameters> params;
-    params.emplace_back(spec, groups.coord().pp, groups.coord().tp, parallel::NumericFormat{}, Device{}, false, stream);
+    params.emplace_back(spec, groups.coord().pp, groups.coord().tp, parallel::NumericFormat{}, device, false, stream);
     for (size_t i = 0; i < params[0].specs().size(); ++i) {
       const parallel::ParamSpec& p = params[0].specs()[i];
-      f.dir.read_shard(p.name, p.shard, groups.coord().tp, DType::kF32, params[0].part(params[0].weights(), i).data);
+      std::vector<float> values(static_cast<size_t>(p.shard.local_elems(groups.coord().tp)));
+      f.dir.read_shard(p.name, p.shard, groups.coord().tp, DType::kF32, values.data());
+      models::set_weights(params[0], i, values.data(), stream);
     }
-    models::PagedModel model(spec, plan, groups, params, {}, stream);
+    models::PagedModel model(spec, plan, groups, params, device, stream);
     EXPECT_EQ(model.allocated().cache, plan.bytes().cache);
     EXPECT_EQ(model.allocated().scratch, plan.bytes().scratch);
     EXPECT_EQ(model.allocated().weights, plan.bytes().weights);
@@ -89,6 +100,7 @@ Result run(const Fixture& f, const Setup& s, const std::vector<Request>& request
         [] {});
     mine.preemptions = engine.stats().preemptions;
     groups.close();
+    world->close();
     const std::scoped_lock lock(mutex);
     if (!first) {
       EXPECT_EQ(mine.ids, result.ids) << "ranks disagree";
@@ -104,6 +116,19 @@ std::vector<Request> greedy_requests(const Fixture& f) {
   std::vector<Request> out;
   for (const Reference& r : f.greedy)
     out.push_back({.number = out.size(), .prompt = r.prompt, .max_new_tokens = static_cast<int64_t>(r.completion.size())});
+  return out;
+}
+
+std::vector<Request> sampled_requests(const Fixture& f) {
+  std::vector<Request> out;
+  for (uint64_t i = 0; i < 9; ++i) {
+    Request r{.number = i, .prompt = f.greedy[i % 3].prompt, .max_new_tokens = 30};
+    r.sampling = {.temperature = 1, .seed = 11};
+    if (i % 3 == 1) r.sampling = {.temperature = 0.8, .top_p = 0.9, .repetition_penalty = 1.2, .seed = 11};
+    if (i == 5) r.sampling = {.repetition_penalty = 1.3};
+    if (i == 6) r.sampling = {};
+    out.push_back(std::move(r));
+  }
   return out;
 }
 
@@ -123,6 +148,29 @@ TEST(Engine, GreedyCompletionsAreTransformersInEveryLayout) {
   }
 }
 
+TEST(Engine, GreedyCompletionsAreTransformersOnAGpu) {
+  try {
+    const auto get = reinterpret_cast<cuda::Api* (*)()>(cuda_library_symbol("r1run_cuda_api"));
+    std::string why;
+    if ((*get)()->device_count(&why) == 0) GTEST_SKIP() << "no GPU: " << why;
+  } catch (const DeviceError& e) {
+    GTEST_SKIP() << e.what();
+  }
+  // fp32, alone and as ranks that share the GPU through host memory; samples are those of the CPU.
+  for (const char* name : {"qwen2-untied", "llama3-ropescaled", "qwen3", "qwen2-8layers"}) {
+    const Fixture f(name);
+    for (const parallel::MeshShape& mesh : {parallel::MeshShape{1, 1, 1}, {1, 1, 3}, {2, 1, 2}})
+      for (const bool exact : {false, true}) {
+        SCOPED_TRACE(std::string(name) + " " + mesh.str());
+        const Result r = run(f, {.mesh = mesh, .exact = exact, .logprobs = true, .device = DeviceKind::kCuda}, greedy_requests(f));
+        for (size_t i = 0; i < f.greedy.size(); ++i) EXPECT_EQ(r.ids[i], f.greedy[i].completion) << "prompt " << i;
+      }
+  }
+  const Fixture f("qwen3");
+  const std::vector<Request> requests = sampled_requests(f);
+  EXPECT_EQ(run(f, {.mesh = {}, .exact = false, .device = DeviceKind::kCuda}, requests).ids, run(f, {.mesh = {}}, requests).ids);
+}
+
 TEST(Engine, ChunksBlocksAndSlicesOfAnySizeGiveTheSame) {
   const Fixture f("qwen2-untied");
   for (const bool exact : {true, false})
@@ -133,19 +181,6 @@ TEST(Engine, ChunksBlocksAndSlicesOfAnySizeGiveTheSame) {
                              greedy_requests(f));
         for (size_t i = 0; i < f.greedy.size(); ++i) EXPECT_EQ(r.ids[i], f.greedy[i].completion);
       }
-}
-
-std::vector<Request> sampled_requests(const Fixture& f) {
-  std::vector<Request> out;
-  for (uint64_t i = 0; i < 9; ++i) {
-    Request r{.number = i, .prompt = f.greedy[i % 3].prompt, .max_new_tokens = 30};
-    r.sampling = {.temperature = 1, .seed = 11};
-    if (i % 3 == 1) r.sampling = {.temperature = 0.8, .top_p = 0.9, .repetition_penalty = 1.2, .seed = 11};
-    if (i == 5) r.sampling = {.repetition_penalty = 1.3};
-    if (i == 6) r.sampling = {};
-    out.push_back(std::move(r));
-  }
-  return out;
 }
 
 TEST(Engine, SamplesDependOnSeedRequestAndPositionOnly) {
