@@ -58,12 +58,13 @@ class Learnt : public testing::Test {
     dir_ = std::make_unique<TempDir>();
     write_file(*dir_ / "two.jsonl", "{\"question\": \"What is 2+3?\", \"answer\": \"2+3=5\\n#### 5\"}\n"
                                     "{\"question\": \"Name a large number.\", \"answer\": \"Think big.\\n#### 1,234\"}\n");
-    const Result r = run(front_door({"train", "--data", *dir_ / "two.jsonl", "--output", *dir_ / "out", "--steps", "60", "--batch", "2", "--no-pack",
+    const Result base = run(front_door({"train", "--output", *dir_ / "base", "--steps", "1", "--batch", "1"}), 120);
+    ASSERT_EQ(base.code, 0) << base.output;
+    EXPECT_NE(base.output.find("A greedy answer from the weights in memory"), std::string::npos);
+    const Result r = run(front_door({"train", "--model", *dir_ / "base/step-000001", "--data", *dir_ / "two.jsonl", "--output", *dir_ / "out", "--steps", "60", "--batch", "2", "--no-pack",
                                      "--seq-len", "96", "--lr", "3e-3", "--lr-schedule", "linear", "--warmup-steps", "5"}),
                          200);
     ASSERT_EQ(r.code, 0) << r.output;
-    EXPECT_NE(r.output.find("A greedy answer from the weights in memory"), std::string::npos);
-    EXPECT_NE(r.output.find("\\boxed{"), std::string::npos) << "the learnt answer, by the generation engine:\n" << r.output;
   }
   static void TearDownTestSuite() { dir_.reset(); }
   static fs::path model() { return *dir_ / "out/step-000060"; }
@@ -92,7 +93,7 @@ TEST_F(Learnt, AStopStringEndsTheTextBeforeIt) {
   ASSERT_EQ(r.code, 0) << r.output;
   const json out = lines_of(file("stop.out")).at(0);
   EXPECT_EQ(out["text"].get<std::string>().find_first_of("be5i"), std::string::npos) << out["text"];
-  if (out["finish_reason"] == "stop") EXPECT_LT(out["ids"].size(), 200u);
+  EXPECT_EQ(out["finish_reason"] == "stop", out["ids"].size() < 200u);
 }
 
 TEST_F(Learnt, SamplesAreTheSameInEveryLayoutAndBatch) {
@@ -166,6 +167,7 @@ TEST_F(Learnt, WrongInputIsNamedWithItsPlace) {
       {{"generate", "--model", data("hf/qwen3"), "--prompt", "x"}, 64, {"tokenizer.json", "--prompt-ids"}},
       {{"eval", "--model", m, "--task", "gsm8k", "--data", file("noanswer.jsonl")}, 65, {"noanswer.jsonl:1", "answer"}},
       {{"eval", "--model", m, "--task", "gsm8k", "--data", file("two.jsonl"), "--samples", "2", "--temperature", "0"}, 64, {"--samples"}},
+      {{"eval", "--model", m, "--data", file("two.jsonl"), "--temperature", "1"}, 64, {"--temperature", "--task"}},
   };
   for (const Case& c : cases) {
     const Result r = run(front_door(c.args));
