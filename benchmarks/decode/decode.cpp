@@ -2,11 +2,11 @@
 //
 //   decode [--threads N] [--tokens N] [--prompt N] [--rounds N]
 //
-// The model: Qwen2's shape with hidden 768, 12 layers, 12 heads on 4 kv heads, ffn 2048, a tied vocabulary of 32,768, fp32, random
-// weights. A token reads every matrix once (the tied one as the head; a row of it as the embedding) and the keys and values of
-// its context. The limit is what a copy moves, reads and writes counted, between two blocks that no cache holds. Rounds of
-// copies and of tokens take turns; the best and the median of each are printed, shares compare like with like: on a machine
-// that others use the bests are the figures.
+// The model: Qwen2's shape with hidden 768, 12 layers, 12 heads on 4 kv heads, ffn 2048, a tied vocabulary of 32,768,
+// fp32, random weights. A token reads every matrix once (the tied one as the head; a row of it as the embedding) and
+// the keys and values of its context. The limit is what a copy moves, reads and writes counted, between two blocks that
+// no cache holds. Rounds of copies and of tokens take turns; the best and the median of each are printed, shares
+// compare like with like: on a machine that others use the bests are the figures.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -51,7 +51,9 @@ class Copy {
   void run(Times& times) {
     const double begin = now();
     constexpr int64_t kPart = int64_t{1} << 20;
-    parallel_ranges(static_cast<int64_t>(kBytes), kPart, [&](int64_t b, int64_t e) { std::memcpy(to_.data() + b, from_.data() + b, static_cast<size_t>(e - b)); });
+    parallel_ranges(static_cast<int64_t>(kBytes), kPart, [&](int64_t b, int64_t e) {
+      std::memcpy(to_.data() + b, from_.data() + b, static_cast<size_t>(e - b));
+    });
     times.all.push_back(now() - begin);
   }
 
@@ -71,7 +73,8 @@ int run(const Options& o) {
   auto world = comm::make_self("world");
   parallel::ProcessGroups groups(*world, {}, false);
   const int64_t context = o.prompt + o.rounds * o.tokens + 1;
-  parallel::InferenceShape shape{.pass_tokens = std::max<int64_t>(32, o.prompt), .sequences = 1, .context = context, .logit_rows = 1};
+  parallel::InferenceShape shape{
+      .pass_tokens = std::max<int64_t>(32, o.prompt), .sequences = 1, .context = context, .logit_rows = 1};
   shape.blocks = shape.blocks_of(context);
   const parallel::InferencePlan plan = plan_inference(spec, {}, {}, shape);
   const Stream stream{};
@@ -79,8 +82,15 @@ int run(const Options& o) {
   params.emplace_back(spec, 0, 0, parallel::NumericFormat{}, Device{}, false, stream);
   models::initialise(params[0], config, 1, stream);
   models::PagedModel model(spec, plan, groups, params, {}, stream);
-  serve::Engine engine(model, groups, {.limits = {.sequences = 1, .pass_tokens = shape.pass_tokens, .prefill_chunk = shape.pass_tokens, .blocks = shape.blocks}, .eos_ids = {}});
-  serve::Request request{.prompt = std::vector<int32_t>(static_cast<size_t>(o.prompt), 7), .sampling = {}, .max_new_tokens = o.rounds * o.tokens};
+  serve::Engine engine(model, groups,
+                       {.limits = {.sequences = 1,
+                                   .pass_tokens = shape.pass_tokens,
+                                   .prefill_chunk = shape.pass_tokens,
+                                   .blocks = shape.blocks},
+                        .eos_ids = {}});
+  serve::Request request{.prompt = std::vector<int32_t>(static_cast<size_t>(o.prompt), 7),
+                         .sampling = {},
+                         .max_new_tokens = o.rounds * o.tokens};
   static_cast<void>(engine.add(request));
 
   Copy copy;
@@ -104,12 +114,15 @@ int run(const Options& o) {
       [] {});
 
   const double weights = 4.0 * static_cast<double>(config.matmul_parameters());
-  const double cache = 4.0 * 2.0 * static_cast<double>(config.layers * config.kv_dim()) * static_cast<double>(o.prompt + o.rounds * o.tokens / 2);
+  const double cache = 4.0 * 2.0 * static_cast<double>(config.layers * config.kv_dim()) *
+                       static_cast<double>(o.prompt + o.rounds * o.tokens / 2);
   const double moved = weights + cache, copied = 2.0 * static_cast<double>(Copy::kBytes);
-  fmt::print("{} threads; a token reads {:.1f} MB of weights and {:.1f} MB of cache\n\n", o.threads, weights * 1e-6, cache * 1e-6);
+  fmt::print("{} threads; a token reads {:.1f} MB of weights and {:.1f} MB of cache\n\n", o.threads, weights * 1e-6,
+             cache * 1e-6);
   fmt::print("{:<8} {:>14} {:>14} {:>12} {:>10}\n", "", "copy GB/s", "decode GB/s", "tok/s", "share");
   const auto line = [&](const char* name, double copy_s, double token_s) {
-    fmt::print("{:<8} {:>14.2f} {:>14.2f} {:>12.2f} {:>9.1f}%\n", name, copied / copy_s * 1e-9, moved / token_s * 1e-9, 1 / token_s, 100 * (moved / token_s) / (copied / copy_s));
+    fmt::print("{:<8} {:>14.2f} {:>14.2f} {:>12.2f} {:>9.1f}%\n", name, copied / copy_s * 1e-9, moved / token_s * 1e-9,
+               1 / token_s, 100 * (moved / token_s) / (copied / copy_s));
   };
   line("best", copies.best(), tokens.best());
   line("median", copies.median(), tokens.median());
@@ -124,8 +137,8 @@ int main(int argc, char** argv) {
   namespace po = boost::program_options;
   r1::Options o;
   po::options_description options;
-  options.add_options()("threads", po::value(&o.threads))("tokens", po::value(&o.tokens), "of a round")("prompt", po::value(&o.prompt))(
-      "rounds", po::value(&o.rounds))("help", "this text");
+  options.add_options()("threads", po::value(&o.threads))("tokens", po::value(&o.tokens), "of a round")(
+      "prompt", po::value(&o.prompt))("rounds", po::value(&o.rounds))("help", "this text");
   try {
     po::variables_map given;
     po::store(po::parse_command_line(argc, argv, options), given);

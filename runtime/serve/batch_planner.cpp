@@ -13,14 +13,15 @@ int64_t Pass::tokens() const {
 }
 
 BatchPlanner::BatchPlanner(const PlannerLimits& limits) : limits_(limits), blocks_(limits.blocks) {
-  R1_CHECK(limits.sequences > 0 && limits.pass_tokens > 0 && limits.prefill_chunk > 0 && limits.block_size > 0 && limits.depth > 0 &&
-               limits.exact_rows > 0 && (!limits.exact || limits.pass_tokens >= std::max(limits.prefill_chunk, limits.exact_rows)),
+  R1_CHECK(limits.sequences > 0 && limits.pass_tokens > 0 && limits.prefill_chunk > 0 && limits.block_size > 0 &&
+               limits.depth > 0 && limits.exact_rows > 0 &&
+               (!limits.exact || limits.pass_tokens >= std::max(limits.prefill_chunk, limits.exact_rows)),
            "limits of the batch planner");
 }
 
 int64_t BatchPlanner::add(int64_t prompt, int64_t longest) {
-  R1_CHECK(prompt > 0 && longest >= prompt && blocks_of(longest) <= limits_.blocks, "a sequence of {} to {} tokens in {} blocks of {}",
-           prompt, longest, limits_.blocks, limits_.block_size);
+  R1_CHECK(prompt > 0 && longest >= prompt && blocks_of(longest) <= limits_.blocks,
+           "a sequence of {} to {} tokens in {} blocks of {}", prompt, longest, limits_.blocks, limits_.block_size);
   const int64_t id = next_id_++;
   sequences_[id] = {.prompt = prompt, .known = prompt, .blocks = {}};
   waiting_.push_back(id);
@@ -29,8 +30,8 @@ int64_t BatchPlanner::add(int64_t prompt, int64_t longest) {
 
 const std::vector<int32_t>& BatchPlanner::blocks(int64_t sequence) const { return sequences_.at(sequence).blocks; }
 
-/// Lets waiting sequences in, in order, while there is room for all their known tokens and a reserve: one block for each that
-/// runs, so that a new one does not push out an old one at once.
+/// Lets waiting sequences in, in order, while there is room for all their known tokens and a reserve: one block for
+/// each that runs, so that a new one does not push out an old one at once.
 void BatchPlanner::admit() {
   while (!waiting_.empty() && running() < limits_.sequences) {
     const int64_t id = waiting_.front();
@@ -44,22 +45,26 @@ void BatchPlanner::admit() {
   }
 }
 
-/// How many tokens of `s` its next piece takes where `room` are left in the pass. Prompts are cut at multiples of the chunk.
+/// How many tokens of `s` its next piece takes where `room` are left in the pass. Prompts are cut at multiples of the
+/// chunk.
 int64_t BatchPlanner::piece_length(const Sequence& s, int64_t room) const {
   int64_t end = s.known;
   if (s.planned < s.prompt) {
     end = std::min(s.prompt, (s.planned / limits_.prefill_chunk + 1) * limits_.prefill_chunk);
-    if (!limits_.exact && end == s.prompt) end = std::min(s.known, (s.planned / limits_.prefill_chunk + 1) * limits_.prefill_chunk);
+    if (!limits_.exact && end == s.prompt)
+      end = std::min(s.known, (s.planned / limits_.prefill_chunk + 1) * limits_.prefill_chunk);
   } else if (limits_.exact) {
     end = std::min(end, s.planned + limits_.exact_rows);
   }
   return std::min(end - s.planned, room);
 }
 
-/// Blocks for the first `tokens` of a sequence, taken from the youngest others that are not under way when none are free.
+/// Blocks for the first `tokens` of a sequence, taken from the youngest others that are not under way when none are
+/// free.
 bool BatchPlanner::reserve(int64_t id, int64_t tokens) {
   while (!blocks_.grow(at(id).blocks, blocks_of(tokens))) {
-    const auto victim = std::find_if(running_.rbegin(), running_.rend(), [&](int64_t r) { return at(r).under_way == 0; });
+    const auto victim =
+        std::find_if(running_.rbegin(), running_.rend(), [&](int64_t r) { return at(r).under_way == 0; });
     if (victim == running_.rend() || *victim == id) return false;  // it is the youngest itself: it waits
     Sequence& v = at(*victim);
     blocks_.release(v.blocks);
@@ -127,7 +132,8 @@ Pass BatchPlanner::next() {
 void BatchPlanner::commit(const Pass& pass) {
   for (const Piece& p : pass.pieces) {
     Sequence& s = at(p.sequence);
-    R1_CHECK(s.under_way > 0 && p.begin + p.count <= s.planned, "sequence {} is not under way from token {}", p.sequence, p.begin);
+    R1_CHECK(s.under_way > 0 && p.begin + p.count <= s.planned, "sequence {} is not under way from token {}",
+             p.sequence, p.begin);
     --s.under_way;
     if (p.sample) ++s.known;
   }

@@ -74,7 +74,8 @@ std::optional<Fraction> decimal(std::string_view s) {
 std::optional<Fraction> quotient(std::string_view a, std::string_view b) {
   const auto x = decimal(a), y = decimal(b);
   if (!x || !y || y->numerator == 0) return {};
-  const __int128 n = static_cast<__int128>(x->numerator) * y->denominator, d = static_cast<__int128>(x->denominator) * y->numerator;
+  const __int128 n = static_cast<__int128>(x->numerator) * y->denominator,
+                 d = static_cast<__int128>(x->denominator) * y->numerator;
   constexpr __int128 kMost = INT64_MAX;
   if (n > kMost || n < -kMost || d > kMost || d < -kMost) return {};
   Fraction f{static_cast<int64_t>(n), static_cast<int64_t>(d)};
@@ -97,7 +98,8 @@ std::optional<Fraction> number(std::string_view s) {
     if (f && negative) f->numerator = -f->numerator;
     return f;
   }
-  if (const size_t slash = s.find('/'); slash != std::string_view::npos) return quotient(s.substr(0, slash), s.substr(slash + 1));
+  if (const size_t slash = s.find('/'); slash != std::string_view::npos)
+    return quotient(s.substr(0, slash), s.substr(slash + 1));
   return decimal(s);
 }
 
@@ -106,7 +108,8 @@ std::optional<Fraction> number(std::string_view s) {
 std::optional<std::string> final_answer(std::string_view text) {
   constexpr std::string_view kBoxed = "\\boxed{", kMark = "####";
   // A box that never closes (the answer was cut off) is none; an earlier one then counts.
-  for (size_t at = text.rfind(kBoxed); at != std::string_view::npos; at = at == 0 ? std::string_view::npos : text.rfind(kBoxed, at - 1))
+  for (size_t at = text.rfind(kBoxed); at != std::string_view::npos;
+       at = at == 0 ? std::string_view::npos : text.rfind(kBoxed, at - 1))
     if (const auto inside = braces(text, at + kBoxed.size() - 1)) return std::string(trimmed(*inside));
   const size_t mark = text.rfind(kMark);
   if (mark == std::string_view::npos) return {};
@@ -119,7 +122,9 @@ std::optional<std::string> final_answer(std::string_view text) {
 std::string canonical_answer(std::string_view answer) {
   std::string s(trimmed(answer));
   erase_words(s);
-  for (const std::string_view drop : {"\\left", "\\right", "\\!", "\\,", "\\ ", "\\$", "$", "\\%", "%", " ", "\t", "\n", "\r"}) erase_all(s, drop);
+  for (const std::string_view drop :
+       {"\\left", "\\right", "\\!", "\\,", "\\ ", "\\$", "$", "\\%", "%", " ", "\t", "\n", "\r"})
+    erase_all(s, drop);
   if (s.ends_with('.')) s.pop_back();
   // Thousands: 1,234,567 but not (1,2).
   std::string plain = s;

@@ -5,8 +5,9 @@
 
 namespace r1::train {
 
-/// Asks the model the first question of the data set and prints prompt and greedy answer, by the generation engine on the weights
-/// being trained. Collective over the world.
-void print_sample(const RankContext& ctx, Engine& engine, const data::Dataset& dataset, const text::Tokenizer& tokenizer);
+/// Asks the model the first question of the data set and prints prompt and greedy answer, by the generation engine on
+/// the weights being trained. Collective over the world.
+void print_sample(const RankContext& ctx, Engine& engine, const data::Dataset& dataset,
+                  const text::Tokenizer& tokenizer);
 
 }  // namespace r1::train

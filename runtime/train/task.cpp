@@ -28,7 +28,8 @@ Question read_question(std::string_view row, const std::string& place) {
   if (!j.is_object()) throw DataError("{}: not a JSON object; expected question and answer in it", place);
   const auto text = [&](const char* key) {
     const auto it = j.find(key);
-    if (it == j.end() || !it->is_string() || it->get_ref<const std::string&>().empty()) throw DataError("{}: no text `{}` in it", place, key);
+    if (it == j.end() || !it->is_string() || it->get_ref<const std::string&>().empty())
+      throw DataError("{}: no text `{}` in it", place, key);
     return it->get<std::string>();
   };
   const std::string answer = text("answer");
@@ -58,7 +59,8 @@ struct Outcome {
   int64_t right = 0, cut_off = 0;
 };
 
-Outcome judge(const Question& q, std::span<const Completion> completions, const text::Tokenizer& tokenizer, text::TemplateKind kind, bool thinking_open) {
+Outcome judge(const Question& q, std::span<const Completion> completions, const text::Tokenizer& tokenizer,
+              text::TemplateKind kind, bool thinking_open) {
   Outcome out;
   for (const Completion& c : completions) {
     serve::CompletionText text(tokenizer, kind, thinking_open, {});
@@ -81,18 +83,21 @@ std::vector<int64_t> shown_ks(int64_t n) {
   return ks;
 }
 
-void report(const RankContext& ctx, const std::vector<Question>& questions, const std::vector<Outcome>& outcomes, const std::string& sampling) {
+void report(const RankContext& ctx, const std::vector<Question>& questions, const std::vector<Outcome>& outcomes,
+            const std::string& sampling) {
   const JobConfig& cfg = ctx.config;
   const auto count = static_cast<int64_t>(questions.size());
-  Json out{{"model", cfg.model}, {"task", cfg.task}, {"questions", count}, {"samples", cfg.samples}, {"sampling", sampling}};
+  Json out{
+      {"model", cfg.model}, {"task", cfg.task}, {"questions", count}, {"samples", cfg.samples}, {"sampling", sampling}};
   int64_t right = 0, none = 0, cut_off = 0;
   for (const Outcome& o : outcomes) {
     right += o.right;
     cut_off += o.cut_off;
     none += std::count(o.answers.begin(), o.answers.end(), "");
   }
-  say(ctx, fmt::format("{} questions, {} answer{} each ({}): {} right, {} without a final answer, {} cut off", human_count(count), cfg.samples,
-                       cfg.samples == 1 ? "" : "s", sampling, human_count(right), human_count(none), human_count(cut_off)));
+  say(ctx, fmt::format("{} questions, {} answer{} each ({}): {} right, {} without a final answer, {} cut off",
+                       human_count(count), cfg.samples, cfg.samples == 1 ? "" : "s", sampling, human_count(right),
+                       human_count(none), human_count(cut_off)));
   for (const int64_t k : shown_ks(cfg.samples)) {
     double sum = 0;
     for (const Outcome& o : outcomes) sum += pass_at_k(cfg.samples, o.right, k);
@@ -104,11 +109,16 @@ void report(const RankContext& ctx, const std::vector<Question>& questions, cons
   out["without_answer"] = none;
   out["cut_off"] = cut_off;
   for (size_t i = 0; i < questions.size(); ++i)
-    out["rows"].push_back({{"question", questions[i].text}, {"expected", questions[i].expected}, {"answers", outcomes[i].answers}, {"right", outcomes[i].right}});
+    out["rows"].push_back({{"question", questions[i].text},
+                           {"expected", questions[i].expected},
+                           {"answers", outcomes[i].answers},
+                           {"right", outcomes[i].right}});
   if (cfg.json.empty()) return;
   const std::string text = out.dump(2, ' ', false, Json::error_handler_t::replace);
-  if (cfg.json == "-") fmt::print("{}\n", text);
-  else if (!(std::ofstream(cfg.json) << text << "\n").flush()) throw StorageError("--json {}: cannot be written", cfg.json);
+  if (cfg.json == "-")
+    fmt::print("{}\n", text);
+  else if (!(std::ofstream(cfg.json) << text << "\n").flush())
+    throw StorageError("--json {}: cannot be written", cfg.json);
 }
 
 }  // namespace
@@ -128,33 +138,40 @@ ExitCode run_task(const RankContext& ctx) {
   if (ctx.first()) {
     questions = read_questions(cfg.data);
     for (const Question& q : questions) {
-      const text::Message user{.role = text::Role::kUser, .content = cfg.instruction == "none" ? q.text : q.text + "\n" + cfg.instruction};
+      const text::Message user{.role = text::Role::kUser,
+                               .content = cfg.instruction == "none" ? q.text : q.text + "\n" + cfg.instruction};
       prompts.push_back(reader.from_messages({&user, 1}, {}));
     }
   }
   prompts = broadcast_prompts(ctx.world, std::move(prompts));
 
   if (ctx.first()) log::info("sampling: {}", session.sampling_shown());
-  RequestSizes sizes{.count = (static_cast<int64_t>(prompts.size()) * cfg.samples + session.mesh().dp - 1) / session.mesh().dp};
-  for (const Prompt& p : prompts) sizes.longest_prompt = std::max(sizes.longest_prompt, static_cast<int64_t>(p.ids.size()));
+  RequestSizes sizes{.count = (static_cast<int64_t>(prompts.size()) * cfg.samples + session.mesh().dp - 1) /
+                              session.mesh().dp};
+  for (const Prompt& p : prompts)
+    sizes.longest_prompt = std::max(sizes.longest_prompt, static_cast<int64_t>(p.ids.size()));
   if (cfg.max_new_tokens > 0) sizes.longest = sizes.longest_prompt + cfg.max_new_tokens;
   session.load(sizes, false);
   CompletionJob job{.requests = {}, .stops = {}, .kind = kind};
   for (const Prompt& p : prompts)
     for (int64_t s = 0; s < cfg.samples; ++s)
-      job.requests.push_back({.number = job.requests.size(), .prompt = p.ids, .sampling = session.sampling(),
+      job.requests.push_back({.number = job.requests.size(),
+                              .prompt = p.ids,
+                              .sampling = session.sampling(),
                               .max_new_tokens = session.max_new_tokens(static_cast<int64_t>(p.ids.size()))});
   size_t over = 0;
   const std::vector<Completion> completions = run_completions(ctx, session, job, [&](size_t, int32_t, bool last) {
     over += last ? 1 : 0;
-    if (last && ctx.terminal) fmt::print(stderr, "\r{} of {} answers{}", over, job.requests.size(), over == job.requests.size() ? "\n" : "");
+    if (last && ctx.terminal)
+      fmt::print(stderr, "\r{} of {} answers{}", over, job.requests.size(), over == job.requests.size() ? "\n" : "");
   });
   const serve::EngineStats stats = job_stats(ctx, session);
   if (ctx.first()) {
     std::vector<Outcome> outcomes;
     const auto n = static_cast<size_t>(cfg.samples);
     for (size_t i = 0; i < questions.size(); ++i)
-      outcomes.push_back(judge(questions[i], std::span(completions).subspan(i * n, n), *session.tokenizer(), kind, prompts[i].thinking_open));
+      outcomes.push_back(judge(questions[i], std::span(completions).subspan(i * n, n), *session.tokenizer(), kind,
+                               prompts[i].thinking_open));
     report(ctx, questions, outcomes, session.sampling_shown());
     log::info("{}", stats_line(stats));
   }

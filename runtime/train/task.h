@@ -5,8 +5,8 @@
 
 namespace r1::train {
 
-/// Asks the questions of --data, --samples times each, and compares the final answers. Collective over the world. Returns the
-/// exit code.
+/// Asks the questions of --data, --samples times each, and compares the final answers. Collective over the world.
+/// Returns the exit code.
 [[nodiscard]] ExitCode run_task(const RankContext& ctx);
 
 }  // namespace r1::train

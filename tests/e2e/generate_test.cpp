@@ -26,16 +26,21 @@ TEST(Generate, GreedyCompletionsAreTransformersOverMpi) {
     const char* fixture;
     int pp, dp, tp;
   };
-  for (const Case& c : {Case{"qwen3", 1, 1, 3}, {"llama3-ropescaled", 2, 1, 4}, {"qwen2-8layers", 4, 2, 1}, {"qwen2-tied-bf16-sharded", 2, 2, 2}}) {
+  for (const Case& c : {Case{"qwen3", 1, 1, 3},
+                        {"llama3-ropescaled", 2, 1, 4},
+                        {"qwen2-8layers", 4, 2, 1},
+                        {"qwen2-tied-bf16-sharded", 2, 2, 2}}) {
     SCOPED_TRACE(fmt::format("{} pp {} dp {} tp {}", c.fixture, c.pp, c.dp, c.tp));
     const TempDir dir;
     const json reference = reference_of(c.fixture);
     std::string rows;
-    for (const json& g : reference) rows += json{{"prompt_ids", g["prompt"]}}.dump() + "\n\n";  // blank lines are skipped
+    for (const json& g : reference)
+      rows += json{{"prompt_ids", g["prompt"]}}.dump() + "\n\n";  // blank lines are skipped
     write_file(dir / "prompts.jsonl", rows);
-    const Result r = run(job(c.pp * c.dp * c.tp, {"generate", "--model", data(std::string("hf/") + c.fixture), "--chat", dir / "prompts.jsonl",
-                                                  "--max-new-tokens", "24", "--ignore-eos", "--pp", std::to_string(c.pp), "--dp",
-                                                  std::to_string(c.dp), "--tp", std::to_string(c.tp), "--json", dir / "out.jsonl"}),
+    const Result r = run(job(c.pp * c.dp * c.tp, {"generate", "--model", data(std::string("hf/") + c.fixture), "--chat",
+                                                  dir / "prompts.jsonl", "--max-new-tokens", "24", "--ignore-eos",
+                                                  "--pp", std::to_string(c.pp), "--dp", std::to_string(c.dp), "--tp",
+                                                  std::to_string(c.tp), "--json", dir / "out.jsonl"}),
                          120);
     ASSERT_EQ(r.code, 0) << r.output;
     const std::vector<json> out = lines_of(dir / "out.jsonl");
@@ -56,13 +61,32 @@ class Learnt : public testing::Test {
  protected:
   static void SetUpTestSuite() {
     dir_ = std::make_unique<TempDir>();
-    write_file(*dir_ / "two.jsonl", "{\"question\": \"What is 2+3?\", \"answer\": \"2+3=5\\n#### 5\"}\n"
-                                    "{\"question\": \"Name a large number.\", \"answer\": \"Think big.\\n#### 1,234\"}\n");
+    write_file(*dir_ / "two.jsonl",
+               "{\"question\": \"What is 2+3?\", \"answer\": \"2+3=5\\n#### 5\"}\n"
+               "{\"question\": \"Name a large number.\", \"answer\": \"Think big.\\n#### 1,234\"}\n");
     const Result base = run(front_door({"train", "--output", *dir_ / "base", "--steps", "1", "--batch", "1"}), 120);
     ASSERT_EQ(base.code, 0) << base.output;
     EXPECT_NE(base.output.find("A greedy answer from the weights in memory"), std::string::npos);
-    const Result r = run(front_door({"train", "--model", *dir_ / "base/step-000001", "--data", *dir_ / "two.jsonl", "--output", *dir_ / "out", "--steps", "60", "--batch", "2", "--no-pack",
-                                     "--seq-len", "96", "--lr", "3e-3", "--lr-schedule", "linear", "--warmup-steps", "5"}),
+    const Result r = run(front_door({"train",
+                                     "--model",
+                                     *dir_ / "base/step-000001",
+                                     "--data",
+                                     *dir_ / "two.jsonl",
+                                     "--output",
+                                     *dir_ / "out",
+                                     "--steps",
+                                     "60",
+                                     "--batch",
+                                     "2",
+                                     "--no-pack",
+                                     "--seq-len",
+                                     "96",
+                                     "--lr",
+                                     "3e-3",
+                                     "--lr-schedule",
+                                     "linear",
+                                     "--warmup-steps",
+                                     "5"}),
                          200);
     ASSERT_EQ(r.code, 0) << r.output;
   }
@@ -74,9 +98,10 @@ class Learnt : public testing::Test {
 std::unique_ptr<TempDir> Learnt::dir_;
 
 TEST_F(Learnt, AChatIsAnsweredWithReasoningApart) {
-  write_file(file("chat.jsonl"), R"({"messages": [{"role": "user", "content": "What is 2+3?"}]})" "\n");
-  const Result r = run(front_door({"generate", "--model", model(), "--chat", file("chat.jsonl"), "--temperature", "0", "--max-new-tokens", "64",
-                                   "--json", file("chat.out")}));
+  write_file(file("chat.jsonl"), R"({"messages": [{"role": "user", "content": "What is 2+3?"}]})"
+                                 "\n");
+  const Result r = run(front_door({"generate", "--model", model(), "--chat", file("chat.jsonl"), "--temperature", "0",
+                                   "--max-new-tokens", "64", "--json", file("chat.out")}));
   ASSERT_EQ(r.code, 0) << r.output;
   const json out = lines_of(file("chat.out")).at(0);
   EXPECT_EQ(out["reasoning"], "2+3=5");
@@ -88,8 +113,29 @@ TEST_F(Learnt, AChatIsAnsweredWithReasoningApart) {
 }
 
 TEST_F(Learnt, AStopStringEndsTheTextBeforeIt) {
-  const Result r = run(job(2, {"generate", "--model", model(), "--prompt", "What is 2+3?", "--parse-special", "--ignore-eos", "--max-new-tokens", "200",
-                               "--stop", "b", "--stop", "e", "--stop", "5", "--stop", "i", "--temperature", "0", "--pp", "2", "--json", file("stop.out")}));
+  const Result r = run(job(2, {"generate",
+                               "--model",
+                               model(),
+                               "--prompt",
+                               "What is 2+3?",
+                               "--parse-special",
+                               "--ignore-eos",
+                               "--max-new-tokens",
+                               "200",
+                               "--stop",
+                               "b",
+                               "--stop",
+                               "e",
+                               "--stop",
+                               "5",
+                               "--stop",
+                               "i",
+                               "--temperature",
+                               "0",
+                               "--pp",
+                               "2",
+                               "--json",
+                               file("stop.out")}));
   ASSERT_EQ(r.code, 0) << r.output;
   const json out = lines_of(file("stop.out")).at(0);
   EXPECT_EQ(out["text"].get<std::string>().find_first_of("be5i"), std::string::npos) << out["text"];
@@ -101,10 +147,27 @@ TEST_F(Learnt, SamplesAreTheSameInEveryLayoutAndBatch) {
   for (int i = 0; i < 6; ++i) rows += json{{"prompt", fmt::format("Question {}?", i % 2)}}.dump() + "\n";
   write_file(file("sampled.jsonl"), rows);
   std::vector<json> first;
-  for (const auto& [ranks, more] : std::vector<std::pair<int, std::vector<std::string>>>{
-           {1, {"--max-batch", "1"}}, {1, {"--kv-blocks", "14"}}, {3, {"--tp", "3"}}, {4, {"--pp", "2", "--dp", "2"}}}) {
-    std::vector<std::string> args{"generate", "--model", model(), "--chat", file("sampled.jsonl"), "--temperature", "1.2", "--top-p", "0.98", "--seed", "7",
-                                  "--max-new-tokens", "40", "--ignore-eos", "--json", file("sampled.out")};
+  for (const auto& [ranks, more] :
+       std::vector<std::pair<int, std::vector<std::string>>>{{1, {"--max-batch", "1"}},
+                                                             {1, {"--kv-blocks", "14"}},
+                                                             {3, {"--tp", "3"}},
+                                                             {4, {"--pp", "2", "--dp", "2"}}}) {
+    std::vector<std::string> args{"generate",
+                                  "--model",
+                                  model(),
+                                  "--chat",
+                                  file("sampled.jsonl"),
+                                  "--temperature",
+                                  "1.2",
+                                  "--top-p",
+                                  "0.98",
+                                  "--seed",
+                                  "7",
+                                  "--max-new-tokens",
+                                  "40",
+                                  "--ignore-eos",
+                                  "--json",
+                                  file("sampled.out")};
     args.insert(args.end(), more.begin(), more.end());
     const Result r = run(job(ranks, args), 60);
     ASSERT_EQ(r.code, 0) << r.output;
@@ -118,10 +181,12 @@ TEST_F(Learnt, SamplesAreTheSameInEveryLayoutAndBatch) {
 
 TEST_F(Learnt, TheTaskCountsRightAnswers) {
   // What was learnt, and a question with another answer than was learnt.
-  write_file(file("task.jsonl"), bytes_of(file("two.jsonl")) + "{\"question\": \"What is 2+3?\", \"answer\": \"#### 6\"}\n");
+  write_file(file("task.jsonl"),
+             bytes_of(file("two.jsonl")) + "{\"question\": \"What is 2+3?\", \"answer\": \"#### 6\"}\n");
   const auto eval = [&](int ranks, std::vector<std::string> more) {
-    std::vector<std::string> args{"eval", "--model", model(), "--task", "gsm8k", "--data", file("task.jsonl"), "--instruction", "none", "--max-new-tokens",
-                                  "64", "--json", file("task.json")};
+    std::vector<std::string> args{"eval",   "--model",          model(),          "--task", "gsm8k",
+                                  "--data", file("task.jsonl"), "--instruction",  "none",   "--max-new-tokens",
+                                  "64",     "--json",           file("task.json")};
     args.insert(args.end(), more.begin(), more.end());
     const Result r = run(job(ranks, args), 60);
     EXPECT_EQ(r.code, 0) << r.output;
@@ -166,13 +231,16 @@ TEST_F(Learnt, WrongInputIsNamedWithItsPlace) {
       {{"generate", "--model", m, "--prompt", "x", "--json", file("no/such/dir.json")}, 73, {"dir.json"}},
       {{"generate", "--model", data("hf/qwen3"), "--prompt", "x"}, 64, {"tokenizer.json", "--prompt-ids"}},
       {{"eval", "--model", m, "--task", "gsm8k", "--data", file("noanswer.jsonl")}, 65, {"noanswer.jsonl:1", "answer"}},
-      {{"eval", "--model", m, "--task", "gsm8k", "--data", file("two.jsonl"), "--samples", "2", "--temperature", "0"}, 64, {"--samples"}},
+      {{"eval", "--model", m, "--task", "gsm8k", "--data", file("two.jsonl"), "--samples", "2", "--temperature", "0"},
+       64,
+       {"--samples"}},
       {{"eval", "--model", m, "--data", file("two.jsonl"), "--temperature", "1"}, 64, {"--temperature", "--task"}},
   };
   for (const Case& c : cases) {
     const Result r = run(front_door(c.args));
     EXPECT_EQ(r.code, c.code) << r.output;
-    for (const std::string& part : c.says) EXPECT_NE(r.output.find(part), std::string::npos) << part << " in\n" << r.output;
+    for (const std::string& part : c.says)
+      EXPECT_NE(r.output.find(part), std::string::npos) << part << " in\n" << r.output;
   }
 }
 

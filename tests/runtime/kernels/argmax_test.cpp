@@ -23,13 +23,15 @@ TEST(Argmax, FindsTheFirstOfTheLargestOfAnyWidth) {
     for (uint64_t seed = 0; seed < 5; ++seed) {
       const Rng rng(seed, "logits");
       std::vector<float> logits(static_cast<size_t>(3 * vocab));
-      for (size_t i = 0; i < logits.size(); ++i) logits[i] = static_cast<float>(rng.below(i, 50)) - 70.0F;  // many ties, all negative
+      for (size_t i = 0; i < logits.size(); ++i)
+        logits[i] = static_cast<float>(rng.below(i, 50)) - 70.0F;  // many ties, all negative
       const std::vector<float> best = run(logits, 3, 1000);
       for (int64_t r = 0; r < 3; ++r) {
         const auto begin = logits.begin() + r * vocab;
         const auto expected = std::max_element(begin, begin + vocab);
         EXPECT_EQ(best[static_cast<size_t>(r)], *expected);
-        EXPECT_EQ(best[static_cast<size_t>(3 + r)], static_cast<float>(1000 + (expected - begin))) << "vocabulary " << vocab;
+        EXPECT_EQ(best[static_cast<size_t>(3 + r)], static_cast<float>(1000 + (expected - begin)))
+            << "vocabulary " << vocab;
       }
     }
 }

@@ -1,5 +1,5 @@
-// The engine on ranks that are threads: transformers' greedy completions in every layout, samples that do not depend on layout,
-// batch or cache size, log-probabilities, and a plan that is what is allocated.
+// The engine on ranks that are threads: transformers' greedy completions in every layout, samples that do not depend on
+// layout, batch or cache size, log-probabilities, and a plan that is what is allocated.
 #include "runtime/serve/engine.h"
 
 #include <fmt/format.h>
@@ -29,12 +29,14 @@ struct Fixture {
   parallel::ModelConfig config;
   std::vector<Reference> greedy;
 
-  explicit Fixture(const std::string& name) : dir(checkpoint::HfModelDir::open(std::string(R1RUN_TEST_DATA) + "/hf/" + name)) {
+  explicit Fixture(const std::string& name)
+      : dir(checkpoint::HfModelDir::open(std::string(R1RUN_TEST_DATA) + "/hf/" + name)) {
     config = parallel::parse_model_config(dir.config_json(), name);
     std::ifstream in(dir.path() / "reference.json");
     const nlohmann::json reference = nlohmann::json::parse(in);
     for (const auto& g : reference.at("generate"))
-      greedy.push_back({g.at("prompt").get<std::vector<int32_t>>(), g.at("greedy_completion").get<std::vector<int32_t>>()});
+      greedy.push_back(
+          {g.at("prompt").get<std::vector<int32_t>>(), g.at("greedy_completion").get<std::vector<int32_t>>()});
   }
 };
 
@@ -64,10 +66,15 @@ Result run(const Fixture& f, const Setup& s, const std::vector<Request>& request
     const parallel::ModelSpec spec(f.config, s.mesh.tp, s.mesh.pp);
     parallel::ProcessGroups groups(*world, s.mesh, false);
     const Stream stream = backend_of(s.device).create_stream(device);
-    parallel::InferenceShape shape{.pass_tokens = 64, .sequences = s.sequences, .context = 96, .block_size = s.block_size,
-                                   .blocks = s.blocks, .logit_rows = s.logit_rows, .attention_rows = s.attention_rows};
-    shape.workspace_bytes = static_cast<int64_t>(
-        kernels::decode_attention_workspace_bytes(s.device, s.attention_rows, f.config.heads, f.config.head_dim, shape.context));
+    parallel::InferenceShape shape{.pass_tokens = 64,
+                                   .sequences = s.sequences,
+                                   .context = 96,
+                                   .block_size = s.block_size,
+                                   .blocks = s.blocks,
+                                   .logit_rows = s.logit_rows,
+                                   .attention_rows = s.attention_rows};
+    shape.workspace_bytes = static_cast<int64_t>(kernels::decode_attention_workspace_bytes(
+        s.device, s.attention_rows, f.config.heads, f.config.head_dim, shape.context));
     const parallel::InferencePlan plan = parallel::plan_inference(spec, s.mesh, groups.coord(), shape);
     std::vector<models::StageParameters> params;
     params.emplace_back(spec, groups.coord().pp, groups.coord().tp, parallel::NumericFormat{}, device, false, stream);
@@ -81,9 +88,16 @@ Result run(const Fixture& f, const Setup& s, const std::vector<Request>& request
     EXPECT_EQ(model.allocated().cache, plan.bytes().cache);
     EXPECT_EQ(model.allocated().scratch, plan.bytes().scratch);
     EXPECT_EQ(model.allocated().weights, plan.bytes().weights);
-    Engine engine(model, groups, {.limits = {.sequences = s.sequences, .pass_tokens = 64, .prefill_chunk = s.chunk, .block_size = s.block_size,
-                                             .blocks = s.blocks, .depth = s.mesh.pp, .exact = s.exact},
-                                  .eos_ids = s.eos, .logprobs = s.logprobs});
+    Engine engine(model, groups,
+                  {.limits = {.sequences = s.sequences,
+                              .pass_tokens = 64,
+                              .prefill_chunk = s.chunk,
+                              .block_size = s.block_size,
+                              .blocks = s.blocks,
+                              .depth = s.mesh.pp,
+                              .exact = s.exact},
+                   .eos_ids = s.eos,
+                   .logprobs = s.logprobs});
     Result mine;
     for (const Request& r : requests) EXPECT_EQ(engine.add(r), &r - requests.data());
     mine.ids.resize(requests.size());
@@ -115,7 +129,8 @@ Result run(const Fixture& f, const Setup& s, const std::vector<Request>& request
 std::vector<Request> greedy_requests(const Fixture& f) {
   std::vector<Request> out;
   for (const Reference& r : f.greedy)
-    out.push_back({.number = out.size(), .prompt = r.prompt, .max_new_tokens = static_cast<int64_t>(r.completion.size())});
+    out.push_back(
+        {.number = out.size(), .prompt = r.prompt, .max_new_tokens = static_cast<int64_t>(r.completion.size())});
   return out;
 }
 
@@ -133,7 +148,8 @@ std::vector<Request> sampled_requests(const Fixture& f) {
 }
 
 TEST(Engine, GreedyCompletionsAreTransformersInEveryLayout) {
-  const parallel::MeshShape layouts[] = {{1, 1, 1}, {1, 1, 2}, {1, 1, 3}, {1, 1, 4}, {1, 1, 8}, {2, 1, 1}, {3, 1, 1}, {4, 1, 1}, {2, 1, 4}, {4, 1, 2}};
+  const parallel::MeshShape layouts[] = {{1, 1, 1}, {1, 1, 2}, {1, 1, 3}, {1, 1, 4}, {1, 1, 8},
+                                         {2, 1, 1}, {3, 1, 1}, {4, 1, 1}, {2, 1, 4}, {4, 1, 2}};
   for (const char* name : {"qwen2-untied", "qwen2-tied-bf16-sharded", "llama3-ropescaled", "qwen3", "qwen2-8layers"}) {
     const Fixture f(name);
     ASSERT_EQ(f.greedy.size(), 3u);
@@ -162,13 +178,15 @@ TEST(Engine, GreedyCompletionsAreTransformersOnAGpu) {
     for (const parallel::MeshShape& mesh : {parallel::MeshShape{1, 1, 1}, {1, 1, 3}, {2, 1, 2}})
       for (const bool exact : {false, true}) {
         SCOPED_TRACE(std::string(name) + " " + mesh.str());
-        const Result r = run(f, {.mesh = mesh, .exact = exact, .logprobs = true, .device = DeviceKind::kCuda}, greedy_requests(f));
+        const Result r =
+            run(f, {.mesh = mesh, .exact = exact, .logprobs = true, .device = DeviceKind::kCuda}, greedy_requests(f));
         for (size_t i = 0; i < f.greedy.size(); ++i) EXPECT_EQ(r.ids[i], f.greedy[i].completion) << "prompt " << i;
       }
   }
   const Fixture f("qwen3");
   const std::vector<Request> requests = sampled_requests(f);
-  EXPECT_EQ(run(f, {.mesh = {}, .exact = false, .device = DeviceKind::kCuda}, requests).ids, run(f, {.mesh = {}}, requests).ids);
+  EXPECT_EQ(run(f, {.mesh = {}, .exact = false, .device = DeviceKind::kCuda}, requests).ids,
+            run(f, {.mesh = {}}, requests).ids);
 }
 
 TEST(Engine, ChunksBlocksAndSlicesOfAnySizeGiveTheSame) {
@@ -177,7 +195,14 @@ TEST(Engine, ChunksBlocksAndSlicesOfAnySizeGiveTheSame) {
     for (const int64_t chunk : {1, 5, 7, 64})
       for (const int64_t block_size : {1, 3, 16}) {
         SCOPED_TRACE(testing::Message() << "exact " << exact << " chunk " << chunk << " block " << block_size);
-        const Result r = run(f, {.mesh = {}, .blocks = 200, .block_size = block_size, .chunk = chunk, .logit_rows = 2, .attention_rows = 3, .exact = exact},
+        const Result r = run(f,
+                             {.mesh = {},
+                              .blocks = 200,
+                              .block_size = block_size,
+                              .chunk = chunk,
+                              .logit_rows = 2,
+                              .attention_rows = 3,
+                              .exact = exact},
                              greedy_requests(f));
         for (size_t i = 0; i < f.greedy.size(); ++i) EXPECT_EQ(r.ids[i], f.greedy[i].completion);
       }
@@ -188,7 +213,8 @@ TEST(Engine, SamplesDependOnSeedRequestAndPositionOnly) {
   const std::vector<Request> requests = sampled_requests(f);
   const Result alone_in_time = run(f, {.mesh = {}, .sequences = 1}, requests);
   EXPECT_NE(alone_in_time.ids[0], alone_in_time.ids[3]) << "the same prompt under another number";
-  for (const parallel::MeshShape& mesh : {parallel::MeshShape{1, 1, 1}, {1, 1, 3}, {2, 1, 1}, {2, 1, 2}, {4, 1, 1}, {1, 1, 8}})
+  for (const parallel::MeshShape& mesh :
+       {parallel::MeshShape{1, 1, 1}, {1, 1, 3}, {2, 1, 1}, {2, 1, 2}, {4, 1, 1}, {1, 1, 8}})
     for (const int64_t sequences : {2, 9}) {
       SCOPED_TRACE(mesh.str() + fmt::format(" {} at once", sequences));
       EXPECT_EQ(run(f, {.mesh = mesh, .sequences = sequences, .logit_rows = 3}, requests).ids, alone_in_time.ids);
@@ -214,7 +240,8 @@ TEST(Engine, BitsDoNotDependOnTheBatch) {
 }
 
 TEST(Engine, LogprobsAreThoseOfTheReferenceLogits) {
-  // The prompt is the front of a row whose logits transformers gave: the first token's log-probability follows from them.
+  // The prompt is the front of a row whose logits transformers gave: the first token's log-probability follows from
+  // them.
   const Fixture f("llama3-ropescaled");
   const auto ref = checkpoint::SafetensorsFile::open(f.dir.path() / "reference.safetensors");
   const int64_t vocab = f.config.vocab;
@@ -229,8 +256,11 @@ TEST(Engine, LogprobsAreThoseOfTheReferenceLogits) {
   read("logits", logits.data(), logits.size() * 4);
   std::vector<Request> requests;
   for (uint64_t row = 0; row < 3; ++row)
-    requests.push_back({.number = row, .prompt = std::vector<int32_t>(ids.begin() + static_cast<int64_t>(row) * 48, ids.begin() + static_cast<int64_t>(row) * 48 + 15),
-                        .sampling = {.temperature = 2, .top_k = 50, .seed = 2}, .max_new_tokens = 1});
+    requests.push_back({.number = row,
+                        .prompt = std::vector<int32_t>(ids.begin() + static_cast<int64_t>(row) * 48,
+                                                       ids.begin() + static_cast<int64_t>(row) * 48 + 15),
+                        .sampling = {.temperature = 2, .top_k = 50, .seed = 2},
+                        .max_new_tokens = 1});
   for (const parallel::MeshShape& mesh : {parallel::MeshShape{1, 1, 1}, {2, 1, 3}}) {
     const Result r = run(f, {.mesh = mesh, .logprobs = true}, requests);
     for (size_t row = 0; row < 3; ++row) {
@@ -238,7 +268,8 @@ TEST(Engine, LogprobsAreThoseOfTheReferenceLogits) {
       double sum = 0;
       for (int64_t i = 0; i < vocab; ++i) sum += std::exp(static_cast<double>(l[i]));
       ASSERT_EQ(r.ids[row].size(), 1u);
-      EXPECT_NEAR(static_cast<double>(r.logprobs[row][0]), static_cast<double>(l[r.ids[row][0]]) - std::log(sum), 2e-5) << mesh.str();
+      EXPECT_NEAR(static_cast<double>(r.logprobs[row][0]), static_cast<double>(l[r.ids[row][0]]) - std::log(sum), 2e-5)
+          << mesh.str();
     }
   }
 }
@@ -259,7 +290,8 @@ TEST(Engine, EndsAtEndTokensAndLimits) {
 
 TEST(Engine, RefusesWhatCannotBeAnswered) {
   const Fixture f("qwen2-untied");
-  for (const std::vector<int32_t>& prompt : {std::vector<int32_t>{}, std::vector<int32_t>{-1}, std::vector<int32_t>{512}, std::vector<int32_t>(96, 1)})
+  for (const std::vector<int32_t>& prompt :
+       {std::vector<int32_t>{}, std::vector<int32_t>{-1}, std::vector<int32_t>{512}, std::vector<int32_t>(96, 1)})
     EXPECT_THROW(run(f, {.mesh = {}}, {{.prompt = prompt, .max_new_tokens = 1}}), UsageError);
 }
 

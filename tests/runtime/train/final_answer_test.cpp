@@ -30,13 +30,29 @@ TEST(FinalAnswer, HasOneSpelling) {
     bool same;
   };
   const std::vector<Case> cases{
-      {"72", "72.0", true},        {"$1,234.50", "1234.5", true},  {"0.5", "\\frac{1}{2}", true}, {"-3/4", "-\\dfrac{3}{4}", true},
-      {"18\\text{ dollars}", "18", true}, {"25\\%", "25", true},   {"007", "7", true},            {"+5", "5.", true},
-      {"1/3", "0.333", false},     {"12", "21", false},            {"", "0", false},              {"abc", "abc", true},
-      {"x + 1", "x+1", true},      {"(1,2)", "(12)", false},       {"1/0", "1/0", true},          {"-0", "0", true},
-      {"99999999999999999999", "99999999999999999998", false},     {"1.2.3", "1.23", false},      {"3 apples", "3", false},
+      {"72", "72.0", true},
+      {"$1,234.50", "1234.5", true},
+      {"0.5", "\\frac{1}{2}", true},
+      {"-3/4", "-\\dfrac{3}{4}", true},
+      {"18\\text{ dollars}", "18", true},
+      {"25\\%", "25", true},
+      {"007", "7", true},
+      {"+5", "5.", true},
+      {"1/3", "0.333", false},
+      {"12", "21", false},
+      {"", "0", false},
+      {"abc", "abc", true},
+      {"x + 1", "x+1", true},
+      {"(1,2)", "(12)", false},
+      {"1/0", "1/0", true},
+      {"-0", "0", true},
+      {"99999999999999999999", "99999999999999999998", false},
+      {"1.2.3", "1.23", false},
+      {"3 apples", "3", false},
   };
-  for (const Case& c : cases) EXPECT_EQ(canonical_answer(c.a) == canonical_answer(c.b), c.same) << c.a << " | " << c.b << ": " << canonical_answer(c.a);
+  for (const Case& c : cases)
+    EXPECT_EQ(canonical_answer(c.a) == canonical_answer(c.b), c.same)
+        << c.a << " | " << c.b << ": " << canonical_answer(c.a);
 }
 
 TEST(FinalAnswer, PassAtKIsTheShareOfSubsetsWithARightAnswer) {
