@@ -112,6 +112,17 @@ TEST_F(Learnt, AChatIsAnsweredWithReasoningApart) {
   EXPECT_NE(r.output.find("tok/s"), std::string::npos);
 }
 
+TEST_F(Learnt, ReasoningIsDimmedOnATerminal) {
+  auto env = mpi_environment();
+  env.emplace_back("R1RUN_TERMINAL", "1");  // what the front door says when a person watches
+  write_file(file("chat.jsonl"), R"({"messages": [{"role": "user", "content": "What is 2+3?"}]})" "\n");
+  const Result r = run(front_door({"generate", "--model", model(), "--chat", file("chat.jsonl"), "--temperature", "0",
+                                   "--max-new-tokens", "64"}),
+                       30, env);
+  ASSERT_EQ(r.code, 0) << r.output;
+  EXPECT_NE(r.output.find("\x1b[2m2+3=5\x1b[0m\n\n\\boxed{5}"), std::string::npos) << r.output;
+}
+
 TEST_F(Learnt, AStopStringEndsTheTextBeforeIt) {
   const Result r = run(job(2, {"generate",
                                "--model",
