@@ -615,7 +615,7 @@ void check_combinations(JobConfig& cfg) {
     throw UsageError("{}: needs --model DIR with a config.json", shown("init"));
   }
   if (has("task") && cfg.task.empty()) {
-    for (const char* name : {"samples", "instruction", "max-new-tokens", "temperature", "top-k", "top-p", "min-p",
+    for (const char* name : {"samples", "prompt", "max-new-tokens", "temperature", "top-k", "top-p", "min-p",
                              "repetition-penalty", "max-batch", "context", "kv-blocks", "prefill-chunk"}) {
       if (cfg.is_set(name)) throw UsageError("{}: only with --task; loss and perplexity sample nothing", shown(name));
     }

@@ -115,7 +115,7 @@ struct JobConfig {
   std::vector<std::string> stop;
   bool ignore_eos = false;
   int64_t max_batch = 0, context = 0, kv_blocks = 0, prefill_chunk = 0;
-  std::string task, instruction;
+  std::string task;
   int64_t samples = 0;
   // tokenize
   bool add_special = false, generation_prompt = false, train = false, stats = false;

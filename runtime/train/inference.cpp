@@ -124,8 +124,9 @@ parallel::InferenceShape InferenceSession::plan_shape(const RequestSizes& sizes)
                 most_block = reduce(ctx_.world, block, comm::ReduceOp::kMax);
   const auto refuse = [&](const std::string& what, int64_t blocks) {
     const int64_t tokens = std::min(fit * shape.block_size, limit);
-    const std::string advice = tokens > sizes.longest_prompt ? fmt::format("; --context {} would fit", tokens)
-                                                             : std::string("; take more ranks");
+    const std::string advice = tokens <= sizes.longest_prompt ? std::string("; take more ranks")
+                               : cfg.kv_blocks > 0            ? fmt::format("; --kv-blocks {} would fit", fit)
+                                                              : fmt::format("; --context {} would fit", tokens);
     throw MemoryError(
         "{}: a rank needs {} for weights and working memory and {} for {} cache blocks of {} tokens, and may take {}{}",
         what, human_bytes(static_cast<double>(most_fixed)), human_bytes(static_cast<double>(blocks * most_block)),

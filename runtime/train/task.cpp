@@ -139,7 +139,7 @@ ExitCode run_task(const RankContext& ctx) {
     questions = read_questions(cfg.data);
     for (const Question& q : questions) {
       const text::Message user{.role = text::Role::kUser,
-                               .content = cfg.instruction == "none" ? q.text : q.text + "\n" + cfg.instruction};
+                               .content = cfg.prompt == "none" ? q.text : q.text + "\n" + cfg.prompt};
       prompts.push_back(reader.from_messages({&user, 1}, {}));
     }
   }
