@@ -79,7 +79,8 @@ int run(const Options& o) {
   const parallel::InferencePlan plan = plan_inference(spec, {}, {}, shape);
   const Stream stream{};
   std::vector<models::StageParameters> params;
-  params.emplace_back(spec, 0, 0, parallel::NumericFormat{}, Device{}, false, stream);
+  params.emplace_back(spec, 0, 0, parallel::NumericFormat{}, Device{},
+                      models::StageParameters::Holds{.training = false}, stream);
   models::initialise(params[0], config, 1, stream);
   models::PagedModel model(spec, plan, groups, params, {}, stream);
   serve::Engine engine(model, groups,

@@ -77,7 +77,8 @@ Result run(const Fixture& f, const Setup& s, const std::vector<Request>& request
         s.device, s.attention_rows, f.config.heads, f.config.head_dim, shape.context));
     const parallel::InferencePlan plan = parallel::plan_inference(spec, s.mesh, groups.coord(), shape);
     std::vector<models::StageParameters> params;
-    params.emplace_back(spec, groups.coord().pp, groups.coord().tp, parallel::NumericFormat{}, device, false, stream);
+    params.emplace_back(spec, groups.coord().pp, groups.coord().tp, parallel::NumericFormat{}, device,
+                        models::StageParameters::Holds{.training = false}, stream);
     for (size_t i = 0; i < params[0].specs().size(); ++i) {
       const parallel::ParamSpec& p = params[0].specs()[i];
       std::vector<float> values(static_cast<size_t>(p.shard.local_elems(groups.coord().tp)));
