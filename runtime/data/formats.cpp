@@ -349,7 +349,8 @@ void parse_parts(const Json& parts, const std::string& where, text::Message& mes
 }
 
 void parse_turns(const Json& source, std::string_view key, ParsedRow& out) {
-  const Json list = unwrapped(source, fmt::format("`{}`", key));
+  const bool packed = source.is_string() && source.get_ref<const std::string&>().starts_with('[');
+  const Json list = packed ? unwrapped(source, fmt::format("`{}`", key)) : source;
   if (!list.is_array()) bad("`{}` is {}, expected a list of turns", key, kind_of(list));
   if (list.empty()) bad("`{}` is empty", key);
   for (size_t i = 0; i < list.size(); ++i)
