@@ -121,7 +121,7 @@ struct JobConfig {
   std::string task;
   int64_t samples = 0;
   // tokenize
-  bool add_special = false, generation_prompt = false, train = false, stats = false;
+  bool add_special = false, skip_special = false, generation_prompt = false, train = false, stats = false;
   // everywhere
   std::string json, input;
   std::vector<std::string> config;

@@ -348,7 +348,9 @@ void parse_parts(const Json& parts, const std::string& where, text::Message& mes
   return message;
 }
 
-void parse_turns(const Json& list, std::string_view key, ParsedRow& out) {
+void parse_turns(const Json& source, std::string_view key, ParsedRow& out) {
+  const bool packed = source.is_string() && source.get_ref<const std::string&>().starts_with('[');
+  const Json list = packed ? unwrapped(source, fmt::format("`{}`", key)) : source;
   if (!list.is_array()) bad("`{}` is {}, expected a list of turns", key, kind_of(list));
   if (list.empty()) bad("`{}` is empty", key);
   for (size_t i = 0; i < list.size(); ++i)
@@ -424,12 +426,32 @@ void parse_prompt_completion(const Json& row, ParsedRow& out) {
   out.empty_answer = out.completion.empty();
 }
 
+/// Names under which published traces keep a question and its answer.
+constexpr std::array<std::string_view, 4> kQuestionKeys = {"question", "query", "problem",
+                                                           "prompt"};
+constexpr std::array<std::string_view, 2> kResponseKeys = {"response", "solution"};
+
+/// The first of the keys that the row has, else the first.
+[[nodiscard]] std::string_view present(const Json& row, std::span<const std::string_view> keys) {
+  const auto at = std::find_if(keys.begin(), keys.end(),
+                               [&](std::string_view key) { return row.contains(key); });
+  return at == keys.end() ? keys.front() : *at;
+}
+
 void parse_question(const Json& row, std::string_view answer_key, ParsedRow& out) {
   add_system(row, out);
-  const std::string& question = text_at(row, "question");
-  if (question.empty()) bad("`question` is empty");
+  const std::string_view question_key = present(row, kQuestionKeys);
+  const std::string& question = text_at(row, question_key);
+  if (question.empty()) bad("`{}` is empty", question_key);
   out.messages.push_back(turn(text::Role::kUser, question));
   const std::string& answer = text_at(row, answer_key);
+  for (const std::string_view key : {"reasoning_content", "reasoning", "thinking"}) {
+    std::string reasoning = optional_text_at(row, key);
+    if (reasoning.empty()) continue;
+    out.messages.push_back(turn(text::Role::kAssistant, answer));
+    out.messages.back().reasoning = std::move(reasoning);
+    return;
+  }
   if (answer_key == "answer") {
     if (auto worked = split_worked_answer(answer)) {
       text::Message m = turn(text::Role::kAssistant, "\\boxed{" + worked->answer + "}");
@@ -556,7 +578,10 @@ std::optional<Format> detect_format(std::string_view row, std::string* why) {
   if (has("conversations") || has("conversation")) return Format::kShareGpt;
   if (has("instruction") && (has("output") || has("response"))) return Format::kAlpaca;
   if (has("prompt") && has("completion")) return Format::kPromptCompletion;
-  if (has("question") && has("response")) return Format::kQuestionResponse;
+  const auto has_any = [&](std::span<const std::string_view> keys) {
+    return std::any_of(keys.begin(), keys.end(), has);
+  };
+  if (has_any(kQuestionKeys) && has_any(kResponseKeys)) return Format::kQuestionResponse;
   if (has("question") && has("answer")) return Format::kQuestionAnswer;
   if (has("text")) return Format::kText;
   if (why != nullptr)
@@ -620,7 +645,7 @@ ParsedRow parse_row(Format format, std::string_view text) {
         parse_question(row, "answer", out);
         break;
       case Format::kQuestionResponse:
-        parse_question(row, "response", out);
+        parse_question(row, present(row, kResponseKeys), out);
         break;
       case Format::kText:
         out.kind = ParsedRow::Kind::kText;

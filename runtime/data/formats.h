@@ -7,8 +7,9 @@
 //   "tools"} alpaca             {"instruction", "input", "output", "system", "history"}
 //   prompt-completion  {"prompt", "completion"}: raw text without a template (lists of messages:
 //   with one) question-answer    {"question", "answer"}; an answer that ends in "#### N" (GSM8K)
-//   becomes thought and \boxed{N} question-response  {"question", "response"}; the response may
-//   begin with <think>...</think> text               {"text"}, or lines of plain text; everything
+//   becomes thought and \boxed{N} question-response  {"question", "response"} (question: also query,
+//   problem, prompt; response: also solution); the response may begin with <think>...</think>, or
+//   "reasoning" holds the thought text               {"text"}, or lines of plain text; everything
 //   is trained input-ids          {"input_ids", "labels", "attention_mask"}; labels not shifted,
 //   -100 = not trained
 #pragma once

@@ -17,6 +17,7 @@
 
 #include "runtime/core/error.h"
 #include "runtime/data/formats.h"
+#include "runtime/data/input.h"
 #include "runtime/data/packing.h"
 #include "runtime/tokenizer/chat.h"
 #include "runtime/tokenizer/tokenizer.h"
@@ -347,6 +348,85 @@ void print_dataset_stats(const Dataset& dataset, const DataOptions& options, boo
   out << '\n';
 }
 
+namespace {
+
+/// --train: rows of any format, shown as training sees them.
+class TrainingView {
+ public:
+  TrainingView(const TokenizeArgs& args, const text::Tokenizer& tokenizer, std::ostream& out)
+      : args_(args), tokenizer_(tokenizer), chat_(tokenizer, args), out_(out) {
+    format_ = format_by_name(args.data.format);
+    if (!format_ && args.data.format != "auto")
+      throw UsageError("--format {}: not a format of rows", args.data.format);
+    settings_.tokenizer = &tokenizer;
+    settings_.think_history =
+        args.data.think_history == "all" ? text::ThinkHistory::kAll : text::ThinkHistory::kLast;
+    settings_.train_on_prompt = args.data.train_on_prompt;
+    settings_.parse_special = args.parse_special;
+    settings_.end_id = end_of_text_id(args.data.model_dir, tokenizer);
+  }
+  /// A JSON row, or a line of text where the format is text and the line is no JSON. Throws
+  /// RowError.
+  void show(std::string_view row, bool plain_text) {
+    EncodedSample sample;
+    if (plain_text) {
+      sample = encode_text(row, settings_);
+    } else {
+      std::string why;
+      const auto format = format_ ? format_ : detect_format(row, &why);
+      if (!format) throw RowError(why);
+      const ParsedRow parsed = parse_row(*format, row);
+      if (parsed.kind == ParsedRow::Kind::kConversation) settings_.chat_template = chat_.kind();
+      sample = encode_row(parsed, settings_);
+    }
+    if (sample.ids.empty()) throw RowError("no tokens");
+    show_training_row(sample, tokenizer_, args_.color, out_);
+    // Written as it comes, so that a program at the other end of a pipe can wait for each answer.
+    out_.flush();
+  }
+  [[nodiscard]] bool text_lines() const { return format_ == Format::kText; }
+  void show_file(const std::filesystem::path& path) {
+    using Text = RecordReader::Text;
+    RecordReader reader(InputFile(path), text_lines() ? Text::kYes
+                                         : format_    ? Text::kNo
+                                                      : Text::kByName);
+    RecordBatch batch;
+    while (reader.next(batch, size_t{256} << 10)) {
+      for (const RecordBatch::Record& record : batch.records) {
+        try {
+          if (record.too_large) throw RowError("longer than a row may be");
+          show(batch.text(record), reader.layout() == Layout::kTextLines);
+        } catch (const RowError& e) {
+          throw DataError("{}:{}: {}", path.string(), record.line, e.what());
+        }
+      }
+    }
+  }
+
+ private:
+  const TokenizeArgs& args_;
+  const text::Tokenizer& tokenizer_;
+  Template chat_;
+  std::ostream& out_;
+  EncodeSettings settings_;
+  std::optional<Format> format_;
+};
+
+void show_training_lines(TrainingView& view, std::istream& in) {
+  std::string line;
+  for (int64_t number = 1; std::getline(in, line); ++number) {
+    if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
+    try {
+      view.show(line, view.text_lines() && line[0] != '{');
+    } catch (const RowError& e) {
+      throw DataError("standard input:{}: {}", number, e.what());
+    }
+  }
+  if (in.bad()) throw DataError("standard input cannot be read");
+}
+
+}  // namespace
+
 void run_tokenize(const TokenizeArgs& args, std::istream& in, std::ostream& out) {
   if (args.input != "auto" && args.input != "json" && args.input != "text")
     throw UsageError("--input {}: allowed is auto, json or text", args.input);
@@ -362,23 +442,17 @@ void run_tokenize(const TokenizeArgs& args, std::istream& in, std::ostream& out)
     return;
   }
 
-  Template chat(tokenizer, args);
-  EncodeSettings settings;
-  std::optional<Format> format = format_by_name(args.data.format);
   if (args.train) {
-    if (!format && args.data.format != "auto")
-      throw UsageError("--format {}: not a format of rows", args.data.format);
-    settings.tokenizer = &tokenizer;
-    settings.think_history =
-        args.data.think_history == "all" ? text::ThinkHistory::kAll : text::ThinkHistory::kLast;
-    settings.train_on_prompt = args.data.train_on_prompt;
-    settings.parse_special = args.parse_special;
-    settings.end_id = end_of_text_id(args.data.model_dir, tokenizer);
+    TrainingView view(args, tokenizer, out);
+    for (const DataSource& source : args.data.sources) view.show_file(source.path);
+    if (args.data.sources.empty()) show_training_lines(view, in);
+    return;
   }
+  Template chat(tokenizer, args);
   std::string line;
   int64_t number = 0;
-  bool as_json = args.input == "json" || (args.train && format != Format::kText);
-  bool known = args.input != "auto" || args.train;
+  bool as_json = args.input == "json";
+  bool known = args.input != "auto";
   std::string content;  // plain text
   while (std::getline(in, line)) {
     ++number;
@@ -388,36 +462,20 @@ void run_tokenize(const TokenizeArgs& args, std::istream& in, std::ostream& out)
       known = true;
     }
     if (!as_json) {
-      if (args.train) {
-        if (!line.empty())
-          show_training_row(encode_text(line, settings), tokenizer, args.color, out);
-        continue;
-      }
       content += line;
       if (!in.eof()) content += '\n';
       continue;
     }
     if (first == std::string::npos) continue;
     try {
-      if (args.train) {
-        std::string why;
-        const auto row_format = format ? format : detect_format(line, &why);
-        if (!row_format) throw RowError(why);
-        const ParsedRow row = parse_row(*row_format, line);
-        if (row.kind == ParsedRow::Kind::kConversation) settings.chat_template = chat.kind();
-        const EncodedSample sample = encode_row(row, settings);
-        if (sample.ids.empty()) throw RowError("no tokens");
-        show_training_row(sample, tokenizer, args.color, out);
-      } else {
-        out << dump(convert_row(line, args, tokenizer, chat)) << '\n';
-      }
+      out << dump(convert_row(line, args, tokenizer, chat)) << '\n';
     } catch (const RowError& e) {
       throw DataError("standard input:{}: {}", number, e.what());
     }
     // Written as it comes, so that a program at the other end of a pipe can wait for each answer.
     out.flush();
   }
-  if (!as_json && !args.train) count_text(content, args, tokenizer, out);
+  if (!as_json) count_text(content, args, tokenizer, out);
   if (in.bad()) throw DataError("standard input cannot be read");
 }
 

@@ -19,17 +19,17 @@ struct TokenizeArgs {
   bool stats = false;  ///< describe data.sources instead of reading standard input
   bool json = false;   ///< --stats: one JSON object
   bool color = false;  ///< --train: for a terminal (else JSON lines)
-  /// --stats: the sources and settings of training. --train: format, template_name, think_history,
-  /// train_on_prompt.
+  /// --stats: the sources and settings of training. --train: the sources (none: standard input),
+  /// format, template_name, think_history, train_on_prompt.
   DataOptions data;
 };
 
 /// JSON lines in: {"text": ...}, {"messages": [...], "tools": [...]} or {"ids": [...]}; a JSON line
 /// out for each:
 /// {"ids": [...], "text": ...}, `text` being what the ids say (for messages: the template's
-/// output). Plain text in: one line of counts. With `train`: rows of any data format in; out
-/// {"ids", "labels", "text"}, labels not shifted and -100 where not trained. Throws DataError
-/// naming the line.
+/// output). Plain text in: one line of counts. With `train`: rows of any data format in (on
+/// standard input or in data.sources); out {"ids", "labels", "text"}, labels not shifted and -100
+/// where not trained. Throws DataError naming the line.
 void run_tokenize(const TokenizeArgs& args, std::istream& in, std::ostream& out);
 
 /// What --stats prints: sources, length histogram, rows and fill at data.seq_len and at the usual

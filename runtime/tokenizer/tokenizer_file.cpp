@@ -173,6 +173,8 @@ class Handler : public nlohmann::json_sax<Json> {
       fail("model.vocab", "token `{}` has id {}; ids are 0 to {}", printable(key_), id,
            kMaxTokenId);
     }
+    if (file_.tokens.size() > static_cast<size_t>(kMaxTokenId))
+      fail("model.vocab", "more than {} tokens", kMaxTokenId + 1);
     if (key_.size() > kMaxTokenBytes)
       fail("model.vocab", "id {}: a token of {} bytes", id, key_.size());
     file_.tokens.push_back(
@@ -183,6 +185,7 @@ class Handler : public nlohmann::json_sax<Json> {
   bool merge_part(std::string_view part) {
     if (++parts_ > 2) fail_merge("more than two parts");
     if (part.empty()) fail_merge("an empty part");
+    if (file_.merges.size() >= 2 * kMaxMerges) fail_merge("more than {} merges", kMaxMerges);
     file_.merges.push_back({file_.merge_spellings.size(), static_cast<uint32_t>(part.size()), 0});
     file_.merge_spellings += part;
     return true;

@@ -2,9 +2,13 @@
 
 #include <unistd.h>
 
+#include <filesystem>
+#include <fstream>
 #include <iostream>
+#include <nlohmann/json.hpp>
 
 #include "runtime/data/tokenize_command.h"
+#include "runtime/train/data_progress.h"
 #include "runtime/train/evaluate.h"
 #include "runtime/train/generate.h"
 #include "runtime/train/trainer.h"
@@ -14,6 +18,18 @@ namespace r1::train {
 
 namespace {
 
+/// As training takes it where --seq-len is not given: 1024, or the model's limit where that is less.
+int64_t default_seq_len(const std::string& model) {
+  constexpr int64_t kDefault = 1024;
+  const std::filesystem::path config = std::filesystem::path(model) / "config.json";
+  std::ifstream in(config);
+  if (!in) return kDefault;
+  const auto json = nlohmann::json::parse(in, nullptr, false);
+  if (!json.is_object() || !json.contains("max_position_embeddings")) return kDefault;
+  const auto& limit = json["max_position_embeddings"];
+  return limit.is_number_integer() && limit > 0 ? std::min(kDefault, limit.get<int64_t>()) : kDefault;
+}
+
 ExitCode run_tokenize(const RankContext& ctx) {
   const JobConfig& cfg = ctx.config;
   if (cfg.model.empty()) throw UsageError("tokenize needs --model DIR or --model tokenizer.json");
@@ -22,13 +38,15 @@ ExitCode run_tokenize(const RankContext& ctx) {
   args.add_special = cfg.add_special;
   args.generation_prompt = cfg.generation_prompt;
   args.parse_special = cfg.parse_special;
+  args.skip_special = cfg.skip_special;
+  args.json = !cfg.json.empty();
   args.train = cfg.train;
   args.stats = cfg.stats;
   args.color = isatty(STDOUT_FILENO) == 1;
   for (const std::string& file : cfg.data) args.data.sources.push_back(data::parse_data_source(file));
   if (cfg.stats && cfg.data.empty()) throw UsageError("tokenize --stats needs --data FILE");
   args.data.format = cfg.format;
-  args.data.seq_len = cfg.seq_len;
+  args.data.seq_len = cfg.seq_len > 0 ? cfg.seq_len : default_seq_len(cfg.model);
   args.data.pack = !cfg.no_pack;
   args.data.train_on_prompt = cfg.train_on_prompt;
   args.data.think_history = cfg.think_history;
@@ -38,8 +56,18 @@ ExitCode run_tokenize(const RankContext& ctx) {
   args.data.parse_special = cfg.parse_special;
   args.data.cache_dir = cfg.cache_dir;
   args.data.threads = cfg.threads > 0 ? cfg.threads : static_cast<int>(std::max<long>(1, sysconf(_SC_NPROCESSORS_ONLN)));
-  data::run_tokenize(args, std::cin, std::cout);
-  std::cout.flush();
+  args.data.progress = [&ctx, line = DataProgressLine()](const data::DataProgress& p) mutable {
+    ctx.check_stop();
+    if (const std::string text = line.next(p); !text.empty()) fmt::print(stderr, "{}\n", text);
+  };
+  if (cfg.json.empty() || cfg.json == "-") {
+    data::run_tokenize(args, std::cin, std::cout);
+    std::cout.flush();
+    return ExitCode::kOk;
+  }
+  std::ofstream file(cfg.json);
+  data::run_tokenize(args, std::cin, file);
+  if (!file.flush()) throw StorageError("--json {}: cannot be written", cfg.json);
   return ExitCode::kOk;
 }
 

@@ -18,6 +18,7 @@
 #include "runtime/device/cuda/cuda_api.h"
 #include "runtime/device/cuda_library.h"
 #include "runtime/kernels/ops.h"
+#include "runtime/train/data_progress.h"
 #include "runtime/train/save.h"
 
 namespace r1::train {
@@ -211,7 +212,15 @@ data::DataOptions data_options(const RankContext& ctx, const std::vector<std::st
   o.cache_dir = cache;
   o.threads = cpu_threads();
   o.vocab_size = model.vocab;
-  o.progress = [&ctx](const data::DataProgress&) { ctx.check_stop(); };
+  // One rank a cache tokenises while the others wait for it: the one that works reports.
+  o.progress = [&ctx, line = DataProgressLine()](const data::DataProgress& p) mutable {
+    ctx.check_stop();
+    if (p.waiting && !ctx.first()) return;
+    if (const std::string text = line.next(p); !text.empty()) {
+      fmt::print("{}\n", text);
+      std::fflush(stdout);
+    }
+  };
   return o;
 }
 

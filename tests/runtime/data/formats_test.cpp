@@ -203,6 +203,29 @@ TEST(Formats, TracesKeepTheirText) {
   EXPECT_EQ(*spaced.messages[1].content, "<think>a</think>b");
 }
 
+TEST(Formats, TracesInTheirOtherSpellings) {
+  std::string why;
+  for (const std::string row :
+       {R"({"problem": "q", "solution": "<think>t</think>a", "answer": "1"})",
+        R"({"prompt": "q", "response": "<think>t</think>a"})",
+        R"({"query": "q", "response": "<think>t</think>a"})"}) {
+    const auto format = detect_format(row, &why);
+    ASSERT_EQ(format, Format::kQuestionResponse) << row;
+    const auto parsed = parse_row(*format, row);
+    ASSERT_EQ(parsed.messages.size(), 2u);
+    EXPECT_EQ(parsed.messages[0].content, "q");
+    EXPECT_EQ(parsed.messages[1].content, "<think>t</think>a");
+  }
+  const auto apart =
+      parse_row(Format::kQuestionAnswer, R"({"question": "q", "reasoning": "t", "answer": "a"})");
+  EXPECT_EQ(apart.messages[1].reasoning, "t");
+  EXPECT_EQ(apart.messages[1].content, "a");
+  const auto packed = parse_row(
+      Format::kMessages,
+      R"({"messages": "[{\"role\": \"user\", \"content\": \"q\"}, {\"role\": \"assistant\", \"content\": \"a\"}]"})");
+  EXPECT_EQ(packed.messages.size(), 2u);
+}
+
 TEST(Formats, PromptAndCompletion) {
   const ParsedRow raw =
       parse_row(Format::kPromptCompletion, R"({"prompt": "2+2=", "completion": " 4"})");

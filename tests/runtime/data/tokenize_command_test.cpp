@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <fstream>
 #include <nlohmann/json.hpp>
 #include <sstream>
 #include <string>
@@ -112,6 +113,19 @@ TEST_F(TokenizeCommand, TrainShowsTheLossMask) {
   EXPECT_NE(plain.find("\\boxed{72}<｜end▁of▁sentence｜>"), std::string::npos) << plain;
   EXPECT_NE(shown.find("\x1b[32m"), std::string::npos);
   EXPECT_NE(shown.find("\x1b[90m"), std::string::npos);
+}
+
+TEST_F(TokenizeCommand, TrainShowsTheRowsOfFiles) {
+  args_.train = true;
+  args_.data.sources = {{sft("gsm8k_8.jsonl")}, {sft("alpaca_6.json")}};
+  const auto out = run_json("this input is not read");
+  ASSERT_EQ(out.size(), 14u);
+  args_.data.sources.clear();
+  EXPECT_EQ(run_json(slurp(sft("gsm8k_8.jsonl"))), std::vector<json>(out.begin(), out.begin() + 8));
+  std::ofstream(dir_.path() / "bad.jsonl") << "{\"text\": \"a\"}\n\n{\"text\": 1}\n";
+  args_.data.sources = {{dir_.path() / "bad.jsonl"}};
+  EXPECT_NE(message_of(ExitCode::kBadInput, [&] { (void)run(""); }).find("bad.jsonl:3: `text`"),
+            std::string::npos);
 }
 
 TEST_F(TokenizeCommand, StatsDescribeTheData) {
