@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <cstdio>
+#include <string>
 
 #include "runtime/core/error.h"
 #include "runtime/device/cuda/cuda_api.h"
@@ -10,7 +11,7 @@
 
 namespace r1::comm::test {
 
-Device gpu_of_rank(int rank) {
+Device gpu_of_rank(int rank, int needed) {
   std::string why;
   int count = 0;
   try {
@@ -19,8 +20,9 @@ Device gpu_of_rank(int rank) {
   } catch (const DeviceError& e) {
     why = e.what();
   }
-  if (count == 0) {
-    if (rank == 0) std::printf("skipped: no GPU: %s\n", why.c_str());
+  if (count < needed) {
+    if (count != 0) why = "there are " + std::to_string(count);
+    if (rank == 0) std::printf("skipped: needs %d GPU(s): %s\n", needed, why.c_str());
     std::fflush(nullptr);
     _exit(kSkipped);
   }

@@ -1,0 +1,51 @@
+// NCCL as the communicator uses it: every call says whether it is through, under way, or failed. Implemented in the CUDA
+// library, which opens libnccl.so.2 when a group is first made; no NCCL or CUDA header is needed to use it.
+#pragma once
+
+#include <array>
+#include <string>
+
+#include "comm/communicator.h"
+
+namespace r1::comm {
+
+/// What a call on a non-blocking NCCL communicator left behind.
+struct NcclStatus {
+  enum class State { kDone, kUnderWay, kFailed } state = State::kDone;
+  std::string text;  ///< of a failure: NCCL's message and its last error
+};
+
+class NcclApi {
+ public:
+  using Id = std::array<char, 128>;
+  using Comm = void*;
+
+  virtual ~NcclApi() = default;
+  [[nodiscard]] virtual std::string version() = 0;
+  /// Throws CommError with NCCL's text.
+  [[nodiscard]] virtual Id unique_id() = 0;
+  /// Starts making a communicator (non-blocking); `status` says when it can be used. Throws CommError when refused.
+  [[nodiscard]] virtual Comm init(const Id& id, int ranks, int rank, Device device) = 0;
+  [[nodiscard]] virtual NcclStatus status(Comm comm) = 0;
+
+  virtual void group_begin() = 0;
+  [[nodiscard]] virtual NcclStatus group_end() = 0;
+  [[nodiscard]] virtual NcclStatus all_reduce(Comm comm, const Tensor& x, ReduceOp op, const Stream& s) = 0;
+  [[nodiscard]] virtual NcclStatus all_gather(Comm comm, const void* in, void* out, int64_t numel, DType dtype, const Stream& s) = 0;
+  [[nodiscard]] virtual NcclStatus reduce_scatter(Comm comm, const void* in, void* out, int64_t numel, DType dtype,
+                                                  const Stream& s) = 0;
+  [[nodiscard]] virtual NcclStatus broadcast(Comm comm, const Tensor& x, int root, const Stream& s) = 0;
+  [[nodiscard]] virtual NcclStatus send(Comm comm, const void* data, int64_t bytes, int peer, const Stream& s) = 0;
+  [[nodiscard]] virtual NcclStatus recv(Comm comm, void* data, int64_t bytes, int peer, const Stream& s) = 0;
+
+  /// Collective ends: finalize on all ranks, then destroy when `status` is done.
+  [[nodiscard]] virtual NcclStatus finalize(Comm comm) = 0;
+  virtual void destroy(Comm comm) noexcept = 0;
+  /// Makes its kernels leave, wherever the other ranks are. Local.
+  virtual void abort(Comm comm) noexcept = 0;
+};
+
+/// Opens the CUDA library and NCCL. Throws DeviceError with the paths tried and the loader's message.
+[[nodiscard]] NcclApi& nccl_api();
+
+}  // namespace r1::comm
