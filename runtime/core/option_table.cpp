@@ -771,10 +771,10 @@ const std::vector<Option>& table() {
        .fallback = "0",
        .range = between(0, 1000),
        .metavar = "N",
-       .help = "restarts from the last checkpoint after a fault",
+       .help = "after a fault (exit code 75), start again from the newest checkpoint, at most this "
+               "often; ends early after 3 restarts without a new checkpoint",
        .group = Group::kLaunch,
-       .commands = kJob,
-       .planned = true},
+       .commands = kTrain | kSbatch | kMpijob},
 
       // -- general
       {.name = "input",
