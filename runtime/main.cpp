@@ -82,7 +82,8 @@ int main(int argc, char** argv) {
     status->join_control(train::broadcast_text(*world, world->rank() == 0 ? status->control_offer() : std::string()));
     log::setup(world->rank() == 0 ? "r1run" : fmt::format("r1run: rank {}", world->rank()),
                world->rank() == 0 ? spdlog::level::info : spdlog::level::warn);
-    const train::RankContext ctx{config, *world, *status, g_signals, std::getenv("R1RUN_TERMINAL") != nullptr};
+    const train::RankContext ctx{config, *world, *status, g_signals, std::getenv("R1RUN_TERMINAL") != nullptr,
+                                 train::stop_check(config, g_signals)};
     const ExitCode code = train::run_command(ctx);
     status->report(ReportKind::kFinished, code, "");
     world->close();

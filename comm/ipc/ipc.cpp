@@ -424,6 +424,8 @@ std::shared_ptr<IpcHub> make_ipc_hub(std::shared_ptr<IpcMemory> memory, StopChec
   return std::make_shared<IpcHub>(std::move(memory), std::move(stop));
 }
 
+void progress(IpcHub& hub) { hub.progress(); }
+
 std::unique_ptr<Communicator> make_ipc(std::unique_ptr<Communicator> host, std::shared_ptr<IpcHub> hub,
                                        const IpcOptions& options) {
   IpcOptions named = options;

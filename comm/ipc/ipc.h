@@ -22,6 +22,9 @@ struct IpcOptions {
 class IpcHub;
 [[nodiscard]] std::shared_ptr<IpcHub> make_ipc_hub(std::shared_ptr<IpcMemory> memory, StopCheck stop);
 
+/// Enqueues what messages under way allow: for waiting loops outside the hub's groups.
+void progress(IpcHub& hub);
+
 /// A communicator over the ranks of `host`, which must be on one host; it carries handles and barriers, and is closed
 /// with the group. Tensors live in the hub's memory. Collective over `host`.
 ///

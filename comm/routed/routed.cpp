@@ -30,7 +30,7 @@ struct Place {
   int64_t has_nccl = 0;
 };
 
-// Does not own what a group shares with others.
+// Why this rank cannot use NCCL; empty when it can.
 std::string reason_without_nccl() {
   try {
     (void)nccl_api();
@@ -93,9 +93,10 @@ struct Router::State {
         return make_ipc(std::move(own), need_ipc(), {.name = own->name(), .slot_bytes = on_gpu() ? slot : size_t{256} << 10});
       }
       case CommBackend::kUcx: {
-        auto ucx = make_ucx(*own, stop, {.transports = {}, .name = own->name()});
+        const bool direct = on_gpu() && ucx_moves_cuda();
+        auto ucx = make_ucx(*own, stop, {.transports = {}, .name = own->name(), .memory = direct ? &need_memory() : nullptr});
         own->close();
-        return on_gpu() ? make_staged(std::move(ucx)) : std::move(ucx);
+        return on_gpu() && !direct ? make_staged(std::move(ucx)) : std::move(ucx);
       }
       case CommBackend::kMpi:
       case CommBackend::kNone: break;
@@ -250,6 +251,8 @@ Router::Router(Communicator& host, CommChoice choice, Device device, StopCheck s
     // A stream whose work waits for a rank that died never ends by itself.
     auto& api = *reinterpret_cast<cuda::Api* (*)()>(cuda_library_symbol("r1run_cuda_api"))();
     api.set_wait_hook([this](std::chrono::nanoseconds waited) {
+      // A peer may wait for the rest of a message before it does what this rank's stream waits for.
+      if (state_->ipc) progress(*state_->ipc);
       if (state_->nccl) check_nccl(*state_->nccl, *world_, "wait for the GPU", waited);
       else if (state_->stop) state_->stop(*world_, "wait for the GPU", waited);
     });

@@ -24,6 +24,7 @@ struct RankContext {
   RankStatusWriter& status;
   SignalFlags& signals;
   bool terminal = false;  ///< standard output is a terminal (the front door says so)
+  comm::StopCheck stop;   ///< for whatever waits; may be empty
 
   [[nodiscard]] bool first() const { return world.rank() == 0; }
   /// Throws StoppedError when a signal asked to leave.

@@ -137,6 +137,7 @@ EngineOptions engine_options(const JobConfig& cfg, const parallel::ModelConfig& 
   o.training = training;
   o.device = device;
   o.format = numeric_format(cfg, device);
+  o.comm = parse_comm_choice(cfg.comm);
   if (device.kind == DeviceKind::kCuda) {
     // A chunk of the head large enough for full GEMM rate: 2048 tokens of a 152k vocabulary take 0.6 GB in bf16.
     o.needs.head_budget_elems = int64_t{320} << 20;
