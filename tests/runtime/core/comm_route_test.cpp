@@ -56,7 +56,7 @@ TEST(CommRoute, ExplicitChoicesHoldOrSayWhyNot) {
 }
 
 TEST(CommRoute, NamesRoundTrip) {
-  for (const auto [text, backend] : {std::pair{"nccl", B::kNccl}, {"ipc", B::kIpc}, {"ucx", B::kUcx}, {"mpi", B::kMpi}}) {
+  for (const auto& [text, backend] : {std::pair{"nccl", B::kNccl}, {"ipc", B::kIpc}, {"ucx", B::kUcx}, {"mpi", B::kMpi}}) {
     EXPECT_EQ(comm_backend_name(backend), text);
     EXPECT_NO_THROW((void)parse_comm_choice(text));
   }
