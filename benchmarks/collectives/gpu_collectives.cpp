@@ -1,6 +1,6 @@
 // Time and bandwidth of the collectives on GPU tensors, as nccl-tests measures them (doc/PERFORMANCE.md there).
 //
-//   mpirun -np 2 bench_gpu_collectives [--comm nccl,ipc,ipc-copies,mpi] [--op all_reduce,...] [--min BYTES] [--max BYTES]
+//   mpirun -np 2 bench_gpu_collectives [--comm nccl,nccl-threads,ipc,ipc-copies,mpi] [--op all_reduce,...] [--min BYTES] [--max BYTES]
 //                                      [--dtype fp32|bf16] [--seconds S]
 //
 // Rank r works on GPU r modulo their number. Sizes are those of nccl-tests: all_reduce and send_recv of the tensor,
@@ -88,11 +88,12 @@ std::vector<double> measure(Bench& x, Communicator& g, const std::string& op, in
 
 std::unique_ptr<Communicator> make(const std::string& kind, Communicator& world, const std::shared_ptr<IpcMemory>& memory) {
   auto host = world.split(0, world.rank(), kind);
-  if (kind == "nccl") return make_nccl(std::move(host), make_nccl_hub(memory, {}));
+  if (kind == "nccl" || kind == "nccl-threads")
+    return make_nccl(std::move(host), make_nccl_hub(memory, {}), {.non_blocking_calls = kind == "nccl-threads"});
   if (kind == "mpi") return make_staged(std::move(host));
   if (kind == "ipc" || kind == "ipc-copies")
-    return make_ipc(std::move(host), make_ipc_hub(memory, {}), {.slot_bytes = size_t{4} << 20, .kernels = kind == "ipc"});
-  throw UsageError("--comm {}: allowed are nccl, ipc, ipc-copies, mpi", kind);
+    return make_ipc(std::move(host), make_ipc_hub(memory, {}), {.slot_bytes = size_t{4} << 20, .message_slot_bytes = size_t{16} << 20, .kernels = kind == "ipc"});
+  throw UsageError("--comm {}: allowed are nccl, nccl-threads, ipc, ipc-copies, mpi", kind);
 }
 
 int run(MpiWorld& mpi, int argc, char** argv) {

@@ -2,7 +2,12 @@
 #include <dlfcn.h>
 #include <nccl.h>
 
+#include <chrono>
 #include <cstring>
+#include <future>
+#include <memory>
+#include <thread>
+#include <vector>
 
 #include "comm/nccl/nccl_api.h"
 #include "runtime/core/error.h"
@@ -25,6 +30,7 @@ class NcclLibrary final : public NcclApi {
     load(get_version_, "ncclGetVersion");
     load(get_unique_id_, "ncclGetUniqueId");
     load(init_, "ncclCommInitRankConfig");
+    load(split_, "ncclCommSplit");
     load(async_error_, "ncclCommGetAsyncError");
     load(error_string_, "ncclGetErrorString");
     load(last_error_, "ncclGetLastError");
@@ -71,6 +77,13 @@ class NcclLibrary final : public NcclApi {
     return status_of(r != ncclSuccess ? r : state, of(comm));
   }
 
+  NcclStatus split(Comm parent, int rank, Comm* out) override {
+    ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+    config.blocking = 1;
+    config.splitShare = 1;
+    return status_of(split_(of(parent), 0, rank, reinterpret_cast<ncclComm_t*>(out), &config), of(parent));
+  }
+
   void group_begin() override { (void)group_start_(); }
   NcclStatus group_end() override { return status_of(group_end_(), nullptr); }
   NcclStatus all_reduce(Comm c, const Tensor& x, ReduceOp op, const Stream& s) override {
@@ -106,7 +119,25 @@ class NcclLibrary final : public NcclApi {
 
   NcclStatus finalize(Comm c) override { return status_of(finalize_(of(c)), of(c)); }
   void destroy(Comm c) noexcept override { (void)destroy_(of(c)); }
-  void abort(Comm c) noexcept override { (void)abort_(of(c)); }
+  void abort(const std::vector<Comm>& comms) noexcept override {
+    if (comms.empty()) return;
+    // In a thread that may be left behind: the process is about to end, and no library call may keep it.
+    auto done = std::make_shared<std::promise<void>>();
+    std::future<void> through = done->get_future();
+    try {
+      int device = 0;
+      (void)cudaGetDevice(&device);
+      std::thread([this, comms, done, device] {
+        (void)cudaSetDevice(device);
+        (void)group_start_();
+        for (Comm c : comms) (void)abort_(of(c));
+        (void)group_end_();
+        done->set_value();
+      }).detach();
+      (void)through.wait_for(std::chrono::seconds(3));
+    } catch (const std::exception&) {  // no thread to be had: leave as it is
+    }
+  }
 
  private:
   static ncclComm_t of(Comm c) { return static_cast<ncclComm_t>(c); }
@@ -147,6 +178,7 @@ class NcclLibrary final : public NcclApi {
   decltype(&::ncclGetVersion) get_version_ = nullptr;
   decltype(&::ncclGetUniqueId) get_unique_id_ = nullptr;
   decltype(&::ncclCommInitRankConfig) init_ = nullptr;
+  decltype(&::ncclCommSplit) split_ = nullptr;
   decltype(&::ncclCommGetAsyncError) async_error_ = nullptr;
   decltype(&::ncclGetErrorString) error_string_ = nullptr;
   decltype(&::ncclGetLastError) last_error_ = nullptr;

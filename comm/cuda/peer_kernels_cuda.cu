@@ -158,6 +158,22 @@ __global__ void __launch_bounds__(kThreads) one_shot_kernel(typename T::Stored* 
   }
 }
 
+// Calls store(i, load(i)) for each pack of this thread, four loads under way at once: what is stored may alias what is
+// loaded later, so the compiler keeps their order.
+template <class Load, class Store>
+__device__ __forceinline__ void each_pack_of(int64_t elems, int per_pack, Load load, Store store) {
+  const int64_t stride = int64_t{kThreads} * per_pack;
+  int64_t i = static_cast<int64_t>(threadIdx.x) * per_pack;
+  for (; i + 3 * stride < elems; i += 4 * stride) {
+    const auto a = load(i), b = load(i + stride), c = load(i + 2 * stride), d = load(i + 3 * stride);
+    store(i, a);
+    store(i + stride, b);
+    store(i + 2 * stride, c);
+    store(i + 3 * stride, d);
+  }
+  for (; i < elems; i += stride) store(i, load(i));
+}
+
 struct Parts {
   int64_t begin[kMaxPeers + 1];  // elements before part r
   int64_t piece;                 // elements of a piece
@@ -199,6 +215,7 @@ __global__ void __launch_bounds__(kThreads)
     memcpy(&w, &x, 16);
     reinterpret_cast<uint4*>(p)[i / P::kElems] = w;
   };
+  const auto each_pack = [](int64_t elems, auto load, auto store) { each_pack_of(elems, P::kElems, load, store); };
   for (int64_t piece = b; piece < parts.pieces; piece += gridDim.x) {
     ++step;
     const unsigned parity = step & 1;
@@ -210,8 +227,7 @@ __global__ void __launch_bounds__(kThreads)
         const int64_t elems = length(to, at);
         const bool aligned = is_aligned(from);
         char* dst = areas.piece(to, b, 0, parity, rank, bytes);
-        for (int64_t i = static_cast<int64_t>(threadIdx.x) * P::kElems; i < elems; i += int64_t{kThreads} * P::kElems)
-          put(dst, i, load_pack(from, i, elems, aligned));
+        each_pack(elems, [&](int64_t i) { return load_pack(from, i, elems, aligned); }, [&](int64_t i, const P& x) { put(dst, i, x); });
       }
       meet(areas, 0, step);
     }
@@ -219,25 +235,30 @@ __global__ void __launch_bounds__(kThreads)
     const S* mine = kReduce ? in + parts.begin[rank] + at : in + at;
     S* result = kGather ? out + parts.begin[rank] + at : out + at;
     const bool mine_aligned = is_aligned(mine), result_aligned = is_aligned(result);
-    for (int64_t i = static_cast<int64_t>(threadIdx.x) * P::kElems; i < own_elems; i += int64_t{kThreads} * P::kElems) {
-      P y = load_pack(mine, i, own_elems, mine_aligned);
-      if constexpr (kReduce) {
-        typename T::Acc acc[P::kElems];
-        for (int r = 0; r < n; ++r) {
-          const P x = r == rank ? y : pack(areas.piece(rank, b, 0, parity, r, bytes), i);
+    each_pack(
+        own_elems,
+        [&](int64_t i) {
+          P y = load_pack(mine, i, own_elems, mine_aligned);
+          if constexpr (kReduce) {
+            typename T::Acc acc[P::kElems];
+            for (int r = 0; r < n; ++r) {
+              const P x = r == rank ? y : pack(areas.piece(rank, b, 0, parity, r, bytes), i);
 #pragma unroll
-          for (int k = 0; k < P::kElems; ++k) acc[k] = r == 0 ? T::load(x.v[k]) : combine<T>(op, acc[k], T::load(x.v[k]));
-        }
+              for (int k = 0; k < P::kElems; ++k) acc[k] = r == 0 ? T::load(x.v[k]) : combine<T>(op, acc[k], T::load(x.v[k]));
+            }
 #pragma unroll
-        for (int k = 0; k < P::kElems; ++k) y.v[k] = T::store(acc[k]);
-      }
-      if (kReduce || mine != result) store_pack(result, i, own_elems, result_aligned, y);
-      if constexpr (kGather)
-        for (int k = 1; k < n; ++k) {
-          const int to = (rank + k) % n;
-          put(areas.piece(to, b, 1, parity, rank, bytes), i, y);
-        }
-    }
+            for (int k = 0; k < P::kElems; ++k) y.v[k] = T::store(acc[k]);
+          }
+          return y;
+        },
+        [&](int64_t i, const P& y) {
+          if (kReduce || mine != result) store_pack(result, i, own_elems, result_aligned, y);
+          if constexpr (kGather)
+            for (int k = 1; k < n; ++k) {
+              const int to = (rank + k) % n;
+              put(areas.piece(to, b, 1, parity, rank, bytes), i, y);
+            }
+        });
     if constexpr (kGather) {
       meet(areas, 1, step);
       for (int k = 1; k < n; ++k) {
@@ -246,8 +267,7 @@ __global__ void __launch_bounds__(kThreads)
         const int64_t elems = length(from, at);
         const bool aligned = is_aligned(to);
         const char* src = areas.piece(rank, b, 1, parity, from, bytes);
-        for (int64_t i = static_cast<int64_t>(threadIdx.x) * P::kElems; i < elems; i += int64_t{kThreads} * P::kElems)
-          store_pack(to, i, elems, aligned, pack(src, i));
+        each_pack(elems, [&](int64_t i) { return pack(src, i); }, [&](int64_t i, const P& x) { store_pack(to, i, elems, aligned, x); });
       }
     }
   }

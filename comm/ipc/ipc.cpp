@@ -67,6 +67,7 @@ struct Box {
   Mail* mail = nullptr;
   char* slots = nullptr;  // kSlots of slot_bytes in the sender's region, as mapped here
   uint64_t count = 0;     // pieces so far
+  size_t slot_bytes = 0;
   void* full[kSlots] = {};   // recorded by the sender when a slot is filled
   void* empty[kSlots] = {};  // recorded by the receiver when it is copied out
   std::deque<Op> open;
@@ -203,6 +204,7 @@ class IpcGroup final : public ComposedCommunicator {
     host_->close();
   }
 
+  [[nodiscard]] bool has_kernels() const { return kernels_ != nullptr; }
   Box& out(Channel c, int peer) { return out_[index(c, peer)]; }
   Box& in(Channel c, int peer) { return in_[index(c, peer)]; }
 
@@ -236,11 +238,15 @@ class IpcGroup final : public ComposedCommunicator {
   [[nodiscard]] size_t control_bytes() const { return ranks() * ranks() * kChannels * sizeof(Mail); }
   [[nodiscard]] size_t kernel_area() const { return kernel_bytes_ == 0 ? 0 : align(kernel_bytes_); }
   [[nodiscard]] size_t region_bytes() const {
-    return kernel_area() + ranks() * kChannels * kSlots * align(options_.slot_bytes);
+    return kernel_area() + ranks() * kSlots * (slot(0) + slot(1));
   }
   [[nodiscard]] char* slots_of(size_t sender, size_t receiver, size_t channel) const {
     return static_cast<char*>(regions_[sender]) + kernel_area() +
-           (receiver * kChannels + channel) * kSlots * align(options_.slot_bytes);
+           kSlots * (receiver * (slot(0) + slot(1)) + (channel == 0 ? 0 : slot(0)));
+  }
+  // Bytes of a channel's slot, in whole lines.
+  [[nodiscard]] size_t slot(size_t channel) const {
+    return align(channel == static_cast<size_t>(Channel::kMessages) ? options_.message_slot_bytes : options_.slot_bytes);
   }
 
   bool push(Box& b) {
@@ -248,9 +254,9 @@ class IpcGroup final : public ComposedCommunicator {
     IpcMemory& m = *hub_->memory;
     Op& op = b.open.front();
     const size_t slot = b.count % kSlots;
-    const size_t n = std::min(op.bytes - op.moved, options_.slot_bytes);
+    const size_t n = std::min(op.bytes - op.moved, b.slot_bytes);
     if (b.count >= kSlots) m.wait(hub_->send_stream, b.empty[slot]);
-    m.copy(b.slots + slot * align(options_.slot_bytes), op.data + op.moved, n, hub_->send_stream);
+    m.copy(b.slots + slot * b.slot_bytes, op.data + op.moved, n, hub_->send_stream);
     m.record(b.full[slot], hub_->send_stream);
     b.mail->piece_bytes[slot] = n;
     b.mail->message_bytes[slot] = op.bytes;
@@ -267,7 +273,7 @@ class IpcGroup final : public ComposedCommunicator {
       throw CommError("recv on {}: rank {} sent {} bytes where {} were expected", name(), peer,
                       b.mail->message_bytes[slot], op.bytes);
     m.wait(hub_->recv_stream, b.full[slot]);
-    m.copy(op.data + op.moved, b.slots + slot * align(options_.slot_bytes), n, hub_->recv_stream);
+    m.copy(op.data + op.moved, b.slots + slot * b.slot_bytes, n, hub_->recv_stream);
     m.record(b.empty[slot], hub_->recv_stream);
     b.mail->received.store(++b.count, std::memory_order_release);
     return advance(b, n);
@@ -325,6 +331,7 @@ class IpcGroup final : public ComposedCommunicator {
       for (size_t c = 0; c < kChannels; ++c) {
         auto* mail = static_cast<Mail*>(control_);
         out_[r * kChannels + c].mail = &mail[(own * n + r) * kChannels + c];
+        out_[r * kChannels + c].slot_bytes = in_[r * kChannels + c].slot_bytes = slot(c);
         out_[r * kChannels + c].slots = slots_of(own, r, c);
         in_[r * kChannels + c].mail = &mail[(r * n + own) * kChannels + c];
         in_[r * kChannels + c].slots = slots_of(r, own, c);
@@ -422,6 +429,11 @@ void IpcBatch::recv(Channel channel, void* data, size_t bytes, int peer) {
 
 std::shared_ptr<IpcHub> make_ipc_hub(std::shared_ptr<IpcMemory> memory, StopCheck stop) {
   return std::make_shared<IpcHub>(std::move(memory), std::move(stop));
+}
+
+bool has_peer_kernels(const Communicator& group) {
+  const auto* ipc = dynamic_cast<const IpcGroup*>(&group);
+  return ipc != nullptr && ipc->has_kernels();
 }
 
 void progress(IpcHub& hub) { hub.progress(); }

@@ -12,8 +12,10 @@ namespace r1::comm {
 
 struct IpcOptions {
   std::string name = "ipc";
-  /// Bytes of one message slot; two a pair of ranks, direction and channel. Larger messages travel in pieces.
+  /// Bytes of one slot of a collective, two a pair of ranks and direction; larger parts travel in pieces.
   size_t slot_bytes = size_t{1} << 20;
+  /// The same of send, recv and start. Each piece costs the host some 10 us.
+  size_t message_slot_bytes = size_t{4} << 20;
   /// Small and mid-sized collectives in one kernel, where every rank has a GPU of its own.
   bool kernels = true;
 };
@@ -21,6 +23,9 @@ struct IpcOptions {
 /// What all ipc groups of a process share: memory, streams, and the messages under way. Must outlive them.
 class IpcHub;
 [[nodiscard]] std::shared_ptr<IpcHub> make_ipc_hub(std::shared_ptr<IpcMemory> memory, StopCheck stop);
+
+/// Whether a group's collectives are one kernel a rank (comm/ipc/ipc_memory.h, PeerKernels).
+[[nodiscard]] bool has_peer_kernels(const Communicator& group);
 
 /// Enqueues what messages under way allow: for waiting loops outside the hub's groups.
 void progress(IpcHub& hub);

@@ -19,7 +19,7 @@ class NcclHub {
   void abort(const std::string& why) noexcept {
     if (!broken.empty()) return;
     broken = why;
-    for (NcclApi::Comm c : comms) api.abort(c);
+    api.abort(comms);
     comms.clear();
   }
 
@@ -104,10 +104,10 @@ class NcclGroup final : public Communicator {
     check("reduce_scatter", out);
     check_parts(*this, "reduce_scatter", out, in, counts);
     check_reducible(*this, "reduce_scatter", in);
+    if (size() == 1) return memory_.copy(out.data, in.data, in.bytes(), s);
     const bool narrow = in.dtype == DType::kBF16 || in.dtype == DType::kF16;
     if (even(counts) && (size() == 2 || !narrow)) {
       if (out.numel() == 0) return;
-      if (size() == 1) return memory_.copy(out.data, in.data, in.bytes(), s);
       finish("reduce_scatter", hub_->api.reduce_scatter(comm_, in.data, out.data, counts[0], in.dtype, s));
       return;
     }
@@ -218,16 +218,14 @@ class NcclGroup final : public Communicator {
     R1_CHECK(pending_ == 0, "close() of {} with {} started transfers not waited for", name(), pending_);
     host_->barrier();
     closed_ = true;
-    std::vector<NcclApi::Comm> mine;
-    if (comm_ != nullptr) mine.push_back(comm_);
-    for (Channel& c : channels_)
-      if (c.comm != nullptr) mine.push_back(c.comm);
-    for (NcclApi::Comm c : mine)
-      if (const NcclStatus st = hub_->api.finalize(c); st.state == State::kFailed) fail("close", st.text);
-    for (NcclApi::Comm c : mine) settle("close", c);
-    for (NcclApi::Comm c : mine) {
-      std::erase(hub_->comms, c);
-      hub_->api.destroy(c);
+    // A blocking communicator's finalize waits for its work; by the barrier nobody's work waits for a rank to come.
+    for (auto c = mine_.rbegin(); c != mine_.rend(); ++c) {  // children before their parents
+      if (const NcclStatus st = hub_->api.finalize(*c); st.state == State::kFailed) fail("close", st.text);
+      settle("close", *c);
+    }
+    for (auto c = mine_.rbegin(); c != mine_.rend(); ++c) {
+      std::erase(hub_->comms, *c);
+      hub_->api.destroy(*c);
     }
     for (Channel& c : channels_)
       if (c.comm != nullptr) memory_.destroy_stream(c.stream);
@@ -353,9 +351,23 @@ class NcclGroup final : public Communicator {
     return e;
   }
 
-  [[nodiscard]] NcclApi::Comm add(NcclApi::Comm c) {
+  void add(NcclApi::Comm c) {
     hub_->comms.push_back(c);
-    return c;
+    mine_.push_back(c);
+  }
+  // Made without blocking, so that a rank that does not come ends the wait; used by calls that take no thread each.
+  [[nodiscard]] NcclApi::Comm make_comm(const NcclApi::Id& id, int ranks, int rank) {
+    const NcclApi::Comm parent = hub_->api.init(id, ranks, rank, memory_.device());
+    add(parent);
+    settle("start", parent);
+    if (options_.non_blocking_calls) return parent;
+    NcclApi::Comm comm = nullptr;
+    if (const NcclStatus s = hub_->api.split(parent, rank, &comm); s.state == State::kFailed) fail("start", s.text);
+    settle("start", parent);
+    R1_CHECK(comm != nullptr, "NCCL split {} and gave nothing", name());
+    add(comm);
+    settle("start", comm);
+    return comm;
   }
   // One identifier for the group, one for each ordered pair; all communicators are started, then awaited together.
   void connect() {
@@ -367,18 +379,15 @@ class NcclGroup final : public Communicator {
     host_->all_gather({.data = mine.data(), .dtype = DType::kU8, .shape = {bytes}, .device = {}},
                       {.data = all.data(), .dtype = DType::kU8, .shape = {bytes * size()}, .device = {}},
                       std::vector<int64_t>(n, bytes), {});
-    const Device device = memory_.device();
-    comm_ = add(hub_->api.init(all[0], size(), rank(), device));
-    settle("start", comm_);
+    comm_ = make_comm(all[0], size(), rank());
     if (!options_.messages) return;
     channels_.resize(2 * n);
     for (size_t a = 0; a < n; ++a)  // the same order of pairs everywhere
       for (size_t b = 0; b < n; ++b) {
         if (a == b || (a != own && b != own)) continue;
         Channel& c = channel(a == own, static_cast<int>(a == own ? b : a));
-        c.comm = add(hub_->api.init(all[a * n + b], 2, a == own ? 0 : 1, device));
+        c.comm = make_comm(all[a * n + b], 2, a == own ? 0 : 1);
         c.stream = memory_.create_stream();
-        settle("start", c.comm);
       }
     // The first message of a pair makes the connection, for which both must come: here, once and for all.
     char* word = scratch(256 * channels_.size());
@@ -402,6 +411,7 @@ class NcclGroup final : public Communicator {
   NcclOptions options_;
   SelfQueue own_queue_;
   NcclApi::Comm comm_ = nullptr;
+  std::vector<NcclApi::Comm> mine_;  // in the order of their making
   std::vector<Channel> channels_;  // by peer: to it, from it
   void* begin_ = nullptr;
   std::vector<void*> events_;  // for reuse

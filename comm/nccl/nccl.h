@@ -15,6 +15,9 @@ struct NcclOptions {
   /// messages to one rank never wait for those from another. Without it, messages go through the group's own
   /// communicator in the order of the calls, and a batch (start) is one group call.
   bool messages = true;
+  /// Calls that return before NCCL has enqueued their work, in a thread each. Communicators are made without blocking
+  /// either way.
+  bool non_blocking_calls = false;
 };
 
 /// What all NCCL groups of a process share. Must outlive them.

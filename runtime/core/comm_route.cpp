@@ -27,11 +27,15 @@ std::string_view comm_backend_name(CommBackend b) {
 CommRoute choose_comm(CommChoice choice, const GroupPlace& place, std::string_view group) {
   if (place.ranks <= 1) return {};
   const bool gpu = place.most_ranks_a_gpu > 0, shared = place.most_ranks_a_gpu > 1;
-  const auto both = [](CommBackend b) { return CommRoute{b, b}; };
+  const auto both = [](CommBackend b) { return CommRoute{b, b, b}; };
+  // Kernels that write to all peers, and the slots for them, are for groups within an NVLink domain's host.
+  constexpr int kMostPeers = 8;
   switch (choice) {
     case CommChoice::kAuto:
       if (!gpu) return both(CommBackend::kMpi);
-      if (place.hosts == 1) return {!shared && place.has_nccl ? CommBackend::kNccl : CommBackend::kIpc, CommBackend::kIpc};
+      if (place.hosts == 1 && (shared || !place.has_nccl)) return both(CommBackend::kIpc);
+      if (place.hosts == 1)
+        return {CommBackend::kNccl, CommBackend::kIpc, place.ranks <= kMostPeers ? CommBackend::kIpc : CommBackend::kNccl};
       return both(!shared && place.has_nccl ? CommBackend::kNccl : CommBackend::kUcx);
     case CommChoice::kNccl:
       if (!gpu) throw UsageError("--comm nccl: {} is on CPUs, NCCL is for GPUs; use auto, mpi, ucx or ipc", group);
@@ -51,7 +55,10 @@ CommRoute choose_comm(CommChoice choice, const GroupPlace& place, std::string_vi
 
 std::string describe(const CommRoute& route) {
   std::string text(comm_backend_name(route.collectives));
-  if (route.messages != route.collectives) text += fmt::format(", messages {}", comm_backend_name(route.messages));
+  const bool small = route.small_collectives != route.collectives, messages = route.messages != route.collectives;
+  if (small && messages) return text + fmt::format(", small collectives and messages {}", comm_backend_name(route.messages));
+  if (small) text += fmt::format(", small collectives {}", comm_backend_name(route.small_collectives));
+  if (messages) text += fmt::format(", messages {}", comm_backend_name(route.messages));
   return text;
 }
 

@@ -25,16 +25,18 @@ struct GroupPlace {
 struct CommRoute {
   CommBackend collectives = CommBackend::kNone;
   CommBackend messages = CommBackend::kNone;  ///< point to point
+  /// Collectives that are quicker so, where this differs: small ones in one kernel a rank through ipc.
+  CommBackend small_collectives = CommBackend::kNone;
   friend bool operator==(const CommRoute&, const CommRoute&) = default;
 };
 
-/// kAuto on GPUs: one GPU a rank on one host: collectives over NCCL, messages over ipc (copies that take no
-/// multiprocessor); several ranks on a GPU of one host: ipc; over hosts: NCCL with one GPU a rank, else UCX (through
+/// kAuto on GPUs: one GPU a rank on one host: collectives over NCCL, small ones and messages over ipc
+/// (one kernel a rank; copies that take no multiprocessor); several ranks on a GPU of one host: ipc; over hosts: NCCL with one GPU a rank, else UCX (through
 /// pinned host memory where UCX has no CUDA). On CPUs: mpi. Throws UsageError where the choice cannot work: nccl with
 /// several ranks a GPU, ipc over hosts, either on CPUs (ipc works there).
 [[nodiscard]] CommRoute choose_comm(CommChoice choice, const GroupPlace& place, std::string_view group);
 
-/// "nccl", or "nccl, messages ipc" when they differ.
+/// "nccl", or "nccl, small collectives and messages ipc" when they differ.
 [[nodiscard]] std::string describe(const CommRoute& route);
 
 }  // namespace r1

@@ -19,13 +19,13 @@ int main(int argc, char** argv) {
     R1_CHECK(!args.empty(), "usage: ipc_conformance cpu|on-device|cuda [--no-kernels] [--slot BYTES] [CASE...]");
     const std::string where = args.front();
     args.erase(args.begin());
-    IpcOptions options{.slot_bytes = 4096};  // most of the suite's tensors then travel in several pieces
+    IpcOptions options{.slot_bytes = 4096, .message_slot_bytes = 4096};  // most of the suite's tensors then travel in several pieces
     if (const auto it = std::find(args.begin(), args.end(), "--no-kernels"); it != args.end()) {
       options.kernels = false;
       args.erase(it);
     }
     if (const auto it = std::find(args.begin(), args.end(), "--slot"); it != args.end()) {
-      options.slot_bytes = std::stoul(*(it + 1));
+      options.slot_bytes = options.message_slot_bytes = std::stoul(*(it + 1));
       args.erase(it, it + 2);
     }
     Device device;

@@ -16,15 +16,16 @@ TEST(CommRoute, AutoFollowsThePlace) {
     GroupPlace place;
     CommRoute route;
   } cases[] = {
-      {"one rank", {.ranks = 1, .hosts = 1, .most_ranks_a_gpu = 1}, {B::kNone, B::kNone}},
-      {"CPUs of one host", {.ranks = 4, .hosts = 1}, {B::kMpi, B::kMpi}},
-      {"CPUs of two hosts", {.ranks = 4, .hosts = 2}, {B::kMpi, B::kMpi}},
-      {"a GPU each, one host", {.ranks = 8, .hosts = 1, .most_ranks_a_gpu = 1}, {B::kNccl, B::kIpc}},
-      {"the same without NCCL", {.ranks = 8, .hosts = 1, .most_ranks_a_gpu = 1, .has_nccl = false}, {B::kIpc, B::kIpc}},
-      {"eight ranks on one GPU", {.ranks = 8, .hosts = 1, .most_ranks_a_gpu = 8}, {B::kIpc, B::kIpc}},
-      {"a GPU each, two hosts", {.ranks = 16, .hosts = 2, .most_ranks_a_gpu = 1}, {B::kNccl, B::kNccl}},
-      {"the same without NCCL", {.ranks = 16, .hosts = 2, .most_ranks_a_gpu = 1, .has_nccl = false}, {B::kUcx, B::kUcx}},
-      {"two ranks a GPU, two hosts", {.ranks = 8, .hosts = 2, .most_ranks_a_gpu = 2}, {B::kUcx, B::kUcx}},
+      {"one rank", {.ranks = 1, .hosts = 1, .most_ranks_a_gpu = 1}, {B::kNone, B::kNone, B::kNone}},
+      {"CPUs of one host", {.ranks = 4, .hosts = 1}, {B::kMpi, B::kMpi, B::kMpi}},
+      {"CPUs of two hosts", {.ranks = 4, .hosts = 2}, {B::kMpi, B::kMpi, B::kMpi}},
+      {"a GPU each, one host", {.ranks = 8, .hosts = 1, .most_ranks_a_gpu = 1}, {B::kNccl, B::kIpc, B::kIpc}},
+      {"too many for one kernel", {.ranks = 16, .hosts = 1, .most_ranks_a_gpu = 1}, {B::kNccl, B::kIpc, B::kNccl}},
+      {"the same without NCCL", {.ranks = 8, .hosts = 1, .most_ranks_a_gpu = 1, .has_nccl = false}, {B::kIpc, B::kIpc, B::kIpc}},
+      {"eight ranks on one GPU", {.ranks = 8, .hosts = 1, .most_ranks_a_gpu = 8}, {B::kIpc, B::kIpc, B::kIpc}},
+      {"a GPU each, two hosts", {.ranks = 16, .hosts = 2, .most_ranks_a_gpu = 1}, {B::kNccl, B::kNccl, B::kNccl}},
+      {"the same without NCCL", {.ranks = 16, .hosts = 2, .most_ranks_a_gpu = 1, .has_nccl = false}, {B::kUcx, B::kUcx, B::kUcx}},
+      {"two ranks a GPU, two hosts", {.ranks = 8, .hosts = 2, .most_ranks_a_gpu = 2}, {B::kUcx, B::kUcx, B::kUcx}},
   };
   for (const auto& c : cases) EXPECT_EQ(choose_comm(CommChoice::kAuto, c.place, "tp[0,1]"), c.route) << c.what;
 }
@@ -32,11 +33,11 @@ TEST(CommRoute, AutoFollowsThePlace) {
 TEST(CommRoute, ExplicitChoicesHoldOrSayWhyNot) {
   const GroupPlace own{.ranks = 2, .hosts = 1, .most_ranks_a_gpu = 1}, shared{.ranks = 8, .hosts = 1, .most_ranks_a_gpu = 8};
   const GroupPlace far{.ranks = 2, .hosts = 2, .most_ranks_a_gpu = 1}, cpu{.ranks = 2, .hosts = 1};
-  EXPECT_EQ(choose_comm(CommChoice::kNccl, own, "g"), (CommRoute{B::kNccl, B::kNccl}));
-  EXPECT_EQ(choose_comm(CommChoice::kIpc, shared, "g"), (CommRoute{B::kIpc, B::kIpc}));
-  EXPECT_EQ(choose_comm(CommChoice::kIpc, cpu, "g"), (CommRoute{B::kIpc, B::kIpc}));
-  EXPECT_EQ(choose_comm(CommChoice::kUcx, far, "g"), (CommRoute{B::kUcx, B::kUcx}));
-  EXPECT_EQ(choose_comm(CommChoice::kMpi, own, "g"), (CommRoute{B::kMpi, B::kMpi}));
+  EXPECT_EQ(choose_comm(CommChoice::kNccl, own, "g"), (CommRoute{B::kNccl, B::kNccl, B::kNccl}));
+  EXPECT_EQ(choose_comm(CommChoice::kIpc, shared, "g"), (CommRoute{B::kIpc, B::kIpc, B::kIpc}));
+  EXPECT_EQ(choose_comm(CommChoice::kIpc, cpu, "g"), (CommRoute{B::kIpc, B::kIpc, B::kIpc}));
+  EXPECT_EQ(choose_comm(CommChoice::kUcx, far, "g"), (CommRoute{B::kUcx, B::kUcx, B::kUcx}));
+  EXPECT_EQ(choose_comm(CommChoice::kMpi, own, "g"), (CommRoute{B::kMpi, B::kMpi, B::kMpi}));
   const struct {
     CommChoice choice;
     GroupPlace place;
@@ -61,8 +62,9 @@ TEST(CommRoute, NamesRoundTrip) {
     EXPECT_NO_THROW((void)parse_comm_choice(text));
   }
   EXPECT_THROW((void)parse_comm_choice("gloo"), UsageError);
-  EXPECT_EQ(describe({B::kNccl, B::kIpc}), "nccl, messages ipc");
-  EXPECT_EQ(describe({B::kIpc, B::kIpc}), "ipc");
+  EXPECT_EQ(describe({B::kNccl, B::kIpc, B::kIpc}), "nccl, small collectives and messages ipc");
+  EXPECT_EQ(describe({B::kNccl, B::kIpc, B::kNccl}), "nccl, messages ipc");
+  EXPECT_EQ(describe({B::kIpc, B::kIpc, B::kIpc}), "ipc");
 }
 
 }  // namespace
