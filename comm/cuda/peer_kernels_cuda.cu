@@ -253,11 +253,12 @@ __global__ void __launch_bounds__(kThreads)
         },
         [&](int64_t i, const P& y) {
           if (kReduce || mine != result) store_pack(result, i, own_elems, result_aligned, y);
-          if constexpr (kGather)
+          if (kGather) {
             for (int k = 1; k < n; ++k) {
               const int to = (rank + k) % n;
               put(areas.piece(to, b, 1, parity, rank, bytes), i, y);
             }
+          }
         });
     if constexpr (kGather) {
       meet(areas, 1, step);
