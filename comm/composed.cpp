@@ -201,8 +201,8 @@ void ComposedCommunicator::all_gather(const Tensor& in, const Tensor& out,
   check_parts(*this, "all_gather", in, out, counts);
   part_bytes_.clear();
   for (int64_t c : counts) part_bytes_.push_back(c * dtype_bytes(out.dtype));
-  gather_bytes("all_gather", static_cast<char*>(in.data), static_cast<char*>(out.data),
-               part_bytes_, s);
+  gather_bytes("all_gather", static_cast<char*>(in.data), static_cast<char*>(out.data), part_bytes_,
+               s);
 }
 
 void ComposedCommunicator::reduce_scatter(const Tensor& in, const Tensor& out,
@@ -276,8 +276,7 @@ void ComposedCommunicator::gather_bytes(const char* operation, const char* in, c
 // Bruck's all-gather (IEEE TPDS 8(11), 1997): after round k each rank holds the parts of the next
 // 2^k ranks, own first.
 void ComposedCommunicator::gather_bytes_in_rounds(const char* operation, const char* in, char* out,
-                                                  std::span<const int64_t> bytes,
-                                                  const Stream& s) {
+                                                  std::span<const int64_t> bytes, const Stream& s) {
   const int n = size();
   held_.resize(static_cast<size_t>(sum(bytes)));  // parts of rank_, rank_ + 1, ...
   before_.assign(static_cast<size_t>(n) + 1, 0);  // bytes ahead of the i-th held part
@@ -333,8 +332,7 @@ void ComposedCommunicator::broadcast(const Tensor& x, int root, const Stream& s)
 
 // Binomial tree: in the round of distance d, the ranks below d (counted from the root) that have
 // the data send it on.
-void ComposedCommunicator::broadcast_tree(char* data, size_t bytes, int root,
-                                          const Stream& s) {
+void ComposedCommunicator::broadcast_tree(char* data, size_t bytes, int root, const Stream& s) {
   const int n = size(), relative = (rank_ - root + n) % n;
   int distance = 1;
   while (distance <= relative) distance *= 2;

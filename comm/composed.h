@@ -2,8 +2,9 @@
 // builds on.
 //
 // A backend supplies batches of non-blocking messages; this class waits for them by polling, so
-// nothing ever blocks inside a library, and forms sums in rank order. Tensors live in the Memory that the backend names:
-// on a GPU, the batch orders its copies with the caller's stream (begin, end), and `done` may mean enqueued.
+// nothing ever blocks inside a library, and forms sums in rank order. Tensors live in the Memory
+// that the backend names: on a GPU, the batch orders its copies with the caller's stream (begin,
+// end), and `done` may mean enqueued.
 #pragma once
 
 #include <memory>
@@ -27,13 +28,15 @@ class Batch {
   virtual void begin(const Stream&) {}
   virtual void send(Channel channel, const void* data, size_t bytes, int peer) = 0;
   virtual void recv(Channel channel, void* data, size_t bytes, int peer) = 0;
-  /// All messages of the batch are posted, and nobody may look at it for a while: gets them under way.
+  /// All messages of the batch are posted, and nobody may look at it for a while: gets them under
+  /// way.
   virtual void go() {}
   /// Lets the wire progress without blocking; true when all messages posted so far are through
   /// (then the batch is empty again). Throws CommError with the library's text, or when a message
   /// has another size than was expected.
   [[nodiscard]] virtual bool done() = 0;
-  /// After done(): work enqueued on `s` from now on sees what was received and may overwrite what was sent.
+  /// After done(): work enqueued on `s` from now on sees what was received and may overwrite what
+  /// was sent.
   virtual void end(const Stream&) {}
 };
 
@@ -137,7 +140,8 @@ class ComposedCommunicator : public Communicator {
     Memory* memory;
     void operator()(char* p) const noexcept { memory->release(p); }
   };
-  // Grown on demand. Work on a stream may still use an outgrown one on a GPU, so it stays until the end there.
+  // Grown on demand. Work on a stream may still use an outgrown one on a GPU, so it stays until the
+  // end there.
   std::vector<std::unique_ptr<char, Free>> scratch_;
   size_t scratch_bytes_ = 0;
   std::vector<const void*> sources_;

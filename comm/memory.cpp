@@ -15,9 +15,11 @@ class HostMemory final : public Memory {
   DeviceKind kind() const override { return DeviceKind::kCpu; }
   void* allocate(size_t bytes) override { return ::operator new(bytes, kAlign); }
   void release(void* p) noexcept override { ::operator delete(p, kAlign); }
-  void copy(void* dst, const void* src, size_t bytes, const Stream&) override { copy_bytes(dst, src, bytes); }
-  void reduce(DType dtype, ReduceOp op, std::span<const void* const> sources, void* out, int64_t numel,
-              const Stream&) override {
+  void copy(void* dst, const void* src, size_t bytes, const Stream&) override {
+    copy_bytes(dst, src, bytes);
+  }
+  void reduce(DType dtype, ReduceOp op, std::span<const void* const> sources, void* out,
+              int64_t numel, const Stream&) override {
     reduce_in_order(dtype, op, sources, out, numel);
   }
   void synchronize(const Stream&) override {}

@@ -12,10 +12,13 @@ namespace r1::comm {
 
 class SelfQueue {
  public:
-  /// `owner` gives the name for messages; it and `memory`, where the data is, must outlive the queue.
-  explicit SelfQueue(const Communicator& owner, Memory& memory = host_memory()) : owner_(owner), memory_(memory) {}
-  /// Delivers to the oldest open receive, else keeps a copy on the host. Has read the data when it returns: messages of
-  /// a rank to itself are rare and small. Throws CommError when the sizes differ.
+  /// `owner` gives the name for messages; it and `memory`, where the data is, must outlive the
+  /// queue.
+  explicit SelfQueue(const Communicator& owner, Memory& memory = host_memory())
+      : owner_(owner), memory_(memory) {}
+  /// Delivers to the oldest open receive, else keeps a copy on the host. Has read the data when it
+  /// returns: messages of a rank to itself are rare and small. Throws CommError when the sizes
+  /// differ.
   void send(const void* data, size_t bytes, const Stream& s = {});
   /// Takes the oldest message, else stays open. Returns a ticket for done() and cancel().
   uint64_t post_recv(void* data, size_t bytes, const Stream& s = {});

@@ -1,5 +1,5 @@
-// Element types of reductions on the GPU: how they are stored, accumulated and compared (comm/reduce.cpp says the same for
-// the CPU; a result must not depend on where it was formed).
+// Element types of reductions on the GPU: how they are stored, accumulated and compared
+// (comm/reduce.cpp says the same for the CPU; a result must not depend on where it was formed).
 #pragma once
 
 #include <cuda_bf16.h>
@@ -51,23 +51,33 @@ struct I64 {
 };
 
 template <class T>
-__device__ __forceinline__ typename T::Acc combine(ReduceOp op, typename T::Acc a, typename T::Acc b) {
+__device__ __forceinline__ typename T::Acc combine(ReduceOp op, typename T::Acc a,
+                                                   typename T::Acc b) {
   if (op == ReduceOp::kSum) return a + b;
-  if constexpr (std::is_floating_point_v<typename T::Acc>) return (a > b || a != a) ? a : b;
-  else return T::store(a) > T::store(b) ? a : b;
+  if constexpr (std::is_floating_point_v<typename T::Acc>)
+    return (a > b || a != a) ? a : b;
+  else
+    return T::store(a) > T::store(b) ? a : b;
 }
 
 /// Calls f with the element type of `dtype`.
 template <class F>
 void with_element(DType dtype, F f) {
   switch (dtype) {
-    case DType::kF32: return f(F32{});
-    case DType::kF64: return f(F64{});
-    case DType::kBF16: return f(BF16{});
-    case DType::kF16: return f(F16{});
-    case DType::kI32: return f(I32{});
-    case DType::kI64: return f(I64{});
-    case DType::kU8: break;
+    case DType::kF32:
+      return f(F32{});
+    case DType::kF64:
+      return f(F64{});
+    case DType::kBF16:
+      return f(BF16{});
+    case DType::kF16:
+      return f(F16{});
+    case DType::kI32:
+      return f(I32{});
+    case DType::kI64:
+      return f(I64{});
+    case DType::kU8:
+      break;
   }
   R1_CHECK(false, "no reduction of {} is defined", dtype_name(dtype));
 }
@@ -95,7 +105,8 @@ __device__ __forceinline__ Pack<S> load_pack(const S* p, int64_t i, int64_t n, b
   return out;
 }
 template <class S>
-__device__ __forceinline__ void store_pack(S* p, int64_t i, int64_t n, bool aligned, const Pack<S>& x) {
+__device__ __forceinline__ void store_pack(S* p, int64_t i, int64_t n, bool aligned,
+                                           const Pack<S>& x) {
   if (aligned && i + Pack<S>::kElems <= n) {
     uint4 w;
     memcpy(&w, &x, 16);
@@ -106,6 +117,8 @@ __device__ __forceinline__ void store_pack(S* p, int64_t i, int64_t n, bool alig
       if (i + k < n) p[i + k] = x.v[k];
   }
 }
-__device__ __forceinline__ bool is_aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
+__device__ __forceinline__ bool is_aligned(const void* p) {
+  return reinterpret_cast<uintptr_t>(p) % 16 == 0;
+}
 
 }  // namespace r1::comm::cuda

@@ -18,11 +18,13 @@ namespace {
 using r1::cuda::DeviceScope;
 using r1::cuda::handle_of;
 
-static_assert(sizeof(cudaIpcMemHandle_t) == sizeof(IpcHandle) && sizeof(cudaIpcEventHandle_t) == sizeof(IpcHandle));
+static_assert(sizeof(cudaIpcMemHandle_t) == sizeof(IpcHandle) &&
+              sizeof(cudaIpcEventHandle_t) == sizeof(IpcHandle));
 
 class CudaIpcMemory final : public IpcMemory {
  public:
-  explicit CudaIpcMemory(int index) : device_{DeviceKind::kCuda, index}, backend_(*r1run_cuda_backend()) {
+  explicit CudaIpcMemory(int index)
+      : device_{DeviceKind::kCuda, index}, backend_(*r1run_cuda_backend()) {
     uuid_ = r1::cuda::context_of({.device = device_, .handle = nullptr}).info().uuid;
   }
   DeviceKind kind() const override { return DeviceKind::kCuda; }
@@ -34,8 +36,8 @@ class CudaIpcMemory final : public IpcMemory {
   void copy(void* dst, const void* src, size_t bytes, const Stream& s) override {
     if (bytes != 0 && dst != src) backend_.copy(dst, src, bytes, on(s));
   }
-  void reduce(DType dtype, ReduceOp op, std::span<const void* const> sources, void* out, int64_t numel,
-              const Stream& s) override {
+  void reduce(DType dtype, ReduceOp op, std::span<const void* const> sources, void* out,
+              int64_t numel, const Stream& s) override {
     if (numel == 0) return;
     const DeviceScope scope(device_.index);
     cuda::reduce_in_order(dtype, op, sources, out, numel, handle_of(s));
@@ -67,7 +69,8 @@ class CudaIpcMemory final : public IpcMemory {
   void* create_event(IpcHandle* handle) override {
     const DeviceScope scope(device_.index);
     cudaEvent_t e = nullptr;
-    const unsigned flags = cudaEventDisableTiming | (handle != nullptr ? cudaEventInterprocess : 0U);
+    const unsigned flags =
+        cudaEventDisableTiming | (handle != nullptr ? cudaEventInterprocess : 0U);
     CUDA_CHECK(cudaEventCreateWithFlags(&e, flags));
     if (handle != nullptr) {
       cudaIpcEventHandle_t h;
@@ -84,7 +87,9 @@ class CudaIpcMemory final : public IpcMemory {
     CUDA_CHECK(cudaIpcOpenEventHandle(&e, h));
     return e;
   }
-  void destroy_event(void* event) noexcept override { (void)cudaEventDestroy(static_cast<cudaEvent_t>(event)); }
+  void destroy_event(void* event) noexcept override {
+    (void)cudaEventDestroy(static_cast<cudaEvent_t>(event));
+  }
   void record(void* event, const Stream& s) override {
     const DeviceScope scope(device_.index);
     CUDA_CHECK(cudaEventRecord(static_cast<cudaEvent_t>(event), handle_of(s)));
@@ -115,4 +120,6 @@ class CudaIpcMemory final : public IpcMemory {
 }  // namespace
 }  // namespace r1::comm
 
-extern "C" r1::comm::IpcMemory* r1run_ipc_memory(int device) { return new r1::comm::CudaIpcMemory(device); }
+extern "C" r1::comm::IpcMemory* r1run_ipc_memory(int device) {
+  return new r1::comm::CudaIpcMemory(device);
+}

@@ -1,4 +1,5 @@
-// NCCL, opened when a job first makes a group over it: neither the front door nor a job without it needs the library.
+// NCCL, opened when a job first makes a group over it: neither the front door nor a job without it
+// needs the library.
 #include <dlfcn.h>
 #include <nccl.h>
 
@@ -24,8 +25,10 @@ class NcclLibrary final : public NcclApi {
     handle_ = dlopen("libnccl.so.2", RTLD_NOW | RTLD_LOCAL);
     if (handle_ == nullptr) {
       const char* why = dlerror();
-      throw DeviceError("NCCL cannot be loaded: {}; put the folder of libnccl.so.2 on LD_LIBRARY_PATH, or choose --comm ipc or mpi",
-                        why != nullptr ? why : "no message");
+      throw DeviceError(
+          "NCCL cannot be loaded: {}; put the folder of libnccl.so.2 on LD_LIBRARY_PATH, or choose "
+          "--comm ipc or mpi",
+          why != nullptr ? why : "no message");
     }
     load(get_version_, "ncclGetVersion");
     load(get_unique_id_, "ncclGetUniqueId");
@@ -68,7 +71,8 @@ class NcclLibrary final : public NcclApi {
     config.blocking = 0;
     ncclComm_t comm = nullptr;
     const ncclResult_t r = init_(&comm, ranks, nccl_id, rank, &config);
-    if (r != ncclSuccess && r != ncclInProgress) throw CommError("NCCL start of {} ranks: {}", ranks, text(r, comm));
+    if (r != ncclSuccess && r != ncclInProgress)
+      throw CommError("NCCL start of {} ranks: {}", ranks, text(r, comm));
     return comm;
   }
   NcclStatus status(Comm comm) override {
@@ -81,24 +85,29 @@ class NcclLibrary final : public NcclApi {
     ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
     config.blocking = 1;
     config.splitShare = 1;
-    return status_of(split_(of(parent), 0, rank, reinterpret_cast<ncclComm_t*>(out), &config), of(parent));
+    return status_of(split_(of(parent), 0, rank, reinterpret_cast<ncclComm_t*>(out), &config),
+                     of(parent));
   }
 
   void group_begin() override { (void)group_start_(); }
   NcclStatus group_end() override { return status_of(group_end_(), nullptr); }
   NcclStatus all_reduce(Comm c, const Tensor& x, ReduceOp op, const Stream& s) override {
     return call(c, s, [&](ncclComm_t comm, cudaStream_t stream) {
-      return all_reduce_(x.data, x.data, static_cast<size_t>(x.numel()), type_of(x.dtype), op_of(op), comm, stream);
+      return all_reduce_(x.data, x.data, static_cast<size_t>(x.numel()), type_of(x.dtype),
+                         op_of(op), comm, stream);
     });
   }
-  NcclStatus all_gather(Comm c, const void* in, void* out, int64_t numel, DType dtype, const Stream& s) override {
+  NcclStatus all_gather(Comm c, const void* in, void* out, int64_t numel, DType dtype,
+                        const Stream& s) override {
     return call(c, s, [&](ncclComm_t comm, cudaStream_t stream) {
       return all_gather_(in, out, static_cast<size_t>(numel), type_of(dtype), comm, stream);
     });
   }
-  NcclStatus reduce_scatter(Comm c, const void* in, void* out, int64_t numel, DType dtype, const Stream& s) override {
+  NcclStatus reduce_scatter(Comm c, const void* in, void* out, int64_t numel, DType dtype,
+                            const Stream& s) override {
     return call(c, s, [&](ncclComm_t comm, cudaStream_t stream) {
-      return reduce_scatter_(in, out, static_cast<size_t>(numel), type_of(dtype), ncclSum, comm, stream);
+      return reduce_scatter_(in, out, static_cast<size_t>(numel), type_of(dtype), ncclSum, comm,
+                             stream);
     });
   }
   NcclStatus broadcast(Comm c, const Tensor& x, int root, const Stream& s) override {
@@ -121,7 +130,8 @@ class NcclLibrary final : public NcclApi {
   void destroy(Comm c) noexcept override { (void)destroy_(of(c)); }
   void abort(const std::vector<Comm>& comms) noexcept override {
     if (comms.empty()) return;
-    // In a thread that may be left behind: the process is about to end, and no library call may keep it.
+    // In a thread that may be left behind: the process is about to end, and no library call may
+    // keep it.
     auto done = std::make_shared<std::promise<void>>();
     std::future<void> through = done->get_future();
     try {
@@ -144,7 +154,8 @@ class NcclLibrary final : public NcclApi {
   template <class F>
   void load(F& f, const char* name) {
     f = reinterpret_cast<F>(dlsym(handle_, name));
-    if (f == nullptr) throw DeviceError("libnccl.so.2 has no {}: NCCL 2.18 or newer is needed", name);
+    if (f == nullptr)
+      throw DeviceError("libnccl.so.2 has no {}: NCCL 2.18 or newer is needed", name);
   }
   template <class F>
   NcclStatus call(Comm c, const Stream& s, F f) {
@@ -153,7 +164,8 @@ class NcclLibrary final : public NcclApi {
   }
   std::string text(ncclResult_t r, ncclComm_t comm) {
     const char* last = last_error_(comm);
-    return last != nullptr && *last != '\0' ? fmt::format("{} ({})", error_string_(r), last) : std::string(error_string_(r));
+    return last != nullptr && *last != '\0' ? fmt::format("{} ({})", error_string_(r), last)
+                                            : std::string(error_string_(r));
   }
   NcclStatus status_of(ncclResult_t r, ncclComm_t comm) {
     if (r == ncclSuccess) return {};
@@ -163,13 +175,20 @@ class NcclLibrary final : public NcclApi {
   static ncclRedOp_t op_of(ReduceOp op) { return op == ReduceOp::kSum ? ncclSum : ncclMax; }
   static ncclDataType_t type_of(DType t) {
     switch (t) {
-      case DType::kF32: return ncclFloat32;
-      case DType::kF64: return ncclFloat64;
-      case DType::kBF16: return ncclBfloat16;
-      case DType::kF16: return ncclFloat16;
-      case DType::kI32: return ncclInt32;
-      case DType::kI64: return ncclInt64;
-      case DType::kU8: return ncclUint8;
+      case DType::kF32:
+        return ncclFloat32;
+      case DType::kF64:
+        return ncclFloat64;
+      case DType::kBF16:
+        return ncclBfloat16;
+      case DType::kF16:
+        return ncclFloat16;
+      case DType::kI32:
+        return ncclInt32;
+      case DType::kI64:
+        return ncclInt64;
+      case DType::kU8:
+        return ncclUint8;
     }
     return ncclUint8;
   }
@@ -199,6 +218,7 @@ class NcclLibrary final : public NcclApi {
 }  // namespace r1::comm
 
 extern "C" r1::comm::NcclApi* r1run_nccl_api() {
-  static r1::comm::NcclLibrary& library = *new r1::comm::NcclLibrary;  // a failed attempt is tried again
+  static r1::comm::NcclLibrary& library =
+      *new r1::comm::NcclLibrary;  // a failed attempt is tried again
   return &library;
 }

@@ -4,21 +4,23 @@
 //
 //   control   sequence number of the one-shot calls; step of each block
 //   flags     [block][phase][source rank]: the step up to which that rank has written
-//   one-shot  [parity][source rank][2 x kOneShotBytes]   words of data interleaved with the call's number
-//   pieces    [block][phase][parity][source rank][piece]
+//   one-shot  [parity][source rank][2 x kOneShotBytes]   words of data interleaved with the call's
+//   number pieces    [block][phase][parity][source rank][piece]
 //
-// One-shot all-reduce (up to one_shot_limit): every rank writes its whole tensor to every other, 4 bytes of data and 4 of
-// sequence number at a time (the "LL" protocol of NCCL: 8-byte halves of a 16-byte store arrive whole), so that data is
-// its own flag; each then sums all n tensors in rank order. Bytes written: 2 (n-1) x size, one link latency. Two buffers
-// suffice: a rank that begins call s has every peer's data of call s-1, which a peer writes after it is through with s-2.
+// One-shot all-reduce (up to one_shot_limit): every rank writes its whole tensor to every other, 4
+// bytes of data and 4 of sequence number at a time (the "LL" protocol of NCCL: 8-byte halves of a
+// 16-byte store arrive whole), so that data is its own flag; each then sums all n tensors in rank
+// order. Bytes written: 2 (n-1) x size, one link latency. Two buffers suffice: a rank that begins
+// call s has every peer's data of call s-1, which a peer writes after it is through with s-2.
 //
-// Phases (all-reduce, reduce-scatter, all-gather of any size): block b handles every gridDim-th piece of each part. Phase 0
-// writes the piece of part j to rank j, which sums in rank order; phase 1 writes the sum (or, gathering, the own part) to
-// all. After each phase a block raises its flag at its peers and waits for theirs: no wait spans the grid. Pieces alternate
-// between two buffers for the same reason as above. Bytes over the link: those of a ring, (n-1)/n x size a phase.
+// Phases (all-reduce, reduce-scatter, all-gather of any size): block b handles every gridDim-th
+// piece of each part. Phase 0 writes the piece of part j to rank j, which sums in rank order; phase
+// 1 writes the sum (or, gathering, the own part) to all. After each phase a block raises its flag
+// at its peers and waits for theirs: no wait spans the grid. Pieces alternate between two buffers
+// for the same reason as above. Bytes over the link: those of a ring, (n-1)/n x size a phase.
 //
-// Numbers and steps are kept in device memory: a captured graph replays correctly. They wrap after 2^32 calls; a word
-// that no call has touched since exactly 2^32 calls ago would then pass for new.
+// Numbers and steps are kept in device memory: a captured graph replays correctly. They wrap after
+// 2^32 calls; a word that no call has touched since exactly 2^32 calls ago would then pass for new.
 #include <algorithm>
 
 #include "comm/cuda/comm_kernels.h"
@@ -46,8 +48,11 @@ static_assert(sizeof(Control) <= kControlBytes);
 constexpr size_t piece_bytes(int n) { return kPieceBytes / static_cast<size_t>(n) / 256 * 256; }
 constexpr size_t one_shot_bytes(int n) { return 2 * static_cast<size_t>(n) * 2 * kOneShotBytes; }
 
-// Up to here writing everything to everybody beats two phases; what more ranks write shares one link.
-constexpr size_t one_shot_limit(int n) { return n <= 2 ? kOneShotBytes : (size_t{512} << 10) / static_cast<size_t>(n - 1); }
+// Up to here writing everything to everybody beats two phases; what more ranks write shares one
+// link.
+constexpr size_t one_shot_limit(int n) {
+  return n <= 2 ? kOneShotBytes : (size_t{512} << 10) / static_cast<size_t>(n - 1);
+}
 
 struct Areas {
   char* p[kMaxPeers];
@@ -56,20 +61,27 @@ struct Areas {
   __device__ Control& control(int r) const { return *reinterpret_cast<Control*>(p[r]); }
   // Where words of rank `source` arrive at rank r.
   __device__ uint4* words(int r, unsigned parity, int source) const {
-    return reinterpret_cast<uint4*>(p[r] + kControlBytes + (static_cast<size_t>(parity) * n + source) * 2 * kOneShotBytes);
+    return reinterpret_cast<uint4*>(p[r] + kControlBytes +
+                                    (static_cast<size_t>(parity) * n + source) * 2 * kOneShotBytes);
   }
-  __device__ char* piece(int r, int block, int phase, unsigned parity, int source, size_t bytes) const {
+  __device__ char* piece(int r, int block, int phase, unsigned parity, int source,
+                         size_t bytes) const {
     const size_t i = ((static_cast<size_t>(block) * 2 + phase) * 2 + parity) * n + source;
     return p[r] + kControlBytes + static_cast<size_t>(n) * 4 * kOneShotBytes + i * bytes;
   }
 };
 
 __device__ __forceinline__ void store_words(uint4* p, uint4 v) {
-  asm volatile("st.volatile.global.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(p), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+  asm volatile("st.volatile.global.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(p), "r"(v.x), "r"(v.y),
+               "r"(v.z), "r"(v.w)
+               : "memory");
 }
 __device__ __forceinline__ uint4 load_words(const uint4* p) {
   uint4 v;
-  asm volatile("ld.volatile.global.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p) : "memory");
+  asm volatile("ld.volatile.global.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(p)
+               : "memory");
   return v;
 }
 __device__ __forceinline__ void raise_flag(uint32_t* p, uint32_t v) {
@@ -82,7 +94,8 @@ __device__ __forceinline__ uint32_t read_flag(const uint32_t* p) {
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) one_shot_kernel(typename T::Stored* x, int64_t numel, ReduceOp op, Areas areas) {
+__global__ void __launch_bounds__(kThreads)
+    one_shot_kernel(typename T::Stored* x, int64_t numel, ReduceOp op, Areas areas) {
   using S = typename T::Stored;
   constexpr int kElems = 8 / static_cast<int>(sizeof(S));
   struct alignas(8) Half {
@@ -133,7 +146,8 @@ __global__ void __launch_bounds__(kThreads) one_shot_kernel(typename T::Stored* 
         memcpy(&h, &data, 8);
       }
 #pragma unroll
-      for (int k = 0; k < kElems; ++k) acc[k] = r == 0 ? T::load(h.v[k]) : combine<T>(op, acc[k], T::load(h.v[k]));
+      for (int k = 0; k < kElems; ++k)
+        acc[k] = r == 0 ? T::load(h.v[k]) : combine<T>(op, acc[k], T::load(h.v[k]));
     }
     Half y;
 #pragma unroll
@@ -158,14 +172,15 @@ __global__ void __launch_bounds__(kThreads) one_shot_kernel(typename T::Stored* 
   }
 }
 
-// Calls store(i, load(i)) for each pack of this thread, four loads under way at once: what is stored may alias what is
-// loaded later, so the compiler keeps their order.
+// Calls store(i, load(i)) for each pack of this thread, four loads under way at once: what is
+// stored may alias what is loaded later, so the compiler keeps their order.
 template <class Load, class Store>
 __device__ __forceinline__ void each_pack_of(int64_t elems, int per_pack, Load load, Store store) {
   const int64_t stride = int64_t{kThreads} * per_pack;
   int64_t i = static_cast<int64_t>(threadIdx.x) * per_pack;
   for (; i + 3 * stride < elems; i += 4 * stride) {
-    const auto a = load(i), b = load(i + stride), c = load(i + 2 * stride), d = load(i + 3 * stride);
+    const auto a = load(i), b = load(i + stride), c = load(i + 2 * stride),
+               d = load(i + 3 * stride);
     store(i, a);
     store(i + stride, b);
     store(i + 2 * stride, c);
@@ -180,7 +195,8 @@ struct Parts {
   int64_t pieces;                // of the longest part
 };
 
-// Raises this block's flag at all peers, then waits for theirs: what they wrote in this phase is here.
+// Raises this block's flag at all peers, then waits for theirs: what they wrote in this phase is
+// here.
 __device__ __forceinline__ void meet(const Areas& areas, int phase, uint32_t step) {
   __syncthreads();
   const int peer = static_cast<int>(threadIdx.x);
@@ -196,14 +212,17 @@ __device__ __forceinline__ void meet(const Areas& areas, int phase, uint32_t ste
 // in: all parts (kReduce) or the own one; out: the own part (not kGather) or all of them.
 template <class T, bool kReduce, bool kGather>
 __global__ void __launch_bounds__(kThreads)
-    phases_kernel(const typename T::Stored* in, typename T::Stored* out, ReduceOp op, Parts parts, Areas areas) {
+    phases_kernel(const typename T::Stored* in, typename T::Stored* out, ReduceOp op, Parts parts,
+                  Areas areas) {
   using S = typename T::Stored;
   using P = Pack<S>;
   const int b = static_cast<int>(blockIdx.x), rank = areas.rank, n = areas.n;
   const size_t bytes = piece_bytes(n);
   Control& control = areas.control(rank);
   uint32_t step = control.steps[b];
-  const auto length = [&](int r, int64_t at) { return max(int64_t{0}, min(parts.piece, parts.begin[r + 1] - parts.begin[r] - at)); };
+  const auto length = [&](int r, int64_t at) {
+    return max(int64_t{0}, min(parts.piece, parts.begin[r + 1] - parts.begin[r] - at));
+  };
   const auto pack = [](const char* p, int64_t i) {
     const uint4 w = __ldcg(reinterpret_cast<const uint4*>(p) + i / P::kElems);
     P x;
@@ -215,7 +234,9 @@ __global__ void __launch_bounds__(kThreads)
     memcpy(&w, &x, 16);
     reinterpret_cast<uint4*>(p)[i / P::kElems] = w;
   };
-  const auto each_pack = [](int64_t elems, auto load, auto store) { each_pack_of(elems, P::kElems, load, store); };
+  const auto each_pack = [](int64_t elems, auto load, auto store) {
+    each_pack_of(elems, P::kElems, load, store);
+  };
   for (int64_t piece = b; piece < parts.pieces; piece += gridDim.x) {
     ++step;
     const unsigned parity = step & 1;
@@ -227,7 +248,9 @@ __global__ void __launch_bounds__(kThreads)
         const int64_t elems = length(to, at);
         const bool aligned = is_aligned(from);
         char* dst = areas.piece(to, b, 0, parity, rank, bytes);
-        each_pack(elems, [&](int64_t i) { return load_pack(from, i, elems, aligned); }, [&](int64_t i, const P& x) { put(dst, i, x); });
+        each_pack(
+            elems, [&](int64_t i) { return load_pack(from, i, elems, aligned); },
+            [&](int64_t i, const P& x) { put(dst, i, x); });
       }
       meet(areas, 0, step);
     }
@@ -244,7 +267,8 @@ __global__ void __launch_bounds__(kThreads)
             for (int r = 0; r < n; ++r) {
               const P x = r == rank ? y : pack(areas.piece(rank, b, 0, parity, r, bytes), i);
 #pragma unroll
-              for (int k = 0; k < P::kElems; ++k) acc[k] = r == 0 ? T::load(x.v[k]) : combine<T>(op, acc[k], T::load(x.v[k]));
+              for (int k = 0; k < P::kElems; ++k)
+                acc[k] = r == 0 ? T::load(x.v[k]) : combine<T>(op, acc[k], T::load(x.v[k]));
             }
 #pragma unroll
             for (int k = 0; k < P::kElems; ++k) y.v[k] = T::store(acc[k]);
@@ -268,7 +292,9 @@ __global__ void __launch_bounds__(kThreads)
         const int64_t elems = length(from, at);
         const bool aligned = is_aligned(to);
         const char* src = areas.piece(rank, b, 1, parity, from, bytes);
-        each_pack(elems, [&](int64_t i) { return pack(src, i); }, [&](int64_t i, const P& x) { store_pack(to, i, elems, aligned, x); });
+        each_pack(
+            elems, [&](int64_t i) { return pack(src, i); },
+            [&](int64_t i, const P& x) { store_pack(to, i, elems, aligned, x); });
       }
     }
   }
@@ -302,15 +328,19 @@ class Kernels final : public PeerKernels {
     with_element(x.dtype, [&](auto type) {
       using T = decltype(type);
       const int64_t units = (static_cast<int64_t>(x.bytes()) + 7) / 8;
-      const auto blocks = static_cast<unsigned>(std::clamp<int64_t>((units + kThreads - 1) / kThreads, 1, kBlocks));
-      one_shot_kernel<T><<<blocks, kThreads, 0, r1::cuda::handle_of(s)>>>(x.ptr<typename T::Stored>(), x.numel(), op, areas_);
+      const auto blocks =
+          static_cast<unsigned>(std::clamp<int64_t>((units + kThreads - 1) / kThreads, 1, kBlocks));
+      one_shot_kernel<T><<<blocks, kThreads, 0, r1::cuda::handle_of(s)>>>(
+          x.ptr<typename T::Stored>(), x.numel(), op, areas_);
     });
     CUDA_LAUNCH_CHECK();
   }
-  void all_gather(const Tensor& in, const Tensor& out, std::span<const int64_t> counts, const Stream& s) override {
+  void all_gather(const Tensor& in, const Tensor& out, std::span<const int64_t> counts,
+                  const Stream& s) override {
     phases<false, true>(in, out, ReduceOp::kSum, parts_of(counts), s);
   }
-  void reduce_scatter(const Tensor& in, const Tensor& out, std::span<const int64_t> counts, const Stream& s) override {
+  void reduce_scatter(const Tensor& in, const Tensor& out, std::span<const int64_t> counts,
+                      const Stream& s) override {
     phases<true, false>(in, out, ReduceOp::kSum, parts_of(counts), s);
   }
 
@@ -323,30 +353,40 @@ class Kernels final : public PeerKernels {
   template <bool kReduce, bool kGather>
   void phases(const Tensor& in, const Tensor& out, ReduceOp op, Parts parts, const Stream& s) {
     int64_t longest = 0;
-    for (int r = 0; r < areas_.n; ++r) longest = std::max(longest, parts.begin[r + 1] - parts.begin[r]);
+    for (int r = 0; r < areas_.n; ++r)
+      longest = std::max(longest, parts.begin[r + 1] - parts.begin[r]);
     if (longest == 0) return;
     const int64_t elem = dtype_bytes(in.dtype), per_pack = 16 / elem;
     const int64_t most = static_cast<int64_t>(piece_bytes(areas_.n)) / elem;
     // All blocks get work as soon as there is enough for each thread to move one pack.
     const int64_t even = (longest + kBlocks - 1) / kBlocks;
-    parts.piece = std::clamp((even + per_pack - 1) / per_pack * per_pack, std::min(most, kThreads * per_pack), most);
+    parts.piece = std::clamp((even + per_pack - 1) / per_pack * per_pack,
+                             std::min(most, kThreads * per_pack), most);
     parts.pieces = (longest + parts.piece - 1) / parts.piece;
     const auto blocks = static_cast<unsigned>(std::min<int64_t>(parts.pieces, kBlocks));
     const r1::cuda::DeviceScope scope(device_);
     const auto launch = [&](auto type) {
       using T = decltype(type);
       using S = typename T::Stored;
-      phases_kernel<T, kReduce, kGather>
-          <<<blocks, kThreads, 0, r1::cuda::handle_of(s)>>>(in.ptr<S>(), out.ptr<S>(), op, parts, areas_);
+      phases_kernel<T, kReduce, kGather><<<blocks, kThreads, 0, r1::cuda::handle_of(s)>>>(
+          in.ptr<S>(), out.ptr<S>(), op, parts, areas_);
     };
     if constexpr (kReduce) {
       with_element(in.dtype, launch);
     } else {  // bytes are moved: any type of the same width
       switch (elem) {
-        case 1: launch(Bytes1{}); break;
-        case 2: launch(BF16{}); break;
-        case 4: launch(I32{}); break;
-        default: launch(I64{}); break;
+        case 1:
+          launch(Bytes1{});
+          break;
+        case 2:
+          launch(BF16{});
+          break;
+        case 4:
+          launch(I32{});
+          break;
+        default:
+          launch(I64{});
+          break;
       }
     }
     CUDA_LAUNCH_CHECK();
@@ -358,11 +398,14 @@ class Kernels final : public PeerKernels {
 }  // namespace
 
 size_t peer_area_bytes(int ranks) {
-  return kControlBytes + one_shot_bytes(ranks) + size_t{kBlocks} * 2 * 2 * static_cast<size_t>(ranks) * piece_bytes(ranks);
+  return kControlBytes + one_shot_bytes(ranks) +
+         size_t{kBlocks} * 2 * 2 * static_cast<size_t>(ranks) * piece_bytes(ranks);
 }
 
-std::unique_ptr<PeerKernels> make_peer_kernels(int device, int rank, const std::vector<void*>& areas) {
-  R1_CHECK(areas.size() >= 2 && areas.size() <= kMaxPeers, "kernels of a group of {}", areas.size());
+std::unique_ptr<PeerKernels> make_peer_kernels(int device, int rank,
+                                               const std::vector<void*>& areas) {
+  R1_CHECK(areas.size() >= 2 && areas.size() <= kMaxPeers, "kernels of a group of {}",
+           areas.size());
   return std::make_unique<Kernels>(device, rank, areas);
 }
 

@@ -17,14 +17,16 @@ constexpr size_t kSlots = 2;  // one is filled while the other is emptied
 constexpr size_t kChannels = 2;
 constexpr size_t kLine = 256;
 
-// The counters of one mailbox: messages of one rank to another in one channel. In host memory that both map.
+// The counters of one mailbox: messages of one rank to another in one channel. In host memory that
+// both map.
 struct alignas(64) Mail {
   std::atomic<uint64_t> sent{0};  // pieces whose copy into the slot is enqueued
   uint64_t piece_bytes[kSlots] = {};
   uint64_t message_bytes[kSlots] = {};
   alignas(64) std::atomic<uint64_t> received{0};  // pieces whose copy out of the slot is enqueued
 };
-static_assert(std::atomic<uint64_t>::is_always_lock_free, "the counters are shared between processes");
+static_assert(std::atomic<uint64_t>::is_always_lock_free,
+              "the counters are shared between processes");
 
 constexpr size_t align(size_t n) { return (n + kLine - 1) / kLine * kLine; }
 
@@ -122,9 +124,10 @@ class IpcBatch final : public Batch {
 
 class IpcGroup final : public ComposedCommunicator {
  public:
-  IpcGroup(std::unique_ptr<Communicator> host, std::shared_ptr<IpcHub> hub, const IpcOptions& options,
-           std::vector<int> ranks)
-      : ComposedCommunicator(group_name(options.name, ranks), host->rank(), ranks, hub, *hub->memory),
+  IpcGroup(std::unique_ptr<Communicator> host, std::shared_ptr<IpcHub> hub,
+           const IpcOptions& options, std::vector<int> ranks)
+      : ComposedCommunicator(group_name(options.name, ranks), host->rank(), ranks, hub,
+                             *hub->memory),
         host_(std::move(host)),
         hub_(std::move(hub)),
         options_(options) {
@@ -142,7 +145,8 @@ class IpcGroup final : public ComposedCommunicator {
     check_reducible(*this, "all_reduce", x);
     if (x.numel() != 0) kernels_->all_reduce(x, op, s);
   }
-  void all_gather(const Tensor& in, const Tensor& out, std::span<const int64_t> counts, const Stream& s) override {
+  void all_gather(const Tensor& in, const Tensor& out, std::span<const int64_t> counts,
+                  const Stream& s) override {
     if (!kernels_) return ComposedCommunicator::all_gather(in, out, counts, s);
     check_open("all_gather");
     check_tensor(*this, "all_gather", in, memory().kind());
@@ -150,7 +154,8 @@ class IpcGroup final : public ComposedCommunicator {
     check_parts(*this, "all_gather", in, out, counts);
     kernels_->all_gather(in, out, counts, s);
   }
-  void reduce_scatter(const Tensor& in, const Tensor& out, std::span<const int64_t> counts, const Stream& s) override {
+  void reduce_scatter(const Tensor& in, const Tensor& out, std::span<const int64_t> counts,
+                      const Stream& s) override {
     if (!kernels_) return ComposedCommunicator::reduce_scatter(in, out, counts, s);
     check_open("reduce_scatter");
     check_tensor(*this, "reduce_scatter", in, memory().kind());
@@ -190,7 +195,8 @@ class IpcGroup final : public ComposedCommunicator {
     IpcMemory& m = *hub_->memory;
     for (const Stream& s : {hub_->send_stream, hub_->recv_stream}) m.synchronize(s);
     for (size_t r = 0; r < regions_.size(); ++r)
-      if (regions_[r] != nullptr && static_cast<int>(r) != rank()) m.close(regions_[r], region_bytes());
+      if (regions_[r] != nullptr && static_cast<int>(r) != rank())
+        m.close(regions_[r], region_bytes());
     host_->barrier();  // ... nor has it mapped
     if (!regions_.empty()) m.release_shared(regions_[static_cast<size_t>(rank())], region_bytes());
     for (auto* boxes : {&out_, &in_})
@@ -235,7 +241,9 @@ class IpcGroup final : public ComposedCommunicator {
     return o;
   }
   [[nodiscard]] size_t ranks() const { return static_cast<size_t>(size()); }
-  [[nodiscard]] size_t control_bytes() const { return ranks() * ranks() * kChannels * sizeof(Mail); }
+  [[nodiscard]] size_t control_bytes() const {
+    return ranks() * ranks() * kChannels * sizeof(Mail);
+  }
   [[nodiscard]] size_t kernel_area() const { return kernel_bytes_ == 0 ? 0 : align(kernel_bytes_); }
   [[nodiscard]] size_t region_bytes() const {
     return kernel_area() + ranks() * kSlots * (slot(0) + slot(1));
@@ -246,7 +254,8 @@ class IpcGroup final : public ComposedCommunicator {
   }
   // Bytes of a channel's slot, in whole lines.
   [[nodiscard]] size_t slot(size_t channel) const {
-    return align(channel == static_cast<size_t>(Channel::kMessages) ? options_.message_slot_bytes : options_.slot_bytes);
+    return align(channel == static_cast<size_t>(Channel::kMessages) ? options_.message_slot_bytes
+                                                                    : options_.slot_bytes);
   }
 
   bool push(Box& b) {
@@ -289,8 +298,8 @@ class IpcGroup final : public ComposedCommunicator {
     return true;
   }
 
-  // What a rank tells the others: its device and region, then for each peer, channel and slot the event that it records
-  // as sender and the one that it records as receiver.
+  // What a rank tells the others: its device and region, then for each peer, channel and slot the
+  // event that it records as sender and the one that it records as receiver.
   struct Hello {
     IpcHandle device{}, region{};
   };
@@ -313,7 +322,8 @@ class IpcGroup final : public ComposedCommunicator {
           Events e{};
           out_[r * kChannels + c].full[i] = m.create_event(&e[0]);
           in_[r * kChannels + c].empty[i] = m.create_event(&e[1]);
-          std::memcpy(mine.data() + sizeof(Hello) + ((r * kChannels + c) * kSlots + i) * sizeof e, e.data(), sizeof e);
+          std::memcpy(mine.data() + sizeof(Hello) + ((r * kChannels + c) * kSlots + i) * sizeof e,
+                      e.data(), sizeof e);
         }
     gather(mine, all);
     regions_.assign(n, nullptr);
@@ -354,15 +364,22 @@ class IpcGroup final : public ComposedCommunicator {
       }
   }
   void gather(std::span<char> mine, std::span<char> all) {
-    const Tensor in{.data = mine.data(), .dtype = DType::kU8, .shape = {static_cast<int64_t>(mine.size())}, .device = {}};
-    const Tensor out{.data = all.data(), .dtype = DType::kU8, .shape = {static_cast<int64_t>(all.size())}, .device = {}};
+    const Tensor in{.data = mine.data(),
+                    .dtype = DType::kU8,
+                    .shape = {static_cast<int64_t>(mine.size())},
+                    .device = {}};
+    const Tensor out{.data = all.data(),
+                     .dtype = DType::kU8,
+                     .shape = {static_cast<int64_t>(all.size())},
+                     .device = {}};
     const std::vector<int64_t> counts(ranks(), static_cast<int64_t>(mine.size()));
     host_->all_gather(in, out, counts, {});
   }
   // One rank's failure is everybody's, so that none waits for it later.
   void agree(const std::string& failed) {
     int64_t flag = failed.empty() ? 0 : 1;
-    host_->all_reduce({.data = &flag, .dtype = DType::kI64, .shape = {1}, .device = {}}, ReduceOp::kMax, {});
+    host_->all_reduce({.data = &flag, .dtype = DType::kI64, .shape = {1}, .device = {}},
+                      ReduceOp::kMax, {});
     if (!failed.empty()) throw CommError("{}: {}", name(), failed);
     if (flag != 0) throw CommError("{}: another rank could not open its peers' memory", name());
   }
@@ -376,7 +393,10 @@ class IpcGroup final : public ComposedCommunicator {
       failed = e.what();
     }
     agree(failed);
-    host_->broadcast({.data = handle.data(), .dtype = DType::kU8, .shape = {static_cast<int64_t>(handle.size())}, .device = {}},
+    host_->broadcast({.data = handle.data(),
+                      .dtype = DType::kU8,
+                      .shape = {static_cast<int64_t>(handle.size())},
+                      .device = {}},
                      0, {});
     try {
       control_ = rank() == 0 ? own : control_memory_->open(handle, control_bytes());
@@ -418,7 +438,8 @@ void IpcHub::progress() {
 void IpcBatch::send(Channel channel, const void* data, size_t bytes, int peer) {
   follow(sends_, hub_.send_stream);
   ++open_;
-  group_.out(channel, peer).open.push_back({const_cast<char*>(static_cast<const char*>(data)), bytes, 0, false, this});
+  group_.out(channel, peer)
+      .open.push_back({const_cast<char*>(static_cast<const char*>(data)), bytes, 0, false, this});
 }
 
 void IpcBatch::recv(Channel channel, void* data, size_t bytes, int peer) {
@@ -438,8 +459,8 @@ bool has_peer_kernels(const Communicator& group) {
 
 void progress(IpcHub& hub) { hub.progress(); }
 
-std::unique_ptr<Communicator> make_ipc(std::unique_ptr<Communicator> host, std::shared_ptr<IpcHub> hub,
-                                       const IpcOptions& options) {
+std::unique_ptr<Communicator> make_ipc(std::unique_ptr<Communicator> host,
+                                       std::shared_ptr<IpcHub> hub, const IpcOptions& options) {
   IpcOptions named = options;
   if (host->name().find('[') != std::string::npos) named.name = host->name();
   std::vector<int> ranks(static_cast<size_t>(host->size()));

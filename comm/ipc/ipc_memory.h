@@ -1,5 +1,5 @@
-// Memory and events that processes of one host share, behind one seam: POSIX shared memory for CPU tensors (what tests
-// run everywhere), CUDA IPC for a GPU's.
+// Memory and events that processes of one host share, behind one seam: POSIX shared memory for CPU
+// tensors (what tests run everywhere), CUDA IPC for a GPU's.
 #pragma once
 
 #include <array>
@@ -11,26 +11,31 @@
 
 namespace r1::comm {
 
-/// What one process gives another so that it can open a region or an event: a cudaIpc*Handle_t, or a name.
+/// What one process gives another so that it can open a region or an event: a cudaIpc*Handle_t, or
+/// a name.
 using IpcHandle = std::array<char, 64>;
 
-/// Collectives in one kernel a rank, which writes into the peers' memory and waits for flags there: for ranks that all
-/// have a GPU of their own (kernels of ranks that share one would wait for each other's time slices). Sums are formed in
-/// rank order, in fp32 for 16-bit types. All enqueue on s and can be captured into a graph: the sequence numbers live
-/// on the device. Every call is made by all ranks in the same order and, because the buffers are shared, on streams that
-/// are ordered with each other.
+/// Collectives in one kernel a rank, which writes into the peers' memory and waits for flags there:
+/// for ranks that all have a GPU of their own (kernels of ranks that share one would wait for each
+/// other's time slices). Sums are formed in rank order, in fp32 for 16-bit types. All enqueue on s
+/// and can be captured into a graph: the sequence numbers live on the device. Every call is made by
+/// all ranks in the same order and, because the buffers are shared, on streams that are ordered
+/// with each other.
 class PeerKernels {
  public:
   virtual ~PeerKernels() = default;
   virtual void all_reduce(const Tensor& x, ReduceOp op, const Stream& s) = 0;
-  virtual void all_gather(const Tensor& in, const Tensor& out, std::span<const int64_t> counts, const Stream& s) = 0;
-  virtual void reduce_scatter(const Tensor& in, const Tensor& out, std::span<const int64_t> counts, const Stream& s) = 0;
+  virtual void all_gather(const Tensor& in, const Tensor& out, std::span<const int64_t> counts,
+                          const Stream& s) = 0;
+  virtual void reduce_scatter(const Tensor& in, const Tensor& out, std::span<const int64_t> counts,
+                              const Stream& s) = 0;
 };
 
 class IpcMemory : public Memory {
  public:
   [[nodiscard]] virtual Device device() const = 0;
-  /// The same text on every rank that uses this device, another on every other: a GPU's UUID. Empty: no matter.
+  /// The same text on every rank that uses this device, another on every other: a GPU's UUID.
+  /// Empty: no matter.
   [[nodiscard]] virtual std::string device_id() const = 0;
 
   /// Zeroed memory that processes of this host can open with `handle`.
@@ -53,10 +58,12 @@ class IpcMemory : public Memory {
   [[nodiscard]] virtual Stream create_stream() = 0;
   virtual void destroy_stream(const Stream& s) noexcept = 0;
 
-  /// Bytes a group of `ranks` needs at the start of a shared region for its kernels; 0: this device has none.
+  /// Bytes a group of `ranks` needs at the start of a shared region for its kernels; 0: this device
+  /// has none.
   [[nodiscard]] virtual size_t kernel_bytes(int ranks) const = 0;
   /// `areas[r]`: the kernels' bytes of rank r as seen from here.
-  [[nodiscard]] virtual std::unique_ptr<PeerKernels> make_kernels(int rank, const std::vector<void*>& areas) = 0;
+  [[nodiscard]] virtual std::unique_ptr<PeerKernels> make_kernels(
+      int rank, const std::vector<void*>& areas) = 0;
 };
 
 /// CPU memory, shared as POSIX shared memory. Copies are made at once and events are always over.

@@ -13,7 +13,9 @@
 namespace r1::comm {
 namespace {
 
-std::string name_of(const IpcHandle& handle) { return {handle.data(), strnlen(handle.data(), handle.size())}; }
+std::string name_of(const IpcHandle& handle) {
+  return {handle.data(), strnlen(handle.data(), handle.size())};
+}
 
 std::string reason() { return std::strerror(errno); }
 
@@ -32,8 +34,8 @@ class ShmMemory final : public IpcMemory {
   void copy(void* dst, const void* src, size_t bytes, const Stream& s) override {
     host_memory().copy(dst, src, bytes, s);
   }
-  void reduce(DType dtype, ReduceOp op, std::span<const void* const> sources, void* out, int64_t numel,
-              const Stream&) override {
+  void reduce(DType dtype, ReduceOp op, std::span<const void* const> sources, void* out,
+              int64_t numel, const Stream&) override {
     reduce_in_order(dtype, op, sources, out, numel);
   }
   void synchronize(const Stream&) override {}
@@ -45,7 +47,8 @@ class ShmMemory final : public IpcMemory {
     name.copy(handle.data(), handle.size() - 1);
     const int fd = shm_open(name.c_str(), O_RDWR | O_CREAT | O_EXCL, 0600);
     if (fd < 0) throw CommError("shared memory {}: {}", name, reason());
-    // Takes the space now: a full /dev/shm would otherwise kill the rank at its first write (SIGBUS).
+    // Takes the space now: a full /dev/shm would otherwise kill the rank at its first write
+    // (SIGBUS).
     const int full = posix_fallocate(fd, 0, static_cast<off_t>(bytes));
     void* p = full == 0 ? map(fd, bytes) : nullptr;
     const std::string why = full != 0 ? std::strerror(full) : reason();
@@ -80,7 +83,9 @@ class ShmMemory final : public IpcMemory {
   Stream create_stream() override { return {}; }
   void destroy_stream(const Stream&) noexcept override {}
   size_t kernel_bytes(int) const override { return 0; }
-  std::unique_ptr<PeerKernels> make_kernels(int, const std::vector<void*>&) override { return nullptr; }
+  std::unique_ptr<PeerKernels> make_kernels(int, const std::vector<void*>&) override {
+    return nullptr;
+  }
 };
 
 }  // namespace

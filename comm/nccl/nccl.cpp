@@ -13,7 +13,8 @@ namespace r1::comm {
 
 class NcclHub {
  public:
-  NcclHub(std::shared_ptr<IpcMemory> m, StopCheck s) : memory(std::move(m)), stop(std::move(s)), api(nccl_api()) {}
+  NcclHub(std::shared_ptr<IpcMemory> m, StopCheck s)
+      : memory(std::move(m)), stop(std::move(s)), api(nccl_api()) {}
 
   /// Ends everything NCCL does in this process; nothing of it can be used afterwards.
   void abort(const std::string& why) noexcept {
@@ -58,7 +59,8 @@ class NcclPending final : public Pending {
 
 class NcclGroup final : public Communicator {
  public:
-  NcclGroup(std::unique_ptr<Communicator> host, std::shared_ptr<NcclHub> hub, const NcclOptions& options)
+  NcclGroup(std::unique_ptr<Communicator> host, std::shared_ptr<NcclHub> hub,
+            const NcclOptions& options)
       : Communicator(host->name().find('[') != std::string::npos ? host->name() : options.name),
         host_(std::move(host)),
         hub_(std::move(hub)),
@@ -93,13 +95,15 @@ class NcclGroup final : public Communicator {
     reduce_parts("all_reduce", op, x, own, parts, s);
     gather("all_reduce", own, x, parts, s);
   }
-  void all_gather(const Tensor& in, const Tensor& out, std::span<const int64_t> counts, const Stream& s) override {
+  void all_gather(const Tensor& in, const Tensor& out, std::span<const int64_t> counts,
+                  const Stream& s) override {
     check("all_gather", in);
     check("all_gather", out);
     check_parts(*this, "all_gather", in, out, counts);
     gather("all_gather", in, out, counts, s);
   }
-  void reduce_scatter(const Tensor& in, const Tensor& out, std::span<const int64_t> counts, const Stream& s) override {
+  void reduce_scatter(const Tensor& in, const Tensor& out, std::span<const int64_t> counts,
+                      const Stream& s) override {
     check("reduce_scatter", in);
     check("reduce_scatter", out);
     check_parts(*this, "reduce_scatter", out, in, counts);
@@ -108,7 +112,8 @@ class NcclGroup final : public Communicator {
     const bool narrow = in.dtype == DType::kBF16 || in.dtype == DType::kF16;
     if (even(counts) && (size() == 2 || !narrow)) {
       if (out.numel() == 0) return;
-      finish("reduce_scatter", hub_->api.reduce_scatter(comm_, in.data, out.data, counts[0], in.dtype, s));
+      finish("reduce_scatter",
+             hub_->api.reduce_scatter(comm_, in.data, out.data, counts[0], in.dtype, s));
       return;
     }
     reduce_parts("reduce_scatter", ReduceOp::kSum, in, out, counts, s);
@@ -125,16 +130,26 @@ class NcclGroup final : public Communicator {
     check("all_to_all", out);
     check_counts(*this, "all_to_all", in, send_counts);
     check_counts(*this, "all_to_all", out, recv_counts);
-    R1_CHECK(in.dtype == out.dtype, "all_to_all on {}: {} to {}", name(), dtype_name(in.dtype), dtype_name(out.dtype));
+    R1_CHECK(in.dtype == out.dtype, "all_to_all on {}: {} to {}", name(), dtype_name(in.dtype),
+             dtype_name(out.dtype));
     const auto own = static_cast<size_t>(rank());
-    R1_CHECK(send_counts[own] == recv_counts[own], "all_to_all on {}: rank {} sends itself {} elements and expects {}",
-             name(), rank(), send_counts[own], recv_counts[own]);
+    R1_CHECK(send_counts[own] == recv_counts[own],
+             "all_to_all on {}: rank {} sends itself {} elements and expects {}", name(), rank(),
+             send_counts[own], recv_counts[own]);
     const int64_t elem = dtype_bytes(in.dtype);
-    memory_.copy(at_elem(out, sum(recv_counts.first(own))), at_elem(in, sum(send_counts.first(own))),
+    memory_.copy(at_elem(out, sum(recv_counts.first(own))),
+                 at_elem(in, sum(send_counts.first(own))),
                  static_cast<size_t>(send_counts[own] * elem), s);
     if (size() == 1) return;
-    exchange("all_to_all", [&](size_t r) { return std::pair(at_elem(in, sum(send_counts.first(r))), send_counts[r] * elem); },
-             [&](size_t r) { return std::pair(at_elem(out, sum(recv_counts.first(r))), recv_counts[r] * elem); }, s);
+    exchange(
+        "all_to_all",
+        [&](size_t r) {
+          return std::pair(at_elem(in, sum(send_counts.first(r))), send_counts[r] * elem);
+        },
+        [&](size_t r) {
+          return std::pair(at_elem(out, sum(recv_counts.first(r))), recv_counts[r] * elem);
+        },
+        s);
   }
 
   void send(const Tensor& x, int peer, const Stream& s) override {
@@ -170,8 +185,10 @@ class NcclGroup final : public Communicator {
     for (const Transfer& t : transfers) {
       const bool is_send = t.kind == Transfer::Kind::kSend;
       if (t.peer == rank()) {
-        if (is_send) own_queue_.send(t.tensor.data, t.tensor.bytes(), s);
-        else pending->own_receives.push_back(own_queue_.post_recv(t.tensor.data, t.tensor.bytes(), s));
+        if (is_send)
+          own_queue_.send(t.tensor.data, t.tensor.bytes(), s);
+        else
+          pending->own_receives.push_back(own_queue_.post_recv(t.tensor.data, t.tensor.bytes(), s));
         continue;
       }
       if (t.tensor.numel() == 0) continue;  // nothing travels, on either side
@@ -215,12 +232,15 @@ class NcclGroup final : public Communicator {
   void close() override {
     if (closed_) return;
     check_open("close");
-    R1_CHECK(pending_ == 0, "close() of {} with {} started transfers not waited for", name(), pending_);
+    R1_CHECK(pending_ == 0, "close() of {} with {} started transfers not waited for", name(),
+             pending_);
     host_->barrier();
     closed_ = true;
-    // A blocking communicator's finalize waits for its work; by the barrier nobody's work waits for a rank to come.
+    // A blocking communicator's finalize waits for its work; by the barrier nobody's work waits for
+    // a rank to come.
     for (auto c = mine_.rbegin(); c != mine_.rend(); ++c) {  // children before their parents
-      if (const NcclStatus st = hub_->api.finalize(*c); st.state == State::kFailed) fail("close", st.text);
+      if (const NcclStatus st = hub_->api.finalize(*c); st.state == State::kFailed)
+        fail("close", st.text);
       settle("close", *c);
     }
     for (auto c = mine_.rbegin(); c != mine_.rend(); ++c) {
@@ -243,12 +263,15 @@ class NcclGroup final : public Communicator {
     Stream stream;
   };
 
-  [[nodiscard]] Channel& channel(bool is_send, int peer) { return channels_[static_cast<size_t>(peer) * 2 + (is_send ? 0 : 1)]; }
+  [[nodiscard]] Channel& channel(bool is_send, int peer) {
+    return channels_[static_cast<size_t>(peer) * 2 + (is_send ? 0 : 1)];
+  }
 
   void check_open(const char* operation) const {
     R1_CHECK(!closed_, "{} on {} after close()", operation, name());
     if (!hub_->broken.empty())
-      throw CommError("{} on {}: communication ended earlier on this rank: {}", operation, name(), hub_->broken);
+      throw CommError("{} on {}: communication ended earlier on this rank: {}", operation, name(),
+                      hub_->broken);
   }
   void check(const char* operation, const Tensor& x) const {
     check_open(operation);
@@ -310,30 +333,40 @@ class NcclGroup final : public Communicator {
     if (worst.state == State::kFailed) fail(operation, worst.text);
     settle(operation, comm_);
   }
-  void gather(const char* operation, const Tensor& in, const Tensor& out, std::span<const int64_t> counts, const Stream& s) {
+  void gather(const char* operation, const Tensor& in, const Tensor& out,
+              std::span<const int64_t> counts, const Stream& s) {
     const auto own = static_cast<size_t>(rank());
     char* place = at_elem(out, sum(counts.first(own)));
     if (size() == 1) return place == in.data ? void() : memory_.copy(place, in.data, in.bytes(), s);
     if (even(counts)) {
-      if (counts[0] != 0) finish(operation, hub_->api.all_gather(comm_, in.data, out.data, counts[0], out.dtype, s));
+      if (counts[0] != 0)
+        finish(operation, hub_->api.all_gather(comm_, in.data, out.data, counts[0], out.dtype, s));
       return;
     }
     if (place != in.data) memory_.copy(place, in.data, in.bytes(), s);
     const int64_t elem = dtype_bytes(out.dtype);
-    exchange(operation, [&](size_t) { return std::pair(static_cast<char*>(in.data), counts[own] * elem); },
-             [&](size_t r) { return std::pair(at_elem(out, sum(counts.first(r))), counts[r] * elem); }, s);
+    exchange(
+        operation,
+        [&](size_t) { return std::pair(static_cast<char*>(in.data), counts[own] * elem); },
+        [&](size_t r) { return std::pair(at_elem(out, sum(counts.first(r))), counts[r] * elem); },
+        s);
   }
   // Everybody sends everybody its part, which sums them in rank order.
-  void reduce_parts(const char* operation, ReduceOp op, const Tensor& in, const Tensor& out, std::span<const int64_t> parts,
-                    const Stream& s) {
+  void reduce_parts(const char* operation, ReduceOp op, const Tensor& in, const Tensor& out,
+                    std::span<const int64_t> parts, const Stream& s) {
     const auto own = static_cast<size_t>(rank()), n = static_cast<size_t>(size());
-    const int64_t elem = dtype_bytes(in.dtype), own_bytes = parts[own] * elem, slot = (own_bytes + 255) / 256 * 256;
+    const int64_t elem = dtype_bytes(in.dtype), own_bytes = parts[own] * elem,
+                  slot = (own_bytes + 255) / 256 * 256;
     char* received = scratch(static_cast<size_t>(slot) * n);
-    exchange(operation, [&](size_t r) { return std::pair(at_elem(in, sum(parts.first(r))), parts[r] * elem); },
-             [&](size_t r) { return std::pair(received + slot * static_cast<int64_t>(r), own_bytes); }, s);
+    exchange(
+        operation,
+        [&](size_t r) { return std::pair(at_elem(in, sum(parts.first(r))), parts[r] * elem); },
+        [&](size_t r) { return std::pair(received + slot * static_cast<int64_t>(r), own_bytes); },
+        s);
     std::vector<const void*> sources;
     for (size_t r = 0; r < n; ++r)
-      sources.push_back(r == own ? at_elem(in, sum(parts.first(own))) : received + slot * static_cast<int64_t>(r));
+      sources.push_back(r == own ? at_elem(in, sum(parts.first(own)))
+                                 : received + slot * static_cast<int64_t>(r));
     if (own_bytes != 0) memory_.reduce(in.dtype, op, sources, out.data, parts[own], s);
   }
   char* scratch(size_t bytes) {
@@ -355,30 +388,34 @@ class NcclGroup final : public Communicator {
     hub_->comms.push_back(c);
     mine_.push_back(c);
   }
-  // Made without blocking, so that a rank that does not come ends the wait; used by calls that take no thread each.
+  // Made without blocking, so that a rank that does not come ends the wait; used by calls that take
+  // no thread each.
   [[nodiscard]] NcclApi::Comm make_comm(const NcclApi::Id& id, int ranks, int rank) {
     const NcclApi::Comm parent = hub_->api.init(id, ranks, rank, memory_.device());
     add(parent);
     settle("start", parent);
     if (options_.non_blocking_calls) return parent;
     NcclApi::Comm comm = nullptr;
-    if (const NcclStatus s = hub_->api.split(parent, rank, &comm); s.state == State::kFailed) fail("start", s.text);
+    if (const NcclStatus s = hub_->api.split(parent, rank, &comm); s.state == State::kFailed)
+      fail("start", s.text);
     settle("start", parent);
     R1_CHECK(comm != nullptr, "NCCL split {} and gave nothing", name());
     add(comm);
     settle("start", comm);
     return comm;
   }
-  // One identifier for the group, one for each ordered pair; all communicators are started, then awaited together.
+  // One identifier for the group, one for each ordered pair; all communicators are started, then
+  // awaited together.
   void connect() {
     const auto n = static_cast<size_t>(size()), own = static_cast<size_t>(rank());
     std::vector<NcclApi::Id> mine(n), all(n * n);  // [sender][receiver]; the group's is [0][0]
     for (size_t r = 0; r < n; ++r)
       if (r != own ? options_.messages : own == 0) mine[r] = hub_->api.unique_id();
     const auto bytes = static_cast<int64_t>(n * sizeof(NcclApi::Id));
-    host_->all_gather({.data = mine.data(), .dtype = DType::kU8, .shape = {bytes}, .device = {}},
-                      {.data = all.data(), .dtype = DType::kU8, .shape = {bytes * size()}, .device = {}},
-                      std::vector<int64_t>(n, bytes), {});
+    host_->all_gather(
+        {.data = mine.data(), .dtype = DType::kU8, .shape = {bytes}, .device = {}},
+        {.data = all.data(), .dtype = DType::kU8, .shape = {bytes * size()}, .device = {}},
+        std::vector<int64_t>(n, bytes), {});
     comm_ = make_comm(all[0], size(), rank());
     if (!options_.messages) return;
     channels_.resize(2 * n);
@@ -389,7 +426,8 @@ class NcclGroup final : public Communicator {
         c.comm = make_comm(all[a * n + b], 2, a == own ? 0 : 1);
         c.stream = memory_.create_stream();
       }
-    // The first message of a pair makes the connection, for which both must come: here, once and for all.
+    // The first message of a pair makes the connection, for which both must come: here, once and
+    // for all.
     char* word = scratch(256 * channels_.size());
     for (size_t a = 0; a < n; ++a)
       for (size_t b = 0; b < n; ++b) {
@@ -397,7 +435,8 @@ class NcclGroup final : public Communicator {
         const auto peer = static_cast<int>(a == own ? b : a);
         Channel& c = channel(a == own, peer);
         char* p = word + 256 * (&c - channels_.data());
-        const NcclStatus s = a == own ? hub_->api.send(c.comm, p, 4, 1, c.stream) : hub_->api.recv(c.comm, p, 4, 0, c.stream);
+        const NcclStatus s = a == own ? hub_->api.send(c.comm, p, 4, 1, c.stream)
+                                      : hub_->api.recv(c.comm, p, 4, 0, c.stream);
         if (s.state == State::kFailed) fail("start", s.text);
         settle("start", c.comm);
       }
@@ -412,7 +451,7 @@ class NcclGroup final : public Communicator {
   SelfQueue own_queue_;
   NcclApi::Comm comm_ = nullptr;
   std::vector<NcclApi::Comm> mine_;  // in the order of their making
-  std::vector<Channel> channels_;  // by peer: to it, from it
+  std::vector<Channel> channels_;    // by peer: to it, from it
   void* begin_ = nullptr;
   std::vector<void*> events_;  // for reuse
   std::vector<char*> scratch_;
@@ -442,8 +481,10 @@ std::shared_ptr<NcclHub> make_nccl_hub(std::shared_ptr<IpcMemory> memory, StopCh
   return std::make_shared<NcclHub>(std::move(memory), std::move(stop));
 }
 
-void check_nccl(NcclHub& hub, const Communicator& group, const char* operation, std::chrono::nanoseconds waited) {
-  if (!hub.broken.empty()) throw CommError("{}: communication ended earlier on this rank: {}", operation, hub.broken);
+void check_nccl(NcclHub& hub, const Communicator& group, const char* operation,
+                std::chrono::nanoseconds waited) {
+  if (!hub.broken.empty())
+    throw CommError("{}: communication ended earlier on this rank: {}", operation, hub.broken);
   for (NcclApi::Comm c : hub.comms)
     if (const NcclStatus s = hub.api.status(c); s.state == State::kFailed) {
       hub.abort(s.text);
@@ -460,8 +501,8 @@ void check_nccl(NcclHub& hub, const Communicator& group, const char* operation, 
 
 std::string nccl_version(NcclHub& hub) { return hub.api.version(); }
 
-std::unique_ptr<Communicator> make_nccl(std::unique_ptr<Communicator> host, std::shared_ptr<NcclHub> hub,
-                                        const NcclOptions& options) {
+std::unique_ptr<Communicator> make_nccl(std::unique_ptr<Communicator> host,
+                                        std::shared_ptr<NcclHub> hub, const NcclOptions& options) {
   return std::make_unique<NcclGroup>(std::move(host), std::move(hub), options);
 }
 

@@ -20,7 +20,8 @@
 namespace r1::comm {
 namespace {
 
-// NCCL channels for messages are made for every pair: for the pipeline groups of a job over hosts, which are small.
+// NCCL channels for messages are made for every pair: for the pipeline groups of a job over hosts,
+// which are small.
 constexpr int kMostMessageRanks = 16;
 
 // Where a rank is, as it travels.
@@ -85,22 +86,28 @@ struct Router::State {
     auto own = group_host.split(0, group_host.rank(), group_host.name());
     switch (backend) {
       case CommBackend::kNccl:
-        return make_nccl(std::move(own), need_nccl(),
-                         {.name = own->name(), .messages = messages && group_host.size() <= kMostMessageRanks});
+        return make_nccl(
+            std::move(own), need_nccl(),
+            {.name = own->name(), .messages = messages && group_host.size() <= kMostMessageRanks});
       case CommBackend::kIpc: {
         // At most 80 MiB of slots a rank and group (of eight: 70).
         const size_t few = group_host.size() <= 2 ? 4 : group_host.size() <= 4 ? 2 : 1;
         const size_t mib = on_gpu() ? size_t{1} << 20 : size_t{128} << 10;
-        return make_ipc(std::move(own), need_ipc(), {.name = own->name(), .slot_bytes = few * mib, .message_slot_bytes = 4 * few * mib});
+        return make_ipc(
+            std::move(own), need_ipc(),
+            {.name = own->name(), .slot_bytes = few * mib, .message_slot_bytes = 4 * few * mib});
       }
       case CommBackend::kUcx: {
         const bool direct = on_gpu() && ucx_moves_cuda();
-        auto ucx = make_ucx(*own, stop, {.transports = {}, .name = own->name(), .memory = direct ? &need_memory() : nullptr});
+        auto ucx = make_ucx(
+            *own, stop,
+            {.transports = {}, .name = own->name(), .memory = direct ? &need_memory() : nullptr});
         own->close();
         return on_gpu() && !direct ? make_staged(std::move(ucx)) : std::move(ucx);
       }
       case CommBackend::kMpi:
-      case CommBackend::kNone: break;
+      case CommBackend::kNone:
+        break;
     }
     return own;  // the host communicator, which stages
   }
@@ -108,12 +115,14 @@ struct Router::State {
 
 namespace {
 
-/// A group over up to three communicators: for host tensors and barriers, for collectives, for messages.
+/// A group over up to three communicators: for host tensors and barriers, for collectives, for
+/// messages.
 class Routed final : public Communicator {
  public:
   template <class Wrap>
-  Routed(std::unique_ptr<Communicator> host, DeviceKind kind, std::unique_ptr<Communicator> collectives,
-         std::unique_ptr<Communicator> messages, Wrap split)
+  Routed(std::unique_ptr<Communicator> host, DeviceKind kind,
+         std::unique_ptr<Communicator> collectives, std::unique_ptr<Communicator> messages,
+         Wrap split)
       : Communicator(host->name()),
         host_(std::move(host)),
         collectives_(std::move(collectives)),
@@ -124,14 +133,20 @@ class Routed final : public Communicator {
 
   int rank() const override { return host_->rank(); }
   int size() const override { return host_->size(); }
-  void all_reduce(const Tensor& x, ReduceOp op, const Stream& s) override { of(x, kSmallAllReduce).all_reduce(x, op, s); }
-  void all_gather(const Tensor& in, const Tensor& out, std::span<const int64_t> counts, const Stream& s) override {
+  void all_reduce(const Tensor& x, ReduceOp op, const Stream& s) override {
+    of(x, kSmallAllReduce).all_reduce(x, op, s);
+  }
+  void all_gather(const Tensor& in, const Tensor& out, std::span<const int64_t> counts,
+                  const Stream& s) override {
     of(out, kSmallAllGather).all_gather(in, out, counts, s);
   }
-  void reduce_scatter(const Tensor& in, const Tensor& out, std::span<const int64_t> counts, const Stream& s) override {
+  void reduce_scatter(const Tensor& in, const Tensor& out, std::span<const int64_t> counts,
+                      const Stream& s) override {
     of(in, kSmallReduceScatter).reduce_scatter(in, out, counts, s);
   }
-  void broadcast(const Tensor& x, int root, const Stream& s) override { of(x, kSmallAllGather).broadcast(x, root, s); }
+  void broadcast(const Tensor& x, int root, const Stream& s) override {
+    of(x, kSmallAllGather).broadcast(x, root, s);
+  }
   void all_to_all(const Tensor& in, std::span<const int64_t> send_counts, const Tensor& out,
                   std::span<const int64_t> recv_counts, const Stream& s) override {
     of(in).all_to_all(in, send_counts, out, recv_counts, s);
@@ -140,7 +155,8 @@ class Routed final : public Communicator {
   void recv(const Tensor& x, int peer, const Stream& s) override { carrier(x).recv(x, peer, s); }
   std::unique_ptr<Pending> start(std::span<const Transfer> transfers, const Stream& s) override {
     for (const Transfer& t : transfers)
-      R1_CHECK(t.tensor.device.kind == transfers[0].tensor.device.kind, "start on {}: tensors of two devices", name());
+      R1_CHECK(t.tensor.device.kind == transfers[0].tensor.device.kind,
+               "start on {}: tensors of two devices", name());
     return (transfers.empty() ? *host_ : carrier(transfers[0].tensor)).start(transfers, s);
   }
   void barrier() override { host_->barrier(); }
@@ -154,9 +170,9 @@ class Routed final : public Communicator {
   }
 
  private:
-  // Up to these sizes one kernel a rank is quicker than NCCL (two H100s, bytes of the whole tensor; medians of one run:
-  // all-reduce 8 KiB 6 against 70 us, 16 MiB 68 against 81; all-gather 64 MiB 140 against 161; reduce-scatter 16 MiB 46
-  // against 66).
+  // Up to these sizes one kernel a rank is quicker than NCCL (two H100s, bytes of the whole tensor;
+  // medians of one run: all-reduce 8 KiB 6 against 70 us, 16 MiB 68 against 81; all-gather 64 MiB
+  // 140 against 161; reduce-scatter 16 MiB 46 against 66).
   static constexpr size_t kSmallAllReduce = size_t{16} << 20;
   static constexpr size_t kSmallAllGather = size_t{64} << 20;
   static constexpr size_t kSmallReduceScatter = size_t{16} << 20;
@@ -165,7 +181,9 @@ class Routed final : public Communicator {
     if (!collectives_ || x.device.kind != kind_) return *host_;
     return small_ && x.bytes() <= small_bytes ? *messages_ : *collectives_;
   }
-  [[nodiscard]] Communicator& carrier(const Tensor& x) { return messages_ && x.device.kind == kind_ ? *messages_ : of(x); }
+  [[nodiscard]] Communicator& carrier(const Tensor& x) {
+    return messages_ && x.device.kind == kind_ ? *messages_ : of(x);
+  }
 
   std::unique_ptr<Communicator> host_, collectives_, messages_;
   DeviceKind kind_;
@@ -178,9 +196,10 @@ std::vector<int> members(Communicator& group, int world_rank) {
   const auto n = static_cast<size_t>(group.size());
   int64_t own = world_rank;
   std::vector<int64_t> all(n);
-  group.all_gather({.data = &own, .dtype = DType::kI64, .shape = {1}, .device = {}},
-                   {.data = all.data(), .dtype = DType::kI64, .shape = {group.size()}, .device = {}},
-                   std::vector<int64_t>(n, 1), {});
+  group.all_gather(
+      {.data = &own, .dtype = DType::kI64, .shape = {1}, .device = {}},
+      {.data = all.data(), .dtype = DType::kI64, .shape = {group.size()}, .device = {}},
+      std::vector<int64_t>(n, 1), {});
   return {all.begin(), all.end()};
 }
 
@@ -188,17 +207,24 @@ std::vector<int> members(Communicator& group, int world_rank) {
 
 class Router::World final : public Communicator {
  public:
-  explicit World(std::shared_ptr<State> state) : Communicator(state->host->name()), state_(std::move(state)) {}
+  explicit World(std::shared_ptr<State> state)
+      : Communicator(state->host->name()), state_(std::move(state)) {}
   int rank() const override { return host().rank(); }
   int size() const override { return host().size(); }
-  void all_reduce(const Tensor& x, ReduceOp op, const Stream& s) override { host().all_reduce(x, op, s); }
-  void all_gather(const Tensor& in, const Tensor& out, std::span<const int64_t> counts, const Stream& s) override {
+  void all_reduce(const Tensor& x, ReduceOp op, const Stream& s) override {
+    host().all_reduce(x, op, s);
+  }
+  void all_gather(const Tensor& in, const Tensor& out, std::span<const int64_t> counts,
+                  const Stream& s) override {
     host().all_gather(in, out, counts, s);
   }
-  void reduce_scatter(const Tensor& in, const Tensor& out, std::span<const int64_t> counts, const Stream& s) override {
+  void reduce_scatter(const Tensor& in, const Tensor& out, std::span<const int64_t> counts,
+                      const Stream& s) override {
     host().reduce_scatter(in, out, counts, s);
   }
-  void broadcast(const Tensor& x, int root, const Stream& s) override { host().broadcast(x, root, s); }
+  void broadcast(const Tensor& x, int root, const Stream& s) override {
+    host().broadcast(x, root, s);
+  }
   void all_to_all(const Tensor& in, std::span<const int64_t> send_counts, const Tensor& out,
                   std::span<const int64_t> recv_counts, const Stream& s) override {
     host().all_to_all(in, send_counts, out, recv_counts, s);
@@ -226,14 +252,16 @@ class Router::World final : public Communicator {
     const bool one = r.collectives == r.messages;
     auto collectives = state_->make(r.collectives, *group, one);
     auto messages = one ? nullptr : state_->make(r.messages, *group, true);
-    return std::make_unique<Routed>(std::move(group), state_->device.kind, std::move(collectives), std::move(messages),
-                                    [this](std::unique_ptr<Communicator> g) { return route(std::move(g)); });
+    return std::make_unique<Routed>(
+        std::move(group), state_->device.kind, std::move(collectives), std::move(messages),
+        [this](std::unique_ptr<Communicator> g) { return route(std::move(g)); });
   }
 
   std::shared_ptr<State> state_;
 };
 
-Router::Router(Communicator& host, CommChoice choice, Device device, StopCheck stop) : state_(std::make_shared<State>()) {
+Router::Router(Communicator& host, CommChoice choice, Device device, StopCheck stop)
+    : state_(std::make_shared<State>()) {
   state_->host = &host;
   state_->choice = choice;
   state_->device = device;
@@ -247,7 +275,8 @@ Router::Router(Communicator& host, CommChoice choice, Device device, StopCheck s
     own.gpu = static_cast<int64_t>(hash_name(state_->need_memory().device_id()) | 1);
     if (choice == CommChoice::kAuto || choice == CommChoice::kNccl) {
       without_nccl = reason_without_nccl();
-      if (choice == CommChoice::kNccl && !without_nccl.empty()) throw DeviceError("--comm nccl: {}", without_nccl);
+      if (choice == CommChoice::kNccl && !without_nccl.empty())
+        throw DeviceError("--comm nccl: {}", without_nccl);
       own.has_nccl = without_nccl.empty() ? 1 : 0;
       if (!without_nccl.empty() && host.rank() == 0) log::warn("{}", without_nccl);
     }
@@ -255,7 +284,10 @@ Router::Router(Communicator& host, CommChoice choice, Device device, StopCheck s
   state_->places.resize(n);
   const auto bytes = static_cast<int64_t>(sizeof(Place));
   host.all_gather({.data = &own, .dtype = DType::kU8, .shape = {bytes}, .device = {}},
-                  {.data = state_->places.data(), .dtype = DType::kU8, .shape = {bytes * host.size()}, .device = {}},
+                  {.data = state_->places.data(),
+                   .dtype = DType::kU8,
+                   .shape = {bytes * host.size()},
+                   .device = {}},
                   std::vector<int64_t>(n, bytes), {});
   world_ = std::make_unique<World>(state_);
   if (n > 1 && state_->on_gpu()) {
@@ -264,8 +296,10 @@ Router::Router(Communicator& host, CommChoice choice, Device device, StopCheck s
     api.set_wait_hook([this](std::chrono::nanoseconds waited) {
       // A peer may wait for the rest of a message before it does what this rank's stream waits for.
       if (state_->ipc) progress(*state_->ipc);
-      if (state_->nccl) check_nccl(*state_->nccl, *world_, "wait for the GPU", waited);
-      else if (state_->stop) state_->stop(*world_, "wait for the GPU", waited);
+      if (state_->nccl)
+        check_nccl(*state_->nccl, *world_, "wait for the GPU", waited);
+      else if (state_->stop)
+        state_->stop(*world_, "wait for the GPU", waited);
     });
   }
 }

@@ -1,5 +1,5 @@
-// Which backend carries a group's tensors: a pure choice from where the group's ranks are. The plan prints it on a login
-// node, the ranks act on it.
+// Which backend carries a group's tensors: a pure choice from where the group's ranks are. The plan
+// prints it on a login node, the ranks act on it.
 #pragma once
 
 #include <string>
@@ -25,16 +25,19 @@ struct GroupPlace {
 struct CommRoute {
   CommBackend collectives = CommBackend::kNone;
   CommBackend messages = CommBackend::kNone;  ///< point to point
-  /// Collectives that are quicker so, where this differs: small ones in one kernel a rank through ipc.
+  /// Collectives that are quicker so, where this differs: small ones in one kernel a rank through
+  /// ipc.
   CommBackend small_collectives = CommBackend::kNone;
   friend bool operator==(const CommRoute&, const CommRoute&) = default;
 };
 
-/// kAuto on GPUs: one GPU a rank on one host: collectives over NCCL, small ones and messages over ipc
-/// (one kernel a rank; copies that take no multiprocessor); several ranks on a GPU of one host: ipc; over hosts: NCCL with one GPU a rank, else UCX (through
-/// pinned host memory where UCX has no CUDA). On CPUs: mpi. Throws UsageError where the choice cannot work: nccl with
-/// several ranks a GPU, ipc over hosts, either on CPUs (ipc works there).
-[[nodiscard]] CommRoute choose_comm(CommChoice choice, const GroupPlace& place, std::string_view group);
+/// kAuto on GPUs: one GPU a rank on one host: collectives over NCCL, small ones and messages over
+/// ipc (one kernel a rank; copies that take no multiprocessor); several ranks on a GPU of one host:
+/// ipc; over hosts: NCCL with one GPU a rank, else UCX (through pinned host memory where UCX has no
+/// CUDA). On CPUs: mpi. Throws UsageError where the choice cannot work: nccl with several ranks a
+/// GPU, ipc over hosts, either on CPUs (ipc works there).
+[[nodiscard]] CommRoute choose_comm(CommChoice choice, const GroupPlace& place,
+                                    std::string_view group);
 
 /// "nccl", or "nccl, small collectives and messages ipc" when they differ.
 [[nodiscard]] std::string describe(const CommRoute& route);

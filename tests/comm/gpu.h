@@ -8,7 +8,8 @@ namespace r1::comm::test {
 /// What CTest takes as "skipped".
 inline constexpr int kSkipped = 77;
 
-/// GPU `rank` modulo their number. With fewer than `needed` the process says why and exits with kSkipped.
+/// GPU `rank` modulo their number. With fewer than `needed` the process says why and exits with
+/// kSkipped.
 [[nodiscard]] Device gpu_of_rank(int rank, int needed = 1);
 
 }  // namespace r1::comm::test

@@ -1,6 +1,8 @@
-// A rank is killed inside a collective on GPUs; the others must leave within bounded time and say why.
+// A rank is killed inside a collective on GPUs; the others must leave within bounded time and say
+// why.
 //   gpu_faults nccl|ipc|ipc-copies OPERATION [SECONDS]
-// Rank 1 dies while the others' calls are enqueued: their streams never end by themselves. Each prints what it saw.
+// Rank 1 dies while the others' calls are enqueued: their streams never end by themselves. Each
+// prints what it saw.
 #include <signal.h>
 #include <unistd.h>
 
@@ -22,11 +24,13 @@ int main(int argc, char** argv) {
   using namespace r1;
   using namespace r1::comm;
   using Clock = std::chrono::steady_clock;
-  const std::string kind = argc > 1 ? argv[1] : "ipc", operation = argc > 2 ? argv[2] : "all_reduce";
+  const std::string kind = argc > 1 ? argv[1] : "ipc",
+                    operation = argc > 2 ? argv[2] : "all_reduce";
   const int seconds = argc > 3 ? std::atoi(argv[3]) : 2;
   MpiWorld mpi(&argc, &argv);
   bool armed = false;
-  const StopCheck stop = [&](const Communicator& group, const char* what, std::chrono::nanoseconds waited) {
+  const StopCheck stop = [&](const Communicator& group, const char* what,
+                             std::chrono::nanoseconds waited) {
     if (armed && waited > std::chrono::seconds(seconds))
       throw CommError("{} on {}: no answer for {} s", what, group.name(), seconds);
   };
@@ -39,12 +43,15 @@ int main(int argc, char** argv) {
     nccl = make_nccl_hub(memory, stop);
     group = make_nccl(world->split(0, world->rank(), "nccl"), nccl);
   } else {
-    group = make_ipc(world->split(0, world->rank(), "ipc"), make_ipc_hub(memory, stop), {.kernels = kind == "ipc"});
+    group = make_ipc(world->split(0, world->rank(), "ipc"), make_ipc_hub(memory, stop),
+                     {.kernels = kind == "ipc"});
   }
   auto& api = *reinterpret_cast<cuda::Api* (*)()>(cuda_library_symbol("r1run_cuda_api"))();
   api.set_wait_hook([&](std::chrono::nanoseconds waited) {
-    if (nccl) check_nccl(*nccl, *group, "wait for the GPU", waited);
-    else stop(*group, "wait for the GPU", waited);
+    if (nccl)
+      check_nccl(*nccl, *group, "wait for the GPU", waited);
+    else
+      stop(*group, "wait for the GPU", waited);
   });
   DeviceBackend& backend = backend_of(device.kind);
   const Stream s = backend.create_stream(device);
@@ -56,7 +63,9 @@ int main(int argc, char** argv) {
   const auto run = [&] {
     const std::vector<int64_t> counts(static_cast<size_t>(group->size()), n / group->size());
     if (operation.ends_with("all_reduce")) group->all_reduce(view(memory_a, n), ReduceOp::kSum, s);
-    if (operation == "all_gather") group->all_gather(view(memory_a, counts[0]), view(memory_b, counts[0] * group->size()), counts, s);
+    if (operation == "all_gather")
+      group->all_gather(view(memory_a, counts[0]), view(memory_b, counts[0] * group->size()),
+                        counts, s);
     if (operation == "recv") group->recv(view(memory_a, n), 1, s);
     backend.synchronize(s);
   };
@@ -80,8 +89,9 @@ int main(int argc, char** argv) {
   } catch (const Error& e) {
     again = e.what();
   }
-  std::printf("rank %d/%d left after %.1f s (%s): %s | then: %s\n", group->rank(), group->size(), took,
-              seen != "nothing" && took < seconds + 5 ? "bounded" : "NOT BOUNDED", seen.c_str(), again.c_str());
+  std::printf("rank %d/%d left after %.1f s (%s): %s | then: %s\n", group->rank(), group->size(),
+              took, seen != "nothing" && took < seconds + 5 ? "bounded" : "NOT BOUNDED",
+              seen.c_str(), again.c_str());
   std::fflush(nullptr);
   mpi.abandon();
   _exit(seen == "nothing" ? 1 : 0);

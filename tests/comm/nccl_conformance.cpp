@@ -1,4 +1,5 @@
-// The conformance suite over NCCL: rank r on GPU r. More than two ranks: sums of 32- and 64-bit types come in NCCL's order.
+// The conformance suite over NCCL: rank r on GPU r. More than two ranks: sums of 32- and 64-bit
+// types come in NCCL's order.
 //   nccl_conformance [--non-blocking-calls] [CASE...]
 #include <string>
 #include <vector>
@@ -17,7 +18,8 @@ int main(int argc, char** argv) {
     const bool threads = std::erase(names, "--non-blocking-calls") != 0;
     const Device device = test::gpu_of_rank(world.rank(), world.size());
     const auto hub = make_nccl_hub(make_cuda_memory(device), stop);
-    const auto nccl = make_nccl(world.split(0, world.rank(), "nccl"), hub, {.non_blocking_calls = threads});
+    const auto nccl =
+        make_nccl(world.split(0, world.rank(), "nccl"), hub, {.non_blocking_calls = threads});
     const auto view = test::on_device(*nccl, device);
     test::set_ordered_sums(world.size() <= 2);
     const size_t passed = test::run_conformance(*view, names);

@@ -13,7 +13,8 @@ namespace {
 constexpr size_t kGuard = 256;
 constexpr char kMark = 0x5a;
 
-// Blocks of device memory for reuse: allocating waits for a device on some drivers, and an operation may be under way.
+// Blocks of device memory for reuse: allocating waits for a device on some drivers, and an
+// operation may be under way.
 class Pool {
  public:
   explicit Pool(Device d) : device_(d) {}
@@ -35,7 +36,8 @@ class Pool {
 };
 
 struct Shared {
-  explicit Shared(Device d) : pool(d), backend(backend_of(d.kind)), stream(backend.create_stream(d)) {}
+  explicit Shared(Device d)
+      : pool(d), backend(backend_of(d.kind)), stream(backend.create_stream(d)) {}
   Pool pool;
   DeviceBackend& backend;
   Stream stream;
@@ -62,14 +64,16 @@ class Copy {
     Tensor t = part;
     t.device = shared_->pool.device();
     if (!part.empty())
-      t.data = static_cast<char*>(block_.data()) + front_ + (static_cast<char*>(part.data) - static_cast<char*>(host_.data));
+      t.data = static_cast<char*>(block_.data()) + front_ +
+               (static_cast<char*>(part.data) - static_cast<char*>(host_.data));
     return t;
   }
   [[nodiscard]] Tensor view() const { return view(host_); }
   [[nodiscard]] bool holds(const Tensor& part) const {
     const auto* p = static_cast<const char*>(part.data);
     const auto* begin = static_cast<const char*>(host_.data);
-    return !host_.empty() && !part.empty() && begin <= p && p + part.bytes() <= begin + host_.bytes();
+    return !host_.empty() && !part.empty() && begin <= p &&
+           p + part.bytes() <= begin + host_.bytes();
   }
   /// Fetches the tensor, checks what lies around it, and gives the block back.
   void finish(bool written) {
@@ -81,7 +85,8 @@ class Copy {
     const auto end = data + static_cast<ptrdiff_t>(host_.bytes());
     if (!std::all_of(begin, data, marked) || !std::all_of(end, image_.end(), marked))
       throw std::runtime_error("bytes outside the device tensor were written");
-    if (written) std::memcpy(host_.data, &*data, host_.bytes());
+    if (written)
+      std::memcpy(host_.data, &*data, host_.bytes());
     else if (std::memcmp(host_.data, &*data, host_.bytes()) != 0)
       throw std::runtime_error("an input on the device was changed");
     shared_->pool.give(std::move(block_));
@@ -113,7 +118,10 @@ class OnDevicePending final : public Pending {
 class OnDevice final : public Communicator {
  public:
   OnDevice(Communicator* inner, std::unique_ptr<Communicator> owned, std::shared_ptr<Shared> shared)
-      : Communicator(inner->name()), inner_(*inner), owned_(std::move(owned)), shared_(std::move(shared)) {}
+      : Communicator(inner->name()),
+        inner_(*inner),
+        owned_(std::move(owned)),
+        shared_(std::move(shared)) {}
   int rank() const override { return inner_.rank(); }
   int size() const override { return inner_.size(); }
 
@@ -123,7 +131,8 @@ class OnDevice final : public Communicator {
     inner_.all_reduce(c.view(), op, s());
     c.finish(true);
   }
-  void all_gather(const Tensor& in, const Tensor& out, std::span<const int64_t> counts, const Stream&) override {
+  void all_gather(const Tensor& in, const Tensor& out, std::span<const int64_t> counts,
+                  const Stream&) override {
     Copy whole(*shared_, out);
     if (whole.holds(in)) {
       inner_.all_gather(whole.view(in), whole.view(), counts, s());
@@ -134,7 +143,8 @@ class OnDevice final : public Communicator {
     }
     whole.finish(true);
   }
-  void reduce_scatter(const Tensor& in, const Tensor& out, std::span<const int64_t> counts, const Stream&) override {
+  void reduce_scatter(const Tensor& in, const Tensor& out, std::span<const int64_t> counts,
+                      const Stream&) override {
     Copy whole(*shared_, in), part(*shared_, out);
     inner_.reduce_scatter(whole.view(), part.view(), counts, s());
     whole.finish(false);

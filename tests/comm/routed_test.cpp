@@ -15,7 +15,8 @@ TEST(Router, CpuGroupsStayOnTheHostCommunicatorByDefault) {
   run_ranks(4, [](Communicator& world) {
     Router router(world, CommChoice::kAuto, {}, {});
     const auto pair = router.world().split(world.rank() / 2, 0, "tp");
-    R1_CHECK(router.groups().size() == 1 && describe(router.groups()[0].route) == "mpi", "{} groups", router.groups().size());
+    R1_CHECK(router.groups().size() == 1 && describe(router.groups()[0].route) == "mpi",
+             "{} groups", router.groups().size());
     R1_CHECK(pair->size() == 2 && pair->name() == router.groups()[0].name, "{}", pair->name());
     const auto alone = router.world().split(world.rank(), 0, "alone");
     R1_CHECK(router.groups().size() == 1, "a group of one is listed");
@@ -48,7 +49,8 @@ TEST(Router, RefusesNcclOnCpus) {
       (void)router.world().split(0, 0, "tp");
       R1_CHECK(false, "accepted");
     } catch (const UsageError& e) {
-      R1_CHECK(std::string(e.what()).find("tp[0,1] is on CPUs") != std::string::npos, "{}", e.what());
+      R1_CHECK(std::string(e.what()).find("tp[0,1] is on CPUs") != std::string::npos, "{}",
+               e.what());
     }
   });
 }

@@ -19,19 +19,35 @@ TEST(CommRoute, AutoFollowsThePlace) {
       {"one rank", {.ranks = 1, .hosts = 1, .most_ranks_a_gpu = 1}, {B::kNone, B::kNone, B::kNone}},
       {"CPUs of one host", {.ranks = 4, .hosts = 1}, {B::kMpi, B::kMpi, B::kMpi}},
       {"CPUs of two hosts", {.ranks = 4, .hosts = 2}, {B::kMpi, B::kMpi, B::kMpi}},
-      {"a GPU each, one host", {.ranks = 8, .hosts = 1, .most_ranks_a_gpu = 1}, {B::kNccl, B::kIpc, B::kIpc}},
-      {"too many for one kernel", {.ranks = 16, .hosts = 1, .most_ranks_a_gpu = 1}, {B::kNccl, B::kIpc, B::kNccl}},
-      {"the same without NCCL", {.ranks = 8, .hosts = 1, .most_ranks_a_gpu = 1, .has_nccl = false}, {B::kIpc, B::kIpc, B::kIpc}},
-      {"eight ranks on one GPU", {.ranks = 8, .hosts = 1, .most_ranks_a_gpu = 8}, {B::kIpc, B::kIpc, B::kIpc}},
-      {"a GPU each, two hosts", {.ranks = 16, .hosts = 2, .most_ranks_a_gpu = 1}, {B::kNccl, B::kNccl, B::kNccl}},
-      {"the same without NCCL", {.ranks = 16, .hosts = 2, .most_ranks_a_gpu = 1, .has_nccl = false}, {B::kUcx, B::kUcx, B::kUcx}},
-      {"two ranks a GPU, two hosts", {.ranks = 8, .hosts = 2, .most_ranks_a_gpu = 2}, {B::kUcx, B::kUcx, B::kUcx}},
+      {"a GPU each, one host",
+       {.ranks = 8, .hosts = 1, .most_ranks_a_gpu = 1},
+       {B::kNccl, B::kIpc, B::kIpc}},
+      {"too many for one kernel",
+       {.ranks = 16, .hosts = 1, .most_ranks_a_gpu = 1},
+       {B::kNccl, B::kIpc, B::kNccl}},
+      {"the same without NCCL",
+       {.ranks = 8, .hosts = 1, .most_ranks_a_gpu = 1, .has_nccl = false},
+       {B::kIpc, B::kIpc, B::kIpc}},
+      {"eight ranks on one GPU",
+       {.ranks = 8, .hosts = 1, .most_ranks_a_gpu = 8},
+       {B::kIpc, B::kIpc, B::kIpc}},
+      {"a GPU each, two hosts",
+       {.ranks = 16, .hosts = 2, .most_ranks_a_gpu = 1},
+       {B::kNccl, B::kNccl, B::kNccl}},
+      {"the same without NCCL",
+       {.ranks = 16, .hosts = 2, .most_ranks_a_gpu = 1, .has_nccl = false},
+       {B::kUcx, B::kUcx, B::kUcx}},
+      {"two ranks a GPU, two hosts",
+       {.ranks = 8, .hosts = 2, .most_ranks_a_gpu = 2},
+       {B::kUcx, B::kUcx, B::kUcx}},
   };
-  for (const auto& c : cases) EXPECT_EQ(choose_comm(CommChoice::kAuto, c.place, "tp[0,1]"), c.route) << c.what;
+  for (const auto& c : cases)
+    EXPECT_EQ(choose_comm(CommChoice::kAuto, c.place, "tp[0,1]"), c.route) << c.what;
 }
 
 TEST(CommRoute, ExplicitChoicesHoldOrSayWhyNot) {
-  const GroupPlace own{.ranks = 2, .hosts = 1, .most_ranks_a_gpu = 1}, shared{.ranks = 8, .hosts = 1, .most_ranks_a_gpu = 8};
+  const GroupPlace own{.ranks = 2, .hosts = 1, .most_ranks_a_gpu = 1},
+      shared{.ranks = 8, .hosts = 1, .most_ranks_a_gpu = 8};
   const GroupPlace far{.ranks = 2, .hosts = 2, .most_ranks_a_gpu = 1}, cpu{.ranks = 2, .hosts = 1};
   EXPECT_EQ(choose_comm(CommChoice::kNccl, own, "g"), (CommRoute{B::kNccl, B::kNccl, B::kNccl}));
   EXPECT_EQ(choose_comm(CommChoice::kIpc, shared, "g"), (CommRoute{B::kIpc, B::kIpc, B::kIpc}));
@@ -57,7 +73,8 @@ TEST(CommRoute, ExplicitChoicesHoldOrSayWhyNot) {
 }
 
 TEST(CommRoute, NamesRoundTrip) {
-  for (const auto& [text, backend] : {std::pair{"nccl", B::kNccl}, {"ipc", B::kIpc}, {"ucx", B::kUcx}, {"mpi", B::kMpi}}) {
+  for (const auto& [text, backend] :
+       {std::pair{"nccl", B::kNccl}, {"ipc", B::kIpc}, {"ucx", B::kUcx}, {"mpi", B::kMpi}}) {
     EXPECT_EQ(comm_backend_name(backend), text);
     EXPECT_NO_THROW((void)parse_comm_choice(text));
   }
