@@ -170,9 +170,9 @@ class Routed final : public Communicator {
   }
 
  private:
-  // Up to these sizes one kernel a rank is quicker than NCCL (two H100s, bytes of the whole tensor;
-  // medians of one run: all-reduce 8 KiB 6 against 70 us, 16 MiB 68 against 81; all-gather 64 MiB
-  // 140 against 161; reduce-scatter 16 MiB 46 against 66).
+  // Up to these sizes one kernel a rank is quicker than NCCL (two H100s, bytes of the whole tensor, medians of one run:
+  // all-reduce 8 KiB 6 against 12 us, 16 MiB 70 against 77; all-gather 64 MiB 138 against 161; reduce-scatter 16 MiB 46
+  // against 53).
   static constexpr size_t kSmallAllReduce = size_t{16} << 20;
   static constexpr size_t kSmallAllGather = size_t{64} << 20;
   static constexpr size_t kSmallReduceScatter = size_t{16} << 20;
