@@ -2,7 +2,7 @@
 //
 // Each rank owns an area that the others write into:
 //
-//   control   one-shot calls and step of each block
+//   control   sequence number of the one-shot calls; step of each block
 //   flags     [block][phase][source rank]: the step up to which that rank has written
 //   one-shot  [parity][source rank][2 x kOneShotBytes]: data interleaved with the call's number
 //   pieces    [block][phase][parity][source rank][piece]
@@ -34,12 +34,11 @@ namespace {
 constexpr int kBlocks = 64;
 constexpr int kThreads = 512;
 constexpr size_t kOneShotBytes = size_t{512} << 10;
-constexpr int64_t kUnitsPerBlock =
-    static_cast<int64_t>(kOneShotBytes) / 8 / kBlocks;  // 8 bytes each
-constexpr size_t kPieceBytes = size_t{128} << 10;       // of all ranks' pieces of a block together
+constexpr size_t kPieceBytes = size_t{128} << 10;  // of all ranks' pieces of a block together
 
 struct Control {
-  uint32_t calls[kBlocks];  // one-shot calls a block took part in
+  uint32_t calls;     // one-shot calls so far
+  uint32_t finished;  // blocks of the present one that are through
   uint32_t steps[kBlocks];
   uint32_t flags[kBlocks][2][kMaxPeers];
 };
@@ -103,15 +102,11 @@ __global__ void __launch_bounds__(kThreads)
     S v[kElems];
   };
   Control& control = areas.control(areas.rank);
-  const int b = static_cast<int>(blockIdx.x);
-  const uint32_t call = *static_cast<volatile uint32_t*>(&control.calls[b]) + 1;
+  const uint32_t call = *static_cast<volatile uint32_t*>(&control.calls) + 1;
   const unsigned parity = call & 1;
-  // A unit belongs to the same block in calls of every size: its words then carry that block's
-  // numbers alone.
-  const int64_t first = static_cast<int64_t>(b) * kUnitsPerBlock + threadIdx.x;
-  const int64_t units =
-      min((numel + kElems - 1) / kElems, static_cast<int64_t>(b + 1) * kUnitsPerBlock);
-  constexpr int64_t stride = kThreads;
+  const int64_t units = (numel + kElems - 1) / kElems;
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
   const bool aligned = reinterpret_cast<uintptr_t>(x) % 8 == 0;
   const auto own = [&](int64_t u) {
     Half h;
@@ -168,8 +163,13 @@ __global__ void __launch_bounds__(kThreads)
         if (i + k < numel) x[i + k] = y.v[k];
     }
   }
+  // The last block through counts the call: by then every block has read the number.
   __syncthreads();
-  if (threadIdx.x == 0) control.calls[b] = call;
+  if (threadIdx.x == 0 && atomicAdd(&control.finished, 1) == gridDim.x - 1) {
+    control.finished = 0;
+    __threadfence();
+    *static_cast<volatile uint32_t*>(&control.calls) = call;
+  }
 }
 
 // Calls store(i, load(i)) for each pack of this thread, four loads under way at once: what is
@@ -328,7 +328,8 @@ class Kernels final : public PeerKernels {
     with_element(x.dtype, [&](auto type) {
       using T = decltype(type);
       const int64_t units = (static_cast<int64_t>(x.bytes()) + 7) / 8;
-      const auto blocks = static_cast<unsigned>((units + kUnitsPerBlock - 1) / kUnitsPerBlock);
+      const auto blocks =
+          static_cast<unsigned>(std::clamp<int64_t>((units + kThreads - 1) / kThreads, 1, kBlocks));
       one_shot_kernel<T><<<blocks, kThreads, 0, r1::cuda::handle_of(s)>>>(
           x.ptr<typename T::Stored>(), x.numel(), op, areas_);
     });
