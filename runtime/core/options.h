@@ -80,7 +80,8 @@ struct JobConfig {
   double clip = 0;                    ///< 0: off
   int64_t max_skipped_steps = 0;
   // output
-  std::string output, resume;
+  std::string output, resume, save_mode;
+  std::vector<std::string> resume_allow;
   int64_t save_every = 0, keep_last = 0, keep_every = 0, eval_every = 0;
   // machine and numerics
   std::string dtype, state_dtype, device;
@@ -99,6 +100,9 @@ struct JobConfig {
   int nodes = 0, gpus_per_node = 0;  ///< 0: auto
   double save_before = 0;            ///< seconds
   bool submit = false;
+  // planning
+  std::string cluster, catalogue, html;
+  double price = 0;  ///< USD an hour; 0: the catalogue's
   // verification
   std::string reference, checkpoint;
   std::vector<std::string> layouts;

@@ -8,7 +8,9 @@
 #include <chrono>
 #include <cstdlib>
 #include <fstream>
+#include <functional>
 
+#include "parallel/cost/job_shape.h"
 #include "runtime/core/human.h"
 #include "runtime/core/log.h"
 #include "runtime/device/cpu/thread_pool.h"
@@ -16,6 +18,7 @@
 #include "runtime/device/cuda/cuda_api.h"
 #include "runtime/device/cuda_library.h"
 #include "runtime/kernels/ops.h"
+#include "runtime/train/save.h"
 
 namespace r1::train {
 
@@ -44,13 +47,18 @@ int64_t available_memory() {
   return available;
 }
 
-int64_t bytes_on_host(comm::Communicator& world, const parallel::ModelConfig& config, const EngineOptions& options) {
-  // Every rank knows every plan; which ranks share this host is what the plan's total is summed over.
+/// Sum of `bytes` over the plans of the ranks that share this host. Every rank knows every plan.
+int64_t sum_on_host(comm::Communicator& world, const parallel::ModelConfig& config, const EngineOptions& options,
+                    const std::function<int64_t(const parallel::RankPlan&)>& bytes) {
   const int same = ranks_on_this_host(world);
   int64_t total = 0;
   const int first = world.rank() / same * same;
-  for (int r = first; r < std::min(first + same, world.size()); ++r) total += plan_for(config, options, r).bytes().total();
+  for (int r = first; r < std::min(first + same, world.size()); ++r) total += bytes(plan_for(config, options, r));
   return total;
+}
+
+int64_t bytes_on_host(comm::Communicator& world, const parallel::ModelConfig& config, const EngineOptions& options) {
+  return sum_on_host(world, config, options, [](const parallel::RankPlan& p) { return p.bytes().total(); });
 }
 
 }  // namespace
@@ -110,18 +118,7 @@ Device choose_device(const RankContext& ctx, const fs::path& cache) {
 }
 
 parallel::NumericFormat numeric_format(const JobConfig& cfg, const Device& device) {
-  if (device.kind == DeviceKind::kCpu) {
-    if (cfg.dtype == "bf16") throw UsageError("--dtype bf16 needs a GPU; the CPU backend computes in fp32");
-    if (cfg.state_dtype == "bf16") throw UsageError("--state-dtype bf16 needs a GPU; the CPU backend keeps fp32 state");
-    return {};
-  }
-  if (cfg.dtype == "fp32") {
-    if (cfg.state_dtype == "bf16") throw UsageError("--state-dtype bf16 goes with --dtype bf16; --dtype fp32 keeps fp32 state");
-    return {};
-  }
-  if (cfg.state_dtype == "bf16")
-    return {.weights = DType::kBF16, .gradients = DType::kBF16, .moments = DType::kBF16, .master = false};
-  return {.weights = DType::kBF16, .gradients = DType::kF32, .moments = DType::kF32, .master = true};
+  return parallel::numeric_format(device.kind == DeviceKind::kCuda, cfg.dtype, cfg.state_dtype);
 }
 
 EngineOptions engine_options(const JobConfig& cfg, const parallel::ModelConfig& model, const parallel::MeshShape& mesh,
@@ -138,13 +135,7 @@ EngineOptions engine_options(const JobConfig& cfg, const parallel::ModelConfig& 
   o.device = device;
   o.format = numeric_format(cfg, device);
   o.comm = parse_comm_choice(cfg.comm);
-  if (device.kind == DeviceKind::kCuda) {
-    // A chunk of the head large enough for full GEMM rate: 2048 tokens of a 152k vocabulary take 0.6 GB in bf16.
-    o.needs.head_budget_elems = int64_t{320} << 20;
-    const int64_t heads = (model.heads + mesh.tp - 1) / mesh.tp, kv_heads = (model.kv_heads + mesh.tp - 1) / mesh.tp;
-    o.needs.workspace_bytes = static_cast<int64_t>(
-        kernels::attention_workspace_bytes(device.kind, rows.tokens(), heads, std::min(heads, kv_heads + 1), model.head_dim));
-  }
+  o.needs = parallel::device_needs(device.kind == DeviceKind::kCuda, model, mesh.tp, rows.tokens());
   o.adamw = {.beta1 = cfg.beta1, .beta2 = cfg.beta2, .eps = cfg.eps, .weight_decay = cfg.weight_decay,
              .no_decay = cfg.no_decay, .clip = cfg.clip, .seed = cfg.seed};
   return o;
@@ -181,6 +172,14 @@ void check_memory(const RankContext& ctx, const parallel::ModelConfig& config, c
   throw MemoryError("the ranks of this host need {} and {} are available{}", human_bytes(static_cast<double>(wanted)),
                     human_bytes(static_cast<double>(available)),
                     advice.empty() ? "; take more hosts, a smaller --micro-batch or a shorter --seq-len" : advice);
+}
+
+bool snapshot_fits(const RankContext& ctx, const parallel::ModelConfig& config, const EngineOptions& options) {
+  const bool gpu = options.device.kind == DeviceKind::kCuda;
+  const int64_t wanted = sum_on_host(ctx.world, config, options, [&](const parallel::RankPlan& p) {
+    return snapshot_bytes(p) + (gpu ? 0 : p.bytes().total());
+  });
+  return reduce(ctx.world, int64_t{wanted > available_memory()}, comm::ReduceOp::kMax) == 0;
 }
 
 data::DataOptions data_options(const RankContext& ctx, const std::vector<std::string>& sources, const fs::path& cache,
