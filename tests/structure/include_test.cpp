@@ -70,9 +70,9 @@ const std::map<std::string, Folders> kAllowed = {
 /// installed.
 const std::vector<std::pair<std::vector<std::string>, Folders>> kForeign = {
     {{"mpi.h"}, {"comm"}},
-    {{"nccl.h", "ucp/", "uct/", "ucs/"}, {"comm"}},
+    {{"nccl.h", "ucp/", "uct/", "ucs/"}, {"comm", "comm/cuda"}},
     {{"cuda", "cublas", "cudnn", "nvToolsExt", "nvtx3/", "cub/", "cooperative_groups"},
-     {"comm", kCudaBackend}},
+     {"comm/cuda", kCudaBackend}},
     {{"cblas.h", "openblas"}, {"runtime/kernels"}},
 };
 
