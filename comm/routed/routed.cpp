@@ -159,6 +159,15 @@ class Routed final : public Communicator {
                "start on {}: tensors of two devices", name());
     return (transfers.empty() ? *host_ : carrier(transfers[0].tensor)).start(transfers, s);
   }
+  std::unique_ptr<Pending> start_reduce_scatter(std::span<const ShardedTensor> xs, SumOrder order,
+                                                const Stream& s) override {
+    // Sums over a tree of more than two ranks are formed on the host alone.
+    const bool tree = order == SumOrder::kTree && size() > 2 && kind_ == DeviceKind::kCuda;
+    return (tree ? *host_ : of(xs)).start_reduce_scatter(xs, order, s);
+  }
+  std::unique_ptr<Pending> start_all_gather(std::span<const ShardedTensor> xs, const Stream& s) override {
+    return of(xs).start_all_gather(xs, s);
+  }
   void barrier() override { host_->barrier(); }
   std::unique_ptr<Communicator> split(int color, int key, std::string name) override {
     return split_(host_->split(color, key, std::move(name)));
@@ -180,6 +189,12 @@ class Routed final : public Communicator {
   [[nodiscard]] Communicator& of(const Tensor& x, size_t small_bytes = 0) {
     if (!collectives_ || x.device.kind != kind_) return *host_;
     return small_ && x.bytes() <= small_bytes ? *messages_ : *collectives_;
+  }
+  [[nodiscard]] Communicator& of(std::span<const ShardedTensor> xs) {
+    for (const ShardedTensor& x : xs)
+      for (const Tensor& part : x.parts)
+        if (part.numel() != 0) return of(part);
+    return *host_;
   }
   [[nodiscard]] Communicator& carrier(const Tensor& x) {
     return messages_ && x.device.kind == kind_ ? *messages_ : of(x);
@@ -233,6 +248,13 @@ class Router::World final : public Communicator {
   void recv(const Tensor& x, int peer, const Stream& s) override { host().recv(x, peer, s); }
   std::unique_ptr<Pending> start(std::span<const Transfer> transfers, const Stream& s) override {
     return host().start(transfers, s);
+  }
+  std::unique_ptr<Pending> start_reduce_scatter(std::span<const ShardedTensor> xs, SumOrder order,
+                                                const Stream& s) override {
+    return host().start_reduce_scatter(xs, order, s);
+  }
+  std::unique_ptr<Pending> start_all_gather(std::span<const ShardedTensor> xs, const Stream& s) override {
+    return host().start_all_gather(xs, s);
   }
   void barrier() override { host().barrier(); }
   std::unique_ptr<Communicator> split(int color, int key, std::string name) override {

@@ -132,6 +132,8 @@ EngineOptions engine_options(const JobConfig& cfg, const parallel::ModelConfig& 
   o.recompute = cfg.recompute.empty() || cfg.recompute == "all" ? parallel::Recompute::kNone
                                                                  : parallel::parse_recompute(cfg.recompute);
   o.training = training;
+  o.zero = cfg.zero;
+  o.tree_rows = cfg.deterministic ? rows.batch : 0;
   o.device = device;
   o.format = numeric_format(cfg, device);
   o.comm = parse_comm_choice(cfg.comm);
