@@ -137,6 +137,7 @@ EngineOptions engine_options(const JobConfig& cfg, const parallel::ModelConfig& 
   o.tree_rows = cfg.deterministic ? rows.batch : 0;
   o.device = device;
   o.format = numeric_format(cfg, device);
+  o.comm = parse_comm_choice(cfg.comm);
   o.needs = parallel::device_needs(device.kind == DeviceKind::kCuda, model, mesh.tp, rows.tokens());
   if (cfg.no_graphs) o.needs.graphs = false;
   const auto offloads = [&](const char* what) { return std::find(cfg.offload.begin(), cfg.offload.end(), what) != cfg.offload.end(); };

@@ -4,13 +4,15 @@
 //     auto* get = reinterpret_cast<r1::cuda::Api* (*)()>(cuda_library_symbol("r1run_cuda_api"));
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "runtime/device/tensor.h"
+#include "runtime/device/device.h"
 
 namespace r1::cuda {
 
@@ -36,6 +38,9 @@ enum class Tuning : uint8_t {
   kHeuristic,  ///< the library's first answer: the same on every rank and every run
 };
 
+using r1::Event;
+using r1::Graph;
+
 /// The choice made for one GEMM shape, for reports.
 struct GemmChoice {
   std::string shape;    ///< "TN bf16->bf16 m 1536 n 16384 k 8960 bias"
@@ -44,9 +49,9 @@ struct GemmChoice {
   double best_us = 0;
 };
 
-class Api {
+class Api : public DeviceBackend {
  public:
-  virtual ~Api() = default;
+  using DeviceBackend::create_stream;
 
   // ---- devices
   /// 0 when there is none; `why` then says so in words (no driver, driver too old, none visible).
@@ -79,6 +84,11 @@ class Api {
   // ---- streams
   /// priority: 0 normal, -1 ahead of normal.
   [[nodiscard]] virtual Stream create_stream(Device d, int priority) = 0;
+
+  // ---- waiting
+  /// Called every few milliseconds while the host waits for a stream or an event, with the time waited so far; what it
+  /// throws ends the wait. A rank whose peer died would otherwise wait inside the driver for ever. Empty: wait there.
+  virtual void set_wait_hook(std::function<void(std::chrono::nanoseconds waited)> hook) = 0;
 };
 
 }  // namespace r1::cuda
