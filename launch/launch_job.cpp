@@ -5,8 +5,10 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <utility>
 
 #include "launch/process.h"
+#include "launch/restart.h"
 #include "launch/shim.h"
 #include "launch/supervise.h"
 #include "parallel/mesh/mesh.h"
@@ -57,13 +59,38 @@ Command command_for(const Request& request, const Destination& destination,
   throw InternalError("destination {}", static_cast<int>(destination.kind));
 }
 
-int supervise_command(const Request& request, const Command& command, int hosts) {
+/// One rank on this machine needs no MPI launcher; its parent still has the last word when it dies.
+bool is_alone(const Request& request, const Destination& destination) {
+  return destination.kind == Destination::Kind::kThisMachine && request.world() == 1;
+}
+
+void warn(const Command& command) {
+  for (const auto& w : command.warnings) std::fprintf(stderr, "r1run: warning: %s\n", w.c_str());
+}
+
+JobOutcome supervise_command(const Request& request, const Command& command, int hosts) {
   SuperviseOptions options;
   options.hosts = hosts;
   options.peer_timeout_s = request.config.peer_timeout;
   options.saves_on_request = request.config.command == "train";
   options.forward_stdin = request.config.command == "generate" || isatty(STDIN_FILENO) == 0;
   return supervise(command, options);
+}
+
+JobOutcome run_once(const Request& request, const Destination& destination, const Environment& env,
+                    Announce announce) {
+  Command command;
+  if (is_alone(request, destination)) {
+    // A process of its own as the parent of the rank, so that a fault comes back as a record.
+    command.argv = {executable_dir() + "/r1run"};
+    command.argv.insert(command.argv.end(), request.for_ranks.begin(), request.for_ranks.end());
+    command.environment.emplace_back(kSupervisedVariable, "1");
+  } else {
+    command = command_for(request, destination, env);
+  }
+  if (announce == Announce::kYes) warn(command);
+  return supervise_command(request, command,
+                           std::max(1, static_cast<int>(destination.cluster.hosts.size())));
 }
 
 }  // namespace
@@ -108,21 +135,23 @@ Destination choose_destination(const JobConfig& config, const Whereabouts& where
 
 int launch(const Request& request, const Destination& destination, const Environment& env,
            Announce announce) {
-  // One rank on this machine needs no MPI launcher; its parent still has the last word when it
-  // dies.
-  const bool alone = destination.kind == Destination::Kind::kThisMachine && request.world() == 1;
-  const Command command =
-      alone ? Command{.argv = single_rank(request), .environment = {}, .warnings = {}}
-            : command_for(request, destination, env);
-  if (announce == Announce::kYes || request.config.dry_run)
-    for (const auto& w : command.warnings) std::fprintf(stderr, "r1run: warning: %s\n", w.c_str());
+  const bool alone = is_alone(request, destination);
   if (request.config.dry_run) {
+    const Command command =
+        alone ? Command{.argv = single_rank(request), .environment = {}, .warnings = {}}
+              : command_for(request, destination, env);
+    warn(command);
     std::printf("%s\n", shell_line(command.argv).c_str());
     return 0;
   }
+  if (request.config.max_restarts > 0) {
+    Announce once = announce;
+    return run_with_restarts(request, destination, [&](const Request& r, const Destination& d) {
+      return run_once(r, d, env, std::exchange(once, Announce::kNo));
+    });
+  }
   if (alone) return run_shim(shim_options(env, Whereabouts{}, request.for_ranks));
-  return supervise_command(request, command,
-                           std::max(1, static_cast<int>(destination.cluster.hosts.size())));
+  return run_once(request, destination, env, announce).code;
 }
 
 }  // namespace r1::launch

@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <exception>
 
+#include "launch/batch.h"
 #include "launch/detect.h"
 #include "launch/launch_job.h"
 #include "launch/process.h"
@@ -60,6 +61,8 @@ int run(const std::vector<std::string>& arguments) {
   for (const std::string& word :
        inv.args)  // the printed command is the one that would start the job
     if (word != "--dry-run") request.for_ranks.push_back(word);
+  if (inv.command == "sbatch") return run_sbatch(request.config);
+  if (inv.command == "mpijob") return run_mpijob(request.config);
   if (!runs_ranks(inv.command)) become_rank_program(request.for_ranks);
   // Ranks write into pipes and cannot see for themselves whether a person watches.
   if (isatty(STDOUT_FILENO) != 0) {

@@ -69,6 +69,8 @@ class Shim {
     launcher_ = getppid();
     prctl(PR_SET_PDEATHSIG, SIGTERM);
     if (getppid() != launcher_) return static_cast<int>(ExitCode::kTemporary);
+    if (!o_.warning.empty() && o_.where.rank == 0)
+      write_all(STDERR_FILENO, "r1run: warning: " + o_.warning + "\n");
     const OomShield shield;
     oom_before_ = oom_kill_count();
     std::vector<std::string> argv{o_.rank_program};
@@ -303,6 +305,11 @@ ShimOptions shim_options(const Environment& env, const Whereabouts& where,
     const Invocation inv = split_command(o.arguments);
     const JobConfig config = parse_options(inv.command, inv.args);
     if (config.peer_timeout > 0) o.peer_timeout_s = config.peer_timeout;
+    if (config.max_restarts > 0 && is_rank(where) && !o.supervised)
+      o.warning =
+          "--max-restarts does nothing under mpirun or srun: start `r1run train` itself, which "
+          "then "
+          "starts them";
   } catch (const UsageError&) {
     // The rank program says what is wrong with the arguments; the default serves until then.
   }

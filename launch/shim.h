@@ -29,6 +29,7 @@ struct ShimOptions {
       launcher_addresses;  ///< of the supervising launcher; empty: no control channel
   int control_port = 0;
   std::string control_token;
+  std::string warning;  ///< for people, said by rank 0 before its rank program starts; may be empty
   std::string job_dir;  ///< directory that all ranks of the job on this host share; empty: none
   double peer_timeout_s = 10;  ///< a rank that has been stopped this long is a fault
   /// Waiting times before a fault is printed, during which the launcher's SIGTERM says that another

@@ -31,7 +31,7 @@ class Supervisor {
   Supervisor(const Command& command, const SuperviseOptions& options)
       : command_(command), o_(options) {}
 
-  int run() {
+  JobOutcome run() {
     signals_ = open_signalfd({SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGUSR2, SIGPIPE});
     int pipe_fds[2];
     if (pipe2(pipe_fds, O_CLOEXEC) != 0) throw InternalError("pipe: {}", std::strerror(errno));
@@ -107,6 +107,7 @@ class Supervisor {
   void on_signal(int sig) {
     if (sig == SIGPIPE) return;
     if (sig == SIGUSR1 || sig == SIGUSR2) {
+      save_requested_ = save_requested_ || sig == SIGUSR1;
       kill(child_, sig);
       return;
     }
@@ -155,6 +156,7 @@ class Supervisor {
       if (newest - at < o_.peer_timeout_s * 0.9 && now - at < o_.peer_timeout_s) continue;
       if (now - newest > o_.peer_timeout_s) continue;  // all silent: the fault is on this side
       lost += fmt::format("{}{}", lost.empty() ? "" : ", ", host);
+      lost_hosts_.push_back(host);
       silent_s = std::max(silent_s, now - at);
       ++count;
     }
@@ -182,23 +184,33 @@ class Supervisor {
     show(describe(*cause) + "\n");
   }
 
-  int outcome(int status) {
+  JobOutcome outcome(int status) {
     announce();
+    JobOutcome out;
+    out.stop_requested = stop_requests_ > 0 || save_requested_;
+    out.lost_hosts = lost_hosts_;
+    out.cause = announced_;
     if (announced_) {
       if (records_.size() > 1)
         show(fmt::format(
             "r1run: {} more rank{} reported a failure because of it or of the same cause\n",
             records_.size() - 1, records_.size() == 2 ? "" : "s"));
-      return announced_->code;
+      out.code = announced_->code;
+      out.fault = true;
+      return out;
     }
-    const int code = code_without_record(status, stop_requests_ > 0);
-    if (code != 0 && stop_requests_ == 0 && !(WIFEXITED(status) && WEXITSTATUS(status) == code))
+    out.code = code_without_record(status, stop_requests_ > 0);
+    // A code that the launcher passed on unchanged is a rank's own, said by a rank that had nothing
+    // to report: it saved and stopped because somebody asked it to.
+    const bool passed_on = WIFEXITED(status) && WEXITSTATUS(status) == out.code;
+    out.fault = out.code != 0 && stop_requests_ == 0 && !passed_on;
+    if (out.fault)
       show(fmt::format("r1run: FATAL why=\"{} ended with {} and no rank left a word\" code={}\n",
                        command_.argv[0],
                        WIFSIGNALED(status) ? fmt::format("signal {}", WTERMSIG(status))
                                            : fmt::format("exit code {}", WEXITSTATUS(status)),
-                       code));
-    return code;
+                       out.code));
+    return out;
   }
 
   const Command& command_;
@@ -211,7 +223,9 @@ class Supervisor {
   ControlServer control_;
   std::optional<FaultRecord> announced_;
   double first_record_at_ = 0, stop_at_ = 0, killed_at_ = 0;
+  std::vector<std::string> lost_hosts_;
   int stop_requests_ = 0;
+  bool save_requested_ = false;
 };
 
 }  // namespace
@@ -270,7 +284,7 @@ int code_without_record(int wait_status, bool stop_requested) {
   return static_cast<int>(code >= 126 ? ExitCode::kTemporary : ExitCode::kUsage);
 }
 
-int supervise(const Command& command, const SuperviseOptions& options) {
+JobOutcome supervise(const Command& command, const SuperviseOptions& options) {
   return Supervisor(command, options).run();
 }
 

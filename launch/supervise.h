@@ -43,8 +43,19 @@ class RecordFilter {
 /// The code for the caller when the launcher ended with `launcher_code` and no record came.
 [[nodiscard]] int code_without_record(int wait_status, bool stop_requested);
 
-/// Runs the command to its end. Returns the exit code: the root cause's, else what the launcher's
-/// own means.
-[[nodiscard]] int supervise(const Command& command, const SuperviseOptions& options);
+/// How a job ended.
+struct JobOutcome {
+  int code = 0;                      ///< the root cause's, else what the launcher's own means
+  std::optional<FaultRecord> cause;  ///< what was printed; empty when no rank left a word
+  std::vector<std::string> lost_hosts;
+  bool stop_requested = false;  ///< by a signal to this process: to end, or to save and end
+  /// Ended by a fault (a rank's, a host's or the launcher's own), not on request and not as it
+  /// should.
+  bool fault = false;
+};
+
+/// Runs the command to its end. Throws InternalError when the system refuses pipes or processes,
+/// UsageError when the command cannot be executed.
+[[nodiscard]] JobOutcome supervise(const Command& command, const SuperviseOptions& options);
 
 }  // namespace r1::launch

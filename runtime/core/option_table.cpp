@@ -19,8 +19,8 @@ constexpr Subcommand kSubcommands[] = {
      true},
     {"probe", "gather the topology of all hosts of a hostfile and compare them", "", false, true},
     {"doctor", "check drivers, libraries, devices and limits of all hosts", "", false, true},
-    {"sbatch", "write or submit a Slurm script for a job", "", false, true},
-    {"mpijob", "write a Kubernetes MPIJob for a job", "", false, true},
+    {"sbatch", "write or submit a Slurm script for a training job", "", false},
+    {"mpijob", "write a Kubernetes MPIJob for a training job", "", false},
     {"bench", "measure matrix multiplication, copies and collectives of this machine", "", true,
      true},
 };
@@ -37,6 +37,61 @@ constexpr Range above(double x) { return {.least = x, .open_least = true}; }
 constexpr Range between(double a, double b) { return {.least = a, .most = b}; }
 constexpr Range from_below(double a, double b) {
   return {.least = a, .most = b, .open_most = true};
+}
+
+/// The forms of sbatch's --time: minutes, MM:SS, HH:MM:SS, D-HH, D-HH:MM, D-HH:MM:SS.
+std::string check_slurm_time(const std::string& text) {
+  size_t parts = 1, digits = 0;
+  bool days = false, good = true;
+  for (const char c : text) {
+    if (c >= '0' && c <= '9') {
+      good = good && ++digits <= 6;
+    } else if (c == '-' && !days && parts == 1 && digits > 0) {
+      days = true;
+      digits = 0;
+    } else if (c == ':' && parts < 3 && digits > 0) {
+      ++parts;
+      digits = 0;
+    } else {
+      good = false;
+    }
+  }
+  if (good && digits > 0) return "";
+  return "minutes, MM:SS, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS";
+}
+
+/// One word for a #SBATCH line or a name in a manifest: nothing that could begin something else.
+std::string check_word(const std::string& text) {
+  const auto bad = [](char c) {
+    return static_cast<unsigned char>(c) <= 0x20 || c == 0x7f || c == '"' || c == '\'' ||
+           c == '\\' || c == '`' || c == '$' || c == '#';
+  };
+  for (const char c : text)
+    if (bad(c)) return "one word without blanks, quotes, \\, `, $ and #";
+  return "";
+}
+
+std::string check_one_line(const std::string& text) {
+  for (const char c : text)
+    if (c == '\n' || c == '\r' || c == '\0') return "one line";
+  return "";
+}
+
+/// Names of Kubernetes objects: RFC 1123 labels.
+std::string check_label(const std::string& text) {
+  bool good = !text.empty() && text.size() <= 63 && text.front() != '-' && text.back() != '-';
+  for (const char c : text)
+    good = good && ((c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '-');
+  return good ? "" : "at most 63 of a-z, 0-9 and -, beginning and ending with a letter or digit";
+}
+
+std::string check_volume(const std::string& text) {
+  const size_t colon = text.find(':');
+  if (colon != std::string::npos && colon > 0 && colon + 2 <= text.size() &&
+      text[colon + 1] == '/' && check_label(text.substr(0, colon)).empty() &&
+      check_word(text).empty())
+    return "";
+  return "CLAIM:/PATH, a persistent volume claim and where to mount it";
 }
 
 std::string check_init(const std::string& text) {
@@ -771,10 +826,136 @@ const std::vector<Option>& table() {
        .fallback = "0",
        .range = between(0, 1000),
        .metavar = "N",
-       .help = "restarts from the last checkpoint after a fault",
+       .help = "after a fault (exit code 75), start again from the newest checkpoint, at most this "
+               "often; ends early after 3 restarts without a new checkpoint",
        .group = Group::kLaunch,
-       .commands = kJob,
-       .planned = true},
+       .commands = kTrain | kSbatch | kMpijob},
+
+      // -- batch systems
+      {.name = "job-name",
+       .field = &C::job_name,
+       .fallback = "r1run",
+       .check = check_label,
+       .metavar = "NAME",
+       .help = "name of the job",
+       .group = Group::kBatch,
+       .commands = kSbatch | kMpijob},
+      {.name = "nodes",
+       .field = &C::nodes,
+       .fallback = "auto",
+       .range = between(1, 65536),
+       .choices = {"auto"},
+       .metavar = "N",
+       .help = "nodes to ask for; auto: as many as the ranks need at --gpus-per-node",
+       .group = Group::kBatch,
+       .commands = kSbatch | kMpijob},
+      {.name = "gpus-per-node",
+       .field = &C::gpus_per_node,
+       .fallback = "auto",
+       .range = between(1, 64),
+       .choices = {"auto"},
+       .metavar = "N",
+       .help = "GPUs, and ranks, of a node; auto: the ranks spread over --nodes, or 8",
+       .group = Group::kBatch,
+       .commands = kSbatch | kMpijob},
+      {.name = "time",
+       .field = &C::time_limit,
+       .unset = "the partition's limit",
+       .check = check_slurm_time,
+       .metavar = "TIME",
+       .help = "time limit, as sbatch takes it",
+       .group = Group::kBatch,
+       .commands = kSbatch},
+      {.name = "save-before",
+       .field = &C::save_before,
+       .fallback = "3m",
+       .form = Form::kDuration,
+       .range = between(1, 86400),
+       .metavar = "TIME",
+       .help = "this long before the time limit the job saves and goes back into the queue; Slurm "
+               "may be 60 s early",
+       .group = Group::kBatch,
+       .commands = kSbatch},
+      {.name = "partition",
+       .field = &C::partition,
+       .unset = "the cluster's default",
+       .check = check_word,
+       .metavar = "NAME",
+       .help = "partition",
+       .group = Group::kBatch,
+       .commands = kSbatch},
+      {.name = "account",
+       .field = &C::account,
+       .unset = "the user's default",
+       .check = check_word,
+       .metavar = "NAME",
+       .help = "account to charge",
+       .group = Group::kBatch,
+       .commands = kSbatch},
+      {.name = "qos",
+       .field = &C::qos,
+       .unset = "the user's default",
+       .check = check_word,
+       .metavar = "NAME",
+       .help = "quality of service",
+       .group = Group::kBatch,
+       .commands = kSbatch},
+      {.name = "sbatch-option",
+       .field = &C::sbatch_option,
+       .check = check_word,
+       .metavar = "OPTION",
+       .help =
+           "a further option of sbatch, such as --sbatch-option=--constraint=a100; repeat it for "
+           "several",
+       .group = Group::kBatch,
+       .commands = kSbatch},
+      {.name = "setup",
+       .field = &C::setup,
+       .check = check_one_line,
+       .metavar = "LINE",
+       .help =
+           "a line of shell to run before the job, such as --setup='module load openmpi'; repeat "
+           "it for several",
+       .group = Group::kBatch,
+       .commands = kSbatch},
+      {.name = "submit",
+       .field = &C::submit,
+       .fallback = "false",
+       .help = "hand the script to sbatch",
+       .group = Group::kBatch,
+       .commands = kSbatch},
+      {.name = "image",
+       .field = &C::image,
+       .unset = "none: it has to be given",
+       .check = check_word,
+       .metavar = "IMAGE",
+       .help = "container image that holds r1run, Open MPI and sshd",
+       .group = Group::kBatch,
+       .commands = kMpijob},
+      {.name = "namespace",
+       .field = &C::kube_namespace,
+       .unset = "that of kubectl",
+       .check = check_label,
+       .metavar = "NAME",
+       .help = "namespace of the job",
+       .group = Group::kBatch,
+       .commands = kMpijob},
+      {.name = "volume",
+       .field = &C::volume,
+       .check = check_volume,
+       .metavar = "CLAIM:/PATH",
+       .help =
+           "persistent volume claim to mount in every pod (models, data, output); repeat it for "
+           "several",
+       .group = Group::kBatch,
+       .commands = kMpijob},
+      {.name = "write",
+       .field = &C::write,
+       .unset = "standard output",
+       .metavar = "FILE",
+       .help = "write to this file",
+       .group = Group::kBatch,
+       .commands = kSbatch | kMpijob},
 
       // -- general
       {.name = "input",

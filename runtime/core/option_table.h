@@ -46,6 +46,7 @@ enum class Group : uint8_t {
   kVerification,
   kGeneration,
   kTokenize,
+  kBatch,
 };
 /// In the order of the help.
 inline constexpr std::pair<Group, std::string_view> kGroups[] = {
@@ -58,6 +59,7 @@ inline constexpr std::pair<Group, std::string_view> kGroups[] = {
     {Group::kTokenize, "Text"},
     {Group::kMachine, "Machine and numerics"},
     {Group::kLaunch, "Launch and faults"},
+    {Group::kBatch, "Batch system"},
     {Group::kGeneral, "General"},
 };
 

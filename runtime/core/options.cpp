@@ -800,10 +800,14 @@ std::string resolved_ini(const JobConfig& cfg) {
 }
 
 std::vector<std::string> given_flags(const JobConfig& cfg) {
+  return given_flags(cfg, cfg.command);
+}
+
+std::vector<std::string> given_flags(const JobConfig& cfg, std::string_view command) {
   std::vector<std::string> out;
   for (const auto& o : table()) {
-    if (find_option(cfg.command, o.name) != &o || o.planned || !cfg.is_set(o.name) ||
-        o.name == "config")
+    if (find_option(cfg.command, o.name) != &o || find_option(command, o.name) == nullptr ||
+        o.planned || !cfg.is_set(o.name) || o.name == "config")
       continue;
     for (const auto& text : texts_of(cfg, o)) {
       if (is_flag(o)) {

@@ -93,6 +93,12 @@ struct JobConfig {
   bool dry_run = false;
   double peer_timeout = 0, stall_timeout = 0;  ///< seconds
   int max_restarts = 0;
+  // batch systems
+  std::string job_name, time_limit, partition, account, qos, write, image, kube_namespace;
+  std::vector<std::string> sbatch_option, setup, volume;
+  int nodes = 0, gpus_per_node = 0;  ///< 0: auto
+  double save_before = 0;            ///< seconds
+  bool submit = false;
   // verification
   std::string reference, checkpoint;
   std::vector<std::string> layouts;
@@ -145,6 +151,9 @@ struct JobConfig {
 /// The options the user gave (by flag or file, --config left out) as flags: `r1run <command>
 /// <these>` is the same job.
 [[nodiscard]] std::vector<std::string> given_flags(const JobConfig& cfg);
+
+/// The same for the options that `command` has too: what `r1run sbatch` hands to `r1run train`.
+[[nodiscard]] std::vector<std::string> given_flags(const JobConfig& cfg, std::string_view command);
 
 /// Text of `r1run --help`.
 [[nodiscard]] std::string program_help();

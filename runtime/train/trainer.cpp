@@ -125,7 +125,8 @@ class Job {
 void Job::open() {
   ctx_.status.set_phase("reading the configuration");
   const bool built_in_data = cfg_.data.empty();
-  if (cfg_.model.empty() != built_in_data && cfg_.resume.empty())
+  // A checkpoint may stand for --model, but nothing stands for the data that a model was given for.
+  if (cfg_.model.empty() != built_in_data && (cfg_.resume.empty() || built_in_data))
     throw UsageError("{}: give both --model and --data, or neither (the built-in model and data)",
                      cfg_.model.empty() ? "--data is given, --model is not" : "--model is given, --data is not");
   if (built_in_data) derive_default_job(cfg_);

@@ -203,6 +203,45 @@ TEST_F(FrontDoor, OneRankNeedsNoMpirun) {
   EXPECT_EQ(count(r.output, "r1run: FATAL rank=0 "), 1) << r.output;
 }
 
+TEST_F(FrontDoor, RestartsAfterAFault) {
+  const std::string out = "--output=" + (dir_.path() / "out").string();
+  for (const char* tp : {"1", "4"}) {  // without and with mpirun
+    fs::remove(dir_.path() / "pids" / "killed");
+    const Result r = run(alone({"train", "--tp", tp, "--max-restarts=2", out}), 60,
+                         asking(false, "kill-once", 0));
+    EXPECT_EQ(r.code, 0) << r.output;
+    EXPECT_EQ(count(r.output, "r1run: FATAL rank=0 "), 1) << r.output;
+    EXPECT_EQ(count(r.output, "r1run: restart 1 of at most 2 "), 1) << r.output;
+    EXPECT_EQ(count(r.output, "restart 2"), 0) << r.output;
+    EXPECT_EQ(count(r.output, std::string("done after 5 steps with ") + tp), 1) << r.output;
+    EXPECT_EQ(left_behind(), 0);
+  }
+}
+
+TEST_F(FrontDoor, GivesUpWhenRestartsBringNothing) {
+  const std::string out = "--output=" + (dir_.path() / "out").string();
+  // The rank tells of a checkpoint of step 2 each time: that is progress once.
+  const Result r = run(alone({"train", "--max-restarts=9", out}), 60, asking(false, "kill", 0));
+  EXPECT_EQ(r.code, 75) << r.output;
+  EXPECT_EQ(count(r.output, "FATAL"), 4) << r.output;
+  EXPECT_EQ(count(r.output, "giving up: 3 restarts without a new checkpoint (newest: step 2)"), 1)
+      << r.output;
+}
+
+TEST_F(FrontDoor, ARequestToEndIsNotAFault) {
+  const std::string out = "--output=" + (dir_.path() / "out").string();
+  const Result r = run(alone({"train", "--tp", "4", "--max-restarts=9", out}), 30,
+                       asking(false, "", -2, 100000), send_once(SIGTERM));
+  EXPECT_EQ(r.code, 75) << r.output;
+  EXPECT_EQ(count(r.output, "restart"), 0) << r.output;
+}
+
+TEST_F(FrontDoor, MaxRestartsUnderMpirunIsSaidToDoNothing) {
+  const Result r = run(under_mpirun({"train", "--max-restarts=2"}), 30, asking(true));
+  EXPECT_EQ(r.code, 0) << r.output;
+  EXPECT_EQ(count(r.output, "warning: --max-restarts does nothing under mpirun"), 1) << r.output;
+}
+
 TEST_F(FrontDoor, DryRunPrintsTheCommandAndStartsNothing) {
   const Result r = run(alone({"train", "--tp", "4", "--data", "it's", "--dry-run"}), 30, {});
   EXPECT_EQ(r.code, 0);

@@ -62,6 +62,11 @@ int main(int argc, char** argv) {
     status->set_phase("forward");
     if (step == 3 && mine) {
       if (fault == "kill") raise(SIGKILL);
+      // Once only: the next start finds the file.
+      if (fault == "kill-once" && std::ifstream(pids + "/killed").fail()) {
+        std::ofstream(pids + "/killed") << std::endl;
+        raise(SIGKILL);
+      }
       if (fault == "segv") {
         signal(SIGSEGV, SIG_DFL);  // a sanitizer's handler would turn the signal into an exit
         raise(SIGSEGV);
