@@ -2,7 +2,7 @@
 #include <gtest/gtest.h>
 
 #include "runtime/core/error.h"
-#include "tests/launch/topology_support.h"
+#include "tests/launch/topology/support.h"
 
 namespace r1::launch {
 namespace {

@@ -3,7 +3,7 @@
 
 #include "launch/topology/paths.h"
 #include "runtime/core/error.h"
-#include "tests/launch/topology_support.h"
+#include "tests/launch/topology/support.h"
 
 namespace r1::launch {
 namespace {
