@@ -304,6 +304,8 @@ class HwlocReader {
           info(device, "OpenCLDeviceType") == "GPU")
         return true;
     }
+    // A dump without PCI ids: a display is all that is known, and no VGA console hides its vendor.
+    if (type.id.empty()) return type.class_id.starts_with("03");
     if (type.id.starts_with("10de")) return type.class_id.starts_with("03");
     // AMD: display controllers and accelerators; plain VGA (0300) is the console unless a compute
     // device says otherwise.

@@ -400,7 +400,7 @@ void Reader::links(const Json& from, HostTopology& host) const {
     get(item, "pci_parent", out.pci_parent, 0, last(host.pci.size()));
     host.nvswitches.push_back(std::move(out));
   }
-  for (const Json& item : list(from, "nvlinks", 16 * kMostGpus * 4)) {
+  for (const Json& item : list(from, "nvlinks", 1 << 18)) {
     object(item, "an NVLink");
     NvLink out;
     get(item, "gpu", out.gpu, 0, last(host.gpus.size()));

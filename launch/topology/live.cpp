@@ -18,12 +18,13 @@ struct DestroyTopology {
 };
 
 /// hwloc's own reading as XML, so that the live map and an imported one go through one reader.
-HostTopology read_hwloc() {
+HostTopology read_hwloc(bool& this_machine) {
   hwloc_topology_t raw = nullptr;
   if (hwloc_topology_init(&raw) != 0) throw InternalError("hwloc_topology_init failed");
   const std::unique_ptr<std::remove_pointer_t<hwloc_topology_t>, DestroyTopology> topology(raw);
   hwloc_topology_set_io_types_filter(raw, HWLOC_TYPE_FILTER_KEEP_IMPORTANT);
   if (hwloc_topology_load(raw) != 0) throw InternalError("hwloc_topology_load failed");
+  this_machine = hwloc_topology_is_thissystem(raw) != 0;
   char* text = nullptr;
   int length = 0;
   if (hwloc_topology_export_xmlbuffer(raw, &text, &length, 0) != 0)
@@ -39,10 +40,15 @@ HostTopology read_hwloc() {
 }  // namespace
 
 HostTopology live_topology(const LiveSources& sources) {
-  HostTopology host = sources.hwloc ? read_hwloc() : HostTopology{};
+  bool this_machine = true;
+  HostTopology host = sources.hwloc ? read_hwloc(this_machine) : HostTopology{};
   if (host.hostname.empty()) host.hostname = host_name();
-  add_sysfs_nics(host, sources.sysfs);
-  if (!sources.nvml.empty()) add_nvml(host, sources.nvml);
+  // hwloc was told to read another machine (HWLOC_XMLFILE, HWLOC_FSROOT): what is here is not part
+  // of that one.
+  if (this_machine) {
+    add_sysfs_nics(host, sources.sysfs);
+    if (!sources.nvml.empty()) add_nvml(host, sources.nvml);
+  }
   resolve_paths(host);
   return host;
 }

@@ -27,7 +27,8 @@ size_t usable_cpus() {
 }  // namespace
 
 double memory_gbytes_per_s() {
-  // Larger than the caches together, small beside any host's memory: 64 MB a thread, at most 32 threads.
+  // Larger than the caches together, small beside any host's memory: 64 MB a thread, at most 32
+  // threads.
   constexpr size_t kBytes = size_t{64} << 20;
   const size_t threads = std::min<size_t>(usable_cpus(), 32);
   std::vector<std::unique_ptr<char[]>> from(threads), to(threads);
@@ -45,7 +46,8 @@ double memory_gbytes_per_s() {
       });
     for (auto& worker : workers) worker.join();
     const double seconds = monotonic_s() - start;
-    if (round > 0) best = std::max(best, 2.0 * static_cast<double>(kBytes * threads) / seconds / 1e9);
+    if (round > 0)
+      best = std::max(best, 2.0 * static_cast<double>(kBytes * threads) / seconds / 1e9);
   }
   return best;
 }
@@ -57,7 +59,8 @@ using CudaContext = struct CUctx_st*;
 using CudaStream = struct CUstream_st*;
 using CudaPointer = unsigned long long;
 
-/// The few functions of the CUDA driver that copies need; declarations follow cuda.h of CUDA 12 and 13.
+/// The few functions of the CUDA driver that copies need; declarations follow cuda.h of CUDA 12
+/// and 13.
 struct Driver {
   int (*init)(unsigned) = nullptr;
   int (*count)(int*) = nullptr;
@@ -69,7 +72,8 @@ struct Driver {
   int (*enable_peer)(CudaContext, unsigned) = nullptr;
   int (*allocate)(CudaPointer*, size_t) = nullptr;
   int (*free)(CudaPointer) = nullptr;
-  int (*copy_peer)(CudaPointer, CudaContext, CudaPointer, CudaContext, size_t, CudaStream) = nullptr;
+  int (*copy_peer)(CudaPointer, CudaContext, CudaPointer, CudaContext, size_t,
+                   CudaStream) = nullptr;
   int (*copy_up)(CudaPointer, const void*, size_t, CudaStream) = nullptr;
   int (*host_allocate)(void**, size_t, unsigned) = nullptr;
   int (*host_free)(void*) = nullptr;
@@ -78,7 +82,8 @@ struct Driver {
   [[nodiscard]] bool load(void* library) {
     bool whole = true;
     const auto get = [&](auto& function, const char* symbol) {
-      function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(dlsym(library, symbol));
+      function =
+          reinterpret_cast<std::remove_reference_t<decltype(function)>>(dlsym(library, symbol));
       whole = whole && function != nullptr;
     };
     get(init, "cuInit");
@@ -110,7 +115,8 @@ struct Site {
 
 class GpuTimer {
  public:
-  GpuTimer(Driver& driver, const HostTopology& host, std::vector<Measurement>& out) : d_(driver), host_(host), out_(out) {}
+  GpuTimer(Driver& driver, const HostTopology& host, std::vector<Measurement>& out)
+      : d_(driver), host_(host), out_(out) {}
   ~GpuTimer() {
     for (const Site& site : sites_) {
       d_.set(site.context);
@@ -142,7 +148,8 @@ class GpuTimer {
   void open(int index) {
     Site site;
     char text[64] = {};
-    if (d_.device(&site.device, index) != 0 || d_.busid(text, sizeof(text), site.device) != 0) return;
+    if (d_.device(&site.device, index) != 0 || d_.busid(text, sizeof(text), site.device) != 0)
+      return;
     const std::string busid = pci_address(text);
     const auto known = std::ranges::find(host_.gpus, busid, &Gpu::busid);
     if (known == host_.gpus.end() || d_.retain(&site.context, site.device) != 0) return;
@@ -169,17 +176,24 @@ class GpuTimer {
     const auto seconds = timed([&] { return d_.copy_up(to.buffer, pinned, kBytes, nullptr); });
     d_.host_free(pinned);
     if (seconds)
-      out_.push_back({.kind = "gpu-host", .a = label(host_.gpus[to.gpu]), .b = "host memory",
+      out_.push_back({.kind = "gpu-host",
+                      .a = label(host_.gpus[to.gpu]),
+                      .b = "host memory",
                       .gbytes_per_s = kCopies * static_cast<double>(kBytes) / *seconds / 1e9,
                       .promise_gbytes_per_s = host_.gpus[to.gpu].pci_gbytes_per_s});
   }
 
   void gpu_to_gpu(const Site& from, const Site& to) {
     if (from.buffer == 0 || to.buffer == 0 || d_.set(from.context) != 0) return;
-    d_.enable_peer(to.context, 0);  // refused where there is none: the driver then goes through memory
-    const auto seconds = timed([&] { return d_.copy_peer(to.buffer, to.context, from.buffer, from.context, kBytes, nullptr); });
+    d_.enable_peer(to.context,
+                   0);  // refused where there is none: the driver then goes through memory
+    const auto seconds = timed([&] {
+      return d_.copy_peer(to.buffer, to.context, from.buffer, from.context, kBytes, nullptr);
+    });
     if (seconds)
-      out_.push_back({.kind = "gpu-gpu", .a = label(host_.gpus[from.gpu]), .b = label(host_.gpus[to.gpu]),
+      out_.push_back({.kind = "gpu-gpu",
+                      .a = label(host_.gpus[from.gpu]),
+                      .b = label(host_.gpus[to.gpu]),
                       .gbytes_per_s = kCopies * static_cast<double>(kBytes) / *seconds / 1e9,
                       .promise_gbytes_per_s = host_.gpu_gpu[from.gpu][to.gpu].gbytes_per_s});
   }
@@ -191,7 +205,8 @@ struct Unload {
 
 }  // namespace
 
-void measure_gpu_links(const HostTopology& host, const std::string& library, std::vector<Measurement>& out) {
+void measure_gpu_links(const HostTopology& host, const std::string& library,
+                       std::vector<Measurement>& out) {
   if (host.gpus.empty()) return;
   const std::unique_ptr<void, Unload> handle(dlopen(library.c_str(), RTLD_NOW | RTLD_LOCAL));
   Driver driver;

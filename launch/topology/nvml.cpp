@@ -251,12 +251,13 @@ class NvmlReader {
         continue;
       }
       const double each = nvlink_gbytes_per_s(host_.gpus[end.gpu].sm);
-      const auto same = std::ranges::find_if(host_.nvlinks, [&](const NvLink& other) {
+      auto same = std::ranges::find_if(host_.nvlinks, [&](const NvLink& other) {
         return other.gpu == link.gpu && other.target == link.target &&
                other.target_index == link.target_index;
       });
-      NvLink& entry = same == host_.nvlinks.end() ? host_.nvlinks.emplace_back(link) : *same;
-      if (same != host_.nvlinks.end()) ++entry.count;
+      const bool fresh = same == host_.nvlinks.end();
+      NvLink& entry = fresh ? host_.nvlinks.emplace_back(link) : *same;
+      if (!fresh) ++entry.count;
       entry.gbytes_per_s = entry.count * each;
     }
     host_.nvlink_known = asked_ > 0 && hidden_ == 0;

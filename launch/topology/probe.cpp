@@ -76,7 +76,8 @@ Measurement read_measurement(const Json& from) {
                 .b = from.at("b").get<std::string>(),
                 .gbytes_per_s = from.at("gbytes_per_s").get<double>(),
                 .latency_us = from.value("latency_us", 0.0)};
-  if (from.contains("promise_gbytes_per_s")) m.promise_gbytes_per_s = from["promise_gbytes_per_s"].get<double>();
+  if (from.contains("promise_gbytes_per_s"))
+    m.promise_gbytes_per_s = from["promise_gbytes_per_s"].get<double>();
   return m;
 }
 
@@ -88,7 +89,8 @@ std::string to_json(const ProbedHost& host) {
   if (!host.slurm_pattern.empty()) out["slurm_pattern"] = host.slurm_pattern;
   out["topology"] = Json::parse(to_json(host.topology));
   out["measurements"] = Json::array();
-  for (const Measurement& m : host.measurements) out["measurements"].push_back(write_measurement(m));
+  for (const Measurement& m : host.measurements)
+    out["measurements"].push_back(write_measurement(m));
   return out.dump(-1, ' ', false, Json::error_handler_t::replace);
 }
 
@@ -112,11 +114,15 @@ namespace {
 
 /// The fastest port that NCCL or MPI would use, GB/s.
 std::optional<double> fastest_nic(const HostTopology& host) {
-  const auto usable = [](const Nic& nic) { return nic.active.value_or(true) && nic.rate_mbit_per_s; };
-  const bool rdma = std::ranges::any_of(host.nics, [&](const Nic& n) { return n.rdma && usable(n); });
+  const auto usable = [](const Nic& nic) {
+    return nic.active.value_or(true) && nic.rate_mbit_per_s;
+  };
+  const bool rdma =
+      std::ranges::any_of(host.nics, [&](const Nic& n) { return n.rdma && usable(n); });
   std::optional<double> best;
   for (const Nic& nic : host.nics)
-    if (usable(nic) && (nic.rdma || !rdma)) best = std::max(best.value_or(0), *nic.rate_mbit_per_s / 8000);
+    if (usable(nic) && (nic.rdma || !rdma))
+      best = std::max(best.value_or(0), *nic.rate_mbit_per_s / 8000);
   return best;
 }
 
@@ -128,7 +134,8 @@ void name_the_odd(const std::vector<ProbedHost>& hosts, ProbeResult& result) {
   std::vector<int> count;
   for (size_t h = 0; h < hosts.size(); ++h) {
     for (size_t k = 0; k < reference.size() && kind[h] < 0; ++k)
-      if (differences(hosts[reference[k]].topology, hosts[h].topology).empty()) kind[h] = static_cast<int>(k);
+      if (differences(hosts[reference[k]].topology, hosts[h].topology).empty())
+        kind[h] = static_cast<int>(k);
     if (kind[h] < 0) {
       kind[h] = static_cast<int>(reference.size());
       reference.push_back(h);
@@ -139,11 +146,14 @@ void name_the_odd(const std::vector<ProbedHost>& hosts, ProbeResult& result) {
   if (reference.size() < 2) return;
   const auto usual = static_cast<size_t>(std::ranges::max_element(count) - count.begin());
   if (std::ranges::count(count, count[usual]) > 1)
-    result.warnings.push_back(fmt::format("hosts are of {} kinds, none in the majority; compared with {}", count.size(), hosts[reference[usual]].name));
+    result.warnings.push_back(
+        fmt::format("hosts are of {} kinds, none in the majority; compared with {}", count.size(),
+                    hosts[reference[usual]].name));
   for (size_t h = 0; h < hosts.size(); ++h) {
     if (kind[h] == static_cast<int>(usual)) continue;
-    result.warnings.push_back(fmt::format("{} is unlike {}: {}", hosts[h].name, hosts[reference[usual]].name,
-                                          fmt::join(differences(hosts[reference[usual]].topology, hosts[h].topology), "; ")));
+    result.warnings.push_back(fmt::format(
+        "{} is unlike {}: {}", hosts[h].name, hosts[reference[usual]].name,
+        fmt::join(differences(hosts[reference[usual]].topology, hosts[h].topology), "; ")));
   }
 }
 
@@ -162,9 +172,10 @@ void name_the_slow(ProbeResult& result) {
     if (!promised && by_kind[m.kind].size() < 3) continue;  // no median to speak of
     const double expected = promised ? *m.promise_gbytes_per_s : median(by_kind[m.kind]);
     if (expected <= 0 || m.gbytes_per_s >= kFairShare * expected) continue;
-    result.warnings.push_back(fmt::format("{} {}{}{}: {:.2f} GB/s is {:.0f} % of {:.2f} GB/s, {}", m.kind, m.a, m.b.empty() ? "" : " to ", m.b,
-                                          m.gbytes_per_s, 100 * m.gbytes_per_s / expected, expected,
-                                          promised ? "what the map promises" : "the median of its kind"));
+    result.warnings.push_back(
+        fmt::format("{} {}{}{}: {:.2f} GB/s is {:.0f} % of {:.2f} GB/s, {}", m.kind, m.a,
+                    m.b.empty() ? "" : " to ", m.b, m.gbytes_per_s, 100 * m.gbytes_per_s / expected,
+                    expected, promised ? "what the map promises" : "the median of its kind"));
   }
 }
 
@@ -176,7 +187,8 @@ ProbeResult assemble(std::vector<ProbedHost> hosts, const std::vector<PairTiming
   std::vector<SlurmAddress> addresses;
   for (const ProbedHost& host : hosts) {
     if (!seen.insert(host.name).second) continue;  // several ranks on one host
-    result.topology.hosts.push_back({host.name, std::make_shared<const HostTopology>(host.topology)});
+    result.topology.hosts.push_back(
+        {host.name, std::make_shared<const HostTopology>(host.topology)});
     addresses.push_back({host.name, host.slurm_address, host.slurm_pattern});
     for (Measurement m : host.measurements) {
       m.a = m.a.empty() ? host.name : fmt::format("{} {}", host.name, m.a);
@@ -187,13 +199,20 @@ ProbeResult assemble(std::vector<ProbedHost> hosts, const std::vector<PairTiming
   }
   result.topology.fabric = fabric_of_slurm_addresses(addresses);
   for (const PairTiming& pair : pairs) {
-    if (pair.a < 0 || pair.b < 0 || pair.a >= std::ssize(hosts) || pair.b >= std::ssize(hosts)) continue;
-    const ProbedHost &a = hosts[static_cast<size_t>(pair.a)], &b = hosts[static_cast<size_t>(pair.b)];
+    if (pair.a < 0 || pair.b < 0 || pair.a >= std::ssize(hosts) || pair.b >= std::ssize(hosts))
+      continue;
+    const ProbedHost &a = hosts[static_cast<size_t>(pair.a)],
+                     &b = hosts[static_cast<size_t>(pair.b)];
     if (a.name == b.name) continue;
     const auto of_a = fastest_nic(a.topology), of_b = fastest_nic(b.topology);
-    result.measurements.push_back({.kind = "network", .a = a.name, .b = b.name,
-                                   .gbytes_per_s = pair.gbytes_per_s, .latency_us = pair.latency_us,
-                                   .promise_gbytes_per_s = of_a && of_b ? std::optional(std::min(*of_a, *of_b)) : std::nullopt});
+    result.measurements.push_back(
+        {.kind = "network",
+         .a = a.name,
+         .b = b.name,
+         .gbytes_per_s = pair.gbytes_per_s,
+         .latency_us = pair.latency_us,
+         .promise_gbytes_per_s =
+             of_a && of_b ? std::optional(std::min(*of_a, *of_b)) : std::nullopt});
   }
   std::vector<ProbedHost> once;
   seen.clear();
@@ -210,9 +229,14 @@ std::string summary(const HostTopology& host) {
   std::map<std::string, int> gpus, nics;
   for (const Gpu& gpu : host.gpus) ++gpus[gpu.name.empty() ? "GPU" : gpu.name];
   for (const Nic& nic : host.nics)
-    ++nics[nic.rate_mbit_per_s ? fmt::format("{} {:g} Gbit/s", nic.rdma ? "RDMA" : "Ethernet", *nic.rate_mbit_per_s / 1000) : (nic.rdma ? "RDMA" : "Ethernet, rate unknown")];
-  std::vector<std::string> parts{fmt::format("{} cores, {} NUMA node{}", host.cores.size(), host.numa_nodes.size(), host.numa_nodes.size() == 1 ? "" : "s")};
-  if (host.memory_bytes) parts.push_back(fmt::format("{:.0f} GB", static_cast<double>(*host.memory_bytes) / 1e9));
+    ++nics[nic.rate_mbit_per_s ? fmt::format("{} {:g} Gbit/s", nic.rdma ? "RDMA" : "Ethernet",
+                                             *nic.rate_mbit_per_s / 1000)
+                               : (nic.rdma ? "RDMA" : "Ethernet, rate unknown")];
+  std::vector<std::string> parts{fmt::format("{} cores, {} NUMA node{}", host.cores.size(),
+                                             host.numa_nodes.size(),
+                                             host.numa_nodes.size() == 1 ? "" : "s")};
+  if (host.memory_bytes)
+    parts.push_back(fmt::format("{:.0f} GB", static_cast<double>(*host.memory_bytes) / 1e9));
   for (const auto& [what, count] : gpus) parts.push_back(fmt::format("{} x {}", count, what));
   if (gpus.empty()) parts.emplace_back("no GPU");
   for (const auto& [what, count] : nics) parts.push_back(fmt::format("{} x {}", count, what));
@@ -231,23 +255,30 @@ std::string probe_text(const ProbeResult& result) {
     const auto leaves = result.topology.fabric.leaves_of(names);
     for (size_t h = 0; h < names.size(); ++h)
       if (!leaves[h].empty())
-        out += fmt::format("{:20} on switch {}\n", names[h], result.topology.fabric.switches[static_cast<size_t>(leaves[h][0])].name);
+        out += fmt::format("{:20} on switch {}\n", names[h],
+                           result.topology.fabric.switches[static_cast<size_t>(leaves[h][0])].name);
   }
-  if (!result.measurements.empty()) out += fmt::format("\n{:10} {:36} {:>10} {:>10} {:>10}\n", "kind", "pair", "GB/s", "promised", "us");
+  if (!result.measurements.empty())
+    out += fmt::format("\n{:10} {:36} {:>10} {:>10} {:>10}\n", "kind", "pair", "GB/s", "promised",
+                       "us");
   for (const Measurement& m : result.measurements)
-    out += fmt::format("{:10} {:36} {:10.2f} {:>10} {:>10}\n", m.kind, m.b.empty() ? m.a : fmt::format("{} - {}", m.a, m.b), m.gbytes_per_s,
-                       m.promise_gbytes_per_s ? fmt::format("{:.2f}", *m.promise_gbytes_per_s) : "-",
-                       m.latency_us > 0 ? fmt::format("{:.1f}", m.latency_us) : "-");
+    out +=
+        fmt::format("{:10} {:36} {:10.2f} {:>10} {:>10}\n", m.kind,
+                    m.b.empty() ? m.a : fmt::format("{} - {}", m.a, m.b), m.gbytes_per_s,
+                    m.promise_gbytes_per_s ? fmt::format("{:.2f}", *m.promise_gbytes_per_s) : "-",
+                    m.latency_us > 0 ? fmt::format("{:.1f}", m.latency_us) : "-");
   if (!result.warnings.empty()) out += '\n';
   for (const std::string& warning : result.warnings) out += fmt::format("warning: {}\n", warning);
-  if (result.topology.hosts.size() > 1 && result.warnings.empty()) out += fmt::format("\nall {} hosts are alike\n", result.topology.hosts.size());
+  if (result.topology.hosts.size() > 1 && result.warnings.empty())
+    out += fmt::format("\nall {} hosts are alike\n", result.topology.hosts.size());
   return out;
 }
 
 std::string probe_json(const ProbeResult& result) {
   Json out = Json::parse(to_json(result.topology));
   out["measurements"] = Json::array();
-  for (const Measurement& m : result.measurements) out["measurements"].push_back(write_measurement(m));
+  for (const Measurement& m : result.measurements)
+    out["measurements"].push_back(write_measurement(m));
   out["warnings"] = result.warnings;
   return out.dump(1, ' ', false, Json::error_handler_t::replace);
 }
@@ -279,9 +310,11 @@ ProbeResult result_of(std::string_view text) {
   std::vector<PairTiming> pairs;
   try {
     const Json json = Json::parse(text);
-    for (const Json& host : json.at("hosts")) hosts.push_back(probed_host_from_json(host.get<std::string>(), "probe"));
+    for (const Json& host : json.at("hosts"))
+      hosts.push_back(probed_host_from_json(host.get<std::string>(), "probe"));
     for (const Json& pair : json.at("pairs"))
-      pairs.push_back({pair.at(0).get<int>(), pair.at(1).get<int>(), pair.at(2).get<double>(), pair.at(3).get<double>()});
+      pairs.push_back({pair.at(0).get<int>(), pair.at(1).get<int>(), pair.at(2).get<double>(),
+                       pair.at(3).get<double>()});
   } catch (const Json::exception& e) {
     throw DataError("the ranks' answer to probe cannot be read: {}", e.what());
   }
@@ -301,7 +334,8 @@ class CapturedOutput {
     read_ = Fd(ends[0]);
     reader_ = std::thread([this] {
       char buffer[65536];
-      for (ssize_t n = 0; (n = ::read(read_.get(), buffer, sizeof(buffer))) > 0 || (n < 0 && errno == EINTR);)
+      for (ssize_t n = 0;
+           (n = ::read(read_.get(), buffer, sizeof(buffer))) > 0 || (n < 0 && errno == EINTR);)
         if (n > 0) text_.append(buffer, static_cast<size_t>(n));
     });
   }
@@ -329,7 +363,10 @@ class CapturedOutput {
 std::string program_in_path(const std::string& name, const Environment& env) {
   const auto path = find_in_path(name, env.get("PATH"));
   if (!path)
-    throw UsageError("probe starts one process a host, but there is no {} in $PATH: install Open MPI (Debian: openmpi-bin)", name);
+    throw UsageError(
+        "probe starts one process a host, but there is no {} in $PATH: install Open MPI (Debian: "
+        "openmpi-bin)",
+        name);
   return *path;
 }
 
@@ -356,9 +393,11 @@ int run_probe(const Request& request, const Destination& destination, const Envi
   const Command command =
       destination.kind == Destination::Kind::kSrun
           ? slurm_srun(program_in_path("srun", env), program, cluster, mesh)
-          : cluster_mpirun(program_in_path("mpirun", env), program, cluster, mesh, keepalive_for(kPeerTimeout_s),
-                           geteuid() == 0, exported_variables(Environment::of_process().names()));
-  for (const auto& warning : cluster.warnings) std::fprintf(stderr, "r1run: warning: %s\n", warning.c_str());
+          : cluster_mpirun(program_in_path("mpirun", env), program, cluster, mesh,
+                           keepalive_for(kPeerTimeout_s), geteuid() == 0,
+                           exported_variables(Environment::of_process().names()));
+  for (const auto& warning : cluster.warnings)
+    std::fprintf(stderr, "r1run: warning: %s\n", warning.c_str());
   if (request.config.dry_run) {
     std::printf("%s\n", shell_line(command.argv).c_str());
     return 0;
@@ -367,19 +406,22 @@ int run_probe(const Request& request, const Destination& destination, const Envi
   options.hosts = hosts;
   options.peer_timeout_s = kPeerTimeout_s;
   CapturedOutput output;
-  const int code = supervise(command, options);
+  const int code = supervise(command, options).code;
   const std::string text = output.take();
   unsetenv(kRawVariable);
   const auto begin = text.find(kBegin);
   if (code != 0) return code;
   if (begin == std::string::npos)
-    throw DataError("the ranks of probe ended without an answer; they printed: \"{}\"", text.substr(0, 400));
+    throw DataError("the ranks of probe ended without an answer; they printed: \"{}\"",
+                    text.substr(0, 400));
   const auto start = begin + kBegin.size();
-  report(result_of(std::string_view(text).substr(start, text.find('\n', start) - start)), request.config);
+  report(result_of(std::string_view(text).substr(start, text.find('\n', start) - start)),
+         request.config);
   return 0;
 }
 
-int run_probe_parent(const Environment& env, const Whereabouts& where, const std::vector<std::string>& arguments) {
+int run_probe_parent(const Environment& env, const Whereabouts& where,
+                     const std::vector<std::string>& arguments) {
   const JobConfig config = parse_options("probe", std::span(arguments).subspan(1));
   if (config.help) {
     std::printf("%s", options_help("probe").c_str());
@@ -393,8 +435,10 @@ int run_probe_parent(const Environment& env, const Whereabouts& where, const std
   const int code = run_shim(shim_options(Environment::of_process(), where, arguments));
   const std::string text = content_of(answer);  // of rank 0 only
   if (code != 0 || text.empty()) return code;
-  if (env.has(kRawVariable)) write_output("-", fmt::format("{}{}", kBegin, text));
-  else report(result_of(text), config);
+  if (env.has(kRawVariable))
+    write_output("-", fmt::format("{}{}", kBegin, text));
+  else
+    report(result_of(text), config);
   return 0;
 }
 

@@ -116,13 +116,15 @@ std::string gpu_text(const HostTopology& host, size_t g) {
   if (gpu.pci_gbytes_per_s) parts.push_back(fmt::format("PCI {:g} GB/s", *gpu.pci_gbytes_per_s));
   if (gpu.ecc == false) parts.emplace_back("ECC off");
   if (gpu.mig_enabled == true) parts.push_back(fmt::format("MIG, {} instances", gpu.mig.size()));
-  for (const auto& reason : gpu.throttle_reasons) parts.push_back(fmt::format("throttled: {}", reason));
+  for (const auto& reason : gpu.throttle_reasons)
+    parts.push_back(fmt::format("throttled: {}", reason));
   return fmt::format("{}", fmt::join(parts, "  "));
 }
 
 std::string nic_text(const Nic& nic) {
   std::vector<std::string> parts{label(nic)};
-  if (!nic.netdev.empty() && nic.netdev != nic.name) parts.push_back(fmt::format("({})", nic.netdev));
+  if (!nic.netdev.empty() && nic.netdev != nic.name)
+    parts.push_back(fmt::format("({})", nic.netdev));
   parts.push_back(rate(nic));
   if (!nic.busid.empty()) parts.push_back(nic.busid);
   return fmt::format("{}", fmt::join(parts, "  "));

@@ -423,33 +423,36 @@ class ClusterDrawing {
 
   void draw() {
     const auto groups = groups_of(topology_);
-    const double spines_y = 60, leaves_y = fabric_.switches.empty() ? 60 : spine_rows() * 70.0 + 80;
+    const double spines_y = 60;
+    const double leaves_y = fabric_.switches.empty() ? 60 : spine_rows() * 90.0 + 60;
     const double hosts_y = fabric_.switches.empty() ? 60 : leaves_y + 110;
-    // Groups side by side as long as the picture stays readable, then further rows.
-    double x = kPad, y = hosts_y, row_height = 0;
-    std::map<int, std::pair<double, double>> leaf_at;  // middle of the leaf box
-    double leaf_x = kPad;
-    for (size_t s = 0; s < fabric_.switches.size(); ++s) {
-      if (fabric_.switches[s].level != 0) continue;
-      leaf_at[static_cast<int>(s)] = {leaf_x + kLeafW / 2, leaves_y};
-      leaf_x += kLeafW + kGap;
-    }
-    const double limit = std::max(1500.0, leaf_x);
+    // All groups side by side, so that no line from a leaf crosses a host; the more groups, the
+    // narrower each.
+    const double step = kHostW + kGap, limit = 1500;
+    const auto most = static_cast<size_t>(
+        std::clamp(limit / step / std::max(1.0, static_cast<double>(groups.size())), 1.0, 8.0));
+    double x = kPad;
+    std::map<int, std::vector<double>> above;  // middles of the groups below each leaf
+    std::vector<std::pair<double, double>> places;
     for (const LeafGroup& group : groups) {
-      const size_t columns = std::min<size_t>(group.hosts.size(), 8);
-      const double w = static_cast<double>(columns) * (kHostW + kGap) + kGap;
+      const size_t columns = std::min(group.hosts.size(), most);
+      const double w = static_cast<double>(columns) * step + kGap;
       const double h = static_cast<double>((group.hosts.size() + columns - 1) / columns) *
                            (host_height(group) + kGap) +
                        30;
-      if (x > kPad && x + w > limit) {
-        x = kPad;
-        y += row_height + 24;
-        row_height = 0;
-      }
-      draw_group(group, x, y, w, h, columns, leaf_at);
+      draw_group(group, x, hosts_y, w, h, columns);
+      for (const int leaf : group.leaves) above[leaf].push_back(x + w / 2);
+      places.emplace_back(x + w / 2, hosts_y);
       x += w + kPad;
-      row_height = std::max(row_height, h);
     }
+    const auto leaf_at = place_leaves(above, leaves_y);
+    for (size_t g = 0; g < groups.size(); ++g)
+      for (const int leaf : groups[g].leaves) {
+        const auto at = leaf_at.find(leaf);
+        if (at != leaf_at.end())
+          canvas_.line(at->second.first, at->second.second + 40, places[g].first, places[g].second,
+                       port_rate(leaf));
+      }
     draw_switches(leaf_at, spines_y);
   }
 
@@ -458,6 +461,31 @@ class ClusterDrawing {
   Canvas& canvas_;
   const Topology& topology_;
   const Fabric& fabric_;
+
+  /// Leaves in the order of the hosts below them, none upon another.
+  std::map<int, std::pair<double, double>> place_leaves(
+      const std::map<int, std::vector<double>>& above, double y) const {
+    std::vector<std::pair<double, int>> order;
+    for (size_t s = 0; s < fabric_.switches.size(); ++s) {
+      if (fabric_.switches[s].level != 0) continue;
+      const auto hosts = above.find(static_cast<int>(s));
+      double sum = 0;
+      if (hosts != above.end())
+        for (const double x : hosts->second) sum += x;
+      order.emplace_back(
+          hosts == above.end() ? 1e9 : sum / static_cast<double>(hosts->second.size()),
+          static_cast<int>(s));
+    }
+    std::ranges::sort(order);
+    std::map<int, std::pair<double, double>> out;
+    double next = kPad + kLeafW / 2;
+    for (const auto& [wanted, leaf] : order) {
+      const double x = wanted < 1e9 ? std::max(next, wanted) : next;
+      out[leaf] = {x, y};
+      next = x + kLeafW + kGap;
+    }
+    return out;
+  }
 
   int spine_rows() const {
     int most = 0;
@@ -480,8 +508,7 @@ class ClusterDrawing {
     return out;
   }
 
-  void draw_group(const LeafGroup& group, double x, double y, double w, double h, size_t columns,
-                  const std::map<int, std::pair<double, double>>& leaf_at) {
+  void draw_group(const LeafGroup& group, double x, double y, double w, double h, size_t columns) {
     canvas_.box(x, y, w, h, "#f6f8fa", "#afb8c1", 8);
     std::vector<std::string> names;
     for (const int leaf : group.leaves)
@@ -494,11 +521,6 @@ class ClusterDrawing {
     for (size_t i = 0; i < group.hosts.size(); ++i)
       draw_host(group.hosts[i], x + kGap + static_cast<double>(i % columns) * (kHostW + kGap),
                 y + 26 + static_cast<double>(i / columns) * (host_h + kGap), host_h);
-    for (const int leaf : group.leaves) {
-      const auto at = leaf_at.find(leaf);
-      if (at != leaf_at.end())
-        canvas_.line(at->second.first, at->second.second + 40, x + w / 2, y, port_rate(leaf));
-    }
   }
 
   std::optional<double> port_rate(int leaf) const {
@@ -552,7 +574,7 @@ class ClusterDrawing {
       if (level == 0) continue;
       const double step = std::max(kLeafW + kGap, full / (counts[level] + 1));
       const double x = (next_x[level] += step) - kLeafW / 2;
-      at[static_cast<int>(s)] = {x, spines_y + (rows - level) * 70.0};
+      at[static_cast<int>(s)] = {x, spines_y + (rows - level) * 90.0};
     }
     for (size_t s = 0; s < fabric_.switches.size(); ++s)
       for (const auto& link : fabric_.switches[s].up) {

@@ -51,18 +51,21 @@ Topology cluster_topology(const Cluster& cluster) {
     Topology::Member member{host.name, nullptr};
     if (const auto file = host.annotations.find("topology"); file != host.annotations.end()) {
       const Topology& found = files.get(beside(cluster, file->second), host, cluster);
-      // A file of several hosts (probe's) is asked by name; one of a single host is that host's kind.
+      // A file of several hosts (probe's) is asked by name; one of a single host is that host's
+      // kind.
       for (const auto& candidate : found.hosts)
         if (candidate.name == host.name || found.hosts.size() == 1) member.host = candidate.host;
       if (!member.host)
-        throw UsageError("{}:{}: {} describes no host {}", cluster.source, host.line, file->second, host.name);
+        throw UsageError("{}:{}: {} describes no host {}", cluster.source, host.line, file->second,
+                         host.name);
       if (out.fabric.source.empty()) out.fabric = found.fabric;
     }
     if (const auto file = host.annotations.find("fabric"); file != host.annotations.end()) {
       const Topology& found = files.get(beside(cluster, file->second), host, cluster);
       if (found.fabric.source.empty())
-        throw UsageError("{}:{}: {} describes no fabric (ibnetdiscover's output or Slurm's topology.conf does)",
-                         cluster.source, host.line, file->second);
+        throw UsageError(
+            "{}:{}: {} describes no fabric (ibnetdiscover's output or Slurm's topology.conf does)",
+            cluster.source, host.line, file->second);
       out.fabric = found.fabric;
     }
     out.hosts.push_back(std::move(member));
@@ -88,7 +91,8 @@ int run_topo(const JobConfig& config) {
   Topology topology;
   if (!config.input.empty()) {
     if (!config.hostfile.empty())
-      throw UsageError("topo takes a file or --hostfile, not both ({} and {})", config.input, config.hostfile);
+      throw UsageError("topo takes a file or --hostfile, not both ({} and {})", config.input,
+                       config.hostfile);
     topology = read_topology_file(config.input);
   } else if (!config.hostfile.empty()) {
     topology = cluster_topology(read_hostfile(config.hostfile));

@@ -9,8 +9,9 @@
 
 namespace r1::launch {
 
-/// The map of a cluster as its hostfile's annotations name it: "topology=FILE" of each host (relative to the hostfile's
-/// folder), "fabric=FILE" of any. Hosts without one have no map. Throws UsageError or DataError naming file:line.
+/// The map of a cluster as its hostfile's annotations name it: "topology=FILE" of each host
+/// (relative to the hostfile's folder), "fabric=FILE" of any. Hosts without one have no map. Throws
+/// UsageError or DataError naming file:line.
 [[nodiscard]] Topology cluster_topology(const Cluster& cluster);
 
 /// Prints matrix, tree and fabric; writes --json and --svg. Returns the exit code.

@@ -1,11 +1,12 @@
 // Fabrics: ibnetdiscover and Slurm's topology.conf.
+#include "launch/topology/fabric.h"
+
 #include <gtest/gtest.h>
 
 #include <chrono>
 #include <map>
 #include <set>
 
-#include "launch/topology/fabric.h"
 #include "runtime/core/error.h"
 #include "tests/launch/topology/support.h"
 
