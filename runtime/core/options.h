@@ -110,6 +110,7 @@ struct JobConfig {
   int64_t max_new_tokens = 0;
   std::vector<std::string> stop;
   bool ignore_eos = false;
+  int64_t max_batch = 0, context = 0, kv_blocks = 0, prefill_chunk = 0;
   std::string task;
   int64_t samples = 0;
   // tokenize

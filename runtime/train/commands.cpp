@@ -6,6 +6,7 @@
 
 #include "runtime/data/tokenize_command.h"
 #include "runtime/train/evaluate.h"
+#include "runtime/train/generate.h"
 #include "runtime/train/probe.h"
 #include "runtime/train/trainer.h"
 #include "runtime/train/verify.h"
@@ -56,6 +57,7 @@ ExitCode run_command(const RankContext& ctx) {
   if (command == "train") return run_train(ctx);
   if (command == "verify") return run_verify(ctx);
   if (command == "eval") return run_eval(ctx);
+  if (command == "generate") return run_generate(ctx);
   if (command == "probe") {
     run_probe(ctx);
     return ExitCode::kOk;

@@ -227,11 +227,13 @@ void fill_weights(const StageParameters& params, size_t i, const Stream& s, cons
 
 }  // namespace
 
-void load_weights(Engine& engine, const checkpoint::HfModelDir& dir) {
-  for (const StageParameters& params : engine.model().parameters())
+void load_weights(Engine& engine, const checkpoint::HfModelDir& dir) { load_weights(engine.model().parameters(), dir, engine.stream()); }
+
+void load_weights(std::span<const StageParameters> stages, const checkpoint::HfModelDir& dir, const Stream& s) {
+  for (const StageParameters& params : stages)
     for (size_t i = 0; i < params.specs().size(); ++i) {
       const ParamSpec& p = params.specs()[i];
-      fill_weights(params, i, engine.stream(),
+      fill_weights(params, i, s,
                    [&](float* dst) { dir.read_shard(p.name, p.shard, params.tp_rank(), DType::kF32, dst); });
     }
 }

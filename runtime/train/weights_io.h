@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <functional>
 #include <map>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -22,6 +23,8 @@ namespace r1::train {
 void check_model_dir(const checkpoint::HfModelDir& dir, const parallel::ModelConfig& config);
 /// Reads this rank's slices of all weights.
 void load_weights(Engine& engine, const checkpoint::HfModelDir& dir);
+/// The same for stages without an engine.
+void load_weights(std::span<const models::StageParameters> stages, const checkpoint::HfModelDir& dir, const Stream& s);
 /// Reads weights and optimizer state of a committed checkpoint of any layout, bit for bit.
 void load_checkpoint_state(Engine& engine, const checkpoint::CheckpointReader& reader);
 
