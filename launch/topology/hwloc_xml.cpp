@@ -7,6 +7,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <charconv>
 #include <cmath>
 #include <map>
@@ -45,15 +46,32 @@ PciType pci_type(const xml_node& object) {
   return out;
 }
 
-/// hwloc counts what is left after 8b/10b or 128b/130b line coding; NCCL takes a quarter off the
-/// raw rate.
+/// hwloc counts what is left after 8b/10b or 128b/130b line coding, NCCL three quarters of the raw
+/// rate: the slot whose hwloc figure is nearest.
 std::optional<double> slot_of(const xml_node& object) {
   const std::string_view text = object.attribute("pci_link_speed").value();
   double speed = 0;
   const auto [at, error] = std::from_chars(text.data(), text.data() + text.size(), speed);
   if (error != std::errc{} || !(speed > 0) || speed > 1e4) return std::nullopt;
-  const double lanes = speed / 0.25;
-  return std::abs(lanes - std::round(lanes)) < 0.005 ? speed * 0.75 : speed * 0.75 * 130 / 128;
+  struct Lane {
+    double hwloc, nccl;
+  };
+  static constexpr std::array<Lane, 6> kLanes = {{{0.25, 0.1875},
+                                                  {0.5, 0.375},
+                                                  {0.984615, 0.75},
+                                                  {1.969231, 1.5},
+                                                  {3.938462, 3},
+                                                  {7.5625, 6}}};
+  std::optional<double> best;
+  double least = 0.05;  // of the speed
+  for (const Lane& lane : kLanes)
+    for (int width = 1; width <= 32; width *= 2) {
+      const double off = std::abs(lane.hwloc * width - speed) / speed;
+      if (off >= least) continue;
+      least = off;
+      best = lane.nccl * width;
+    }
+  return best;
 }
 
 /// A number at the end of "nvml3", "cuda0"; nullopt when the name is not of that kind.
@@ -477,6 +495,7 @@ class HwlocReader {
   void finish() {
     number_gpus(host_);
     host_.nics_known = !host_.nics.empty();
+    settle_numa();
     if (!host_.memory_bytes) {
       uint64_t sum = 0;
       for (const NumaNode& node : host_.numa_nodes)
@@ -493,6 +512,18 @@ class HwlocReader {
         host_.nics, {}, [](const Nic& nic) { return std::pair(!nic.rdma, natural(nic.name)); });
     resolve_paths(host_);
     describe_boards();
+  }
+
+  /// Format 1.x puts packages into NUMA nodes: which is in which shows in their CPUs. And on POWER9
+  /// a node without CPUs is a GPU's memory, which newer hwloc says itself.
+  void settle_numa() {
+    for (NumaNode& node : host_.numa_nodes) {
+      if (node.cpus.empty() && !host_.gpus.empty() && host_.architecture.starts_with("ppc64"))
+        node.device_memory = true;
+      if (node.package || node.cpus.empty()) continue;
+      for (size_t p = 0; p < host_.packages.size() && !node.package; ++p)
+        if (host_.packages[p].cpus.contains(node.cpus)) node.package = static_cast<int>(p);
+    }
   }
 
   /// mlx5_2 before mlx5_10.

@@ -248,11 +248,13 @@ class NcclReader {
   }
 
   void add_nic(const xml_node& where, Nic nic, std::optional<long long> dev) {
+    // The same port for another kind of traffic; but NCCL lists an interface without a PCI place
+    // under every CPU.
     const auto known = [&](const Nic& other) {
-      return !nic.name.empty() && other.name == nic.name && other.port == nic.port;
+      return !nic.name.empty() && other.name == nic.name && other.port == nic.port &&
+             (other.numa == nic.numa || !nic.busid.empty());
     };
-    if (std::ranges::any_of(host_.nics, known))
-      return;  // the same port for another kind of traffic
+    if (std::ranges::any_of(host_.nics, known)) return;
     if (host_.nics.size() >= kMostNics)
       throw DataError("{}: more than {} NICs", at(where), kMostNics);
     host_.nics.push_back(std::move(nic));

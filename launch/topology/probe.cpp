@@ -372,6 +372,22 @@ std::string program_in_path(const std::string& name, const Environment& env) {
 
 }  // namespace
 
+namespace {
+
+/// What hosts are, against what the files that the hostfile names say they are.
+void compare_with_files(const Cluster& cluster, ProbeResult& result) {
+  const Topology files = cluster_topology(cluster);
+  for (size_t h = 0; h < files.hosts.size() && h < result.topology.hosts.size(); ++h) {
+    const auto& found = result.topology.hosts[h];  // ranks are in the order of the hostfile
+    if (!files.hosts[h].host || !found.host) continue;
+    for (const std::string& what : disagreements(*found.host, *files.hosts[h].host))
+      result.warnings.push_back(fmt::format("{}: {}", found.name, what));
+  }
+  if (result.topology.fabric.source.empty()) result.topology.fabric = files.fabric;
+}
+
+}  // namespace
+
 int run_probe(const Request& request, const Destination& destination, const Environment& env) {
   const bool measure = request.config.measure;
   if (destination.kind == Destination::Kind::kThisMachine) {
@@ -415,8 +431,10 @@ int run_probe(const Request& request, const Destination& destination, const Envi
     throw DataError("the ranks of probe ended without an answer; they printed: \"{}\"",
                     text.substr(0, 400));
   const auto start = begin + kBegin.size();
-  report(result_of(std::string_view(text).substr(start, text.find('\n', start) - start)),
-         request.config);
+  ProbeResult result =
+      result_of(std::string_view(text).substr(start, text.find('\n', start) - start));
+  compare_with_files(destination.cluster, result);
+  report(result, request.config);
   return 0;
 }
 

@@ -283,7 +283,7 @@ class HostDrawing {
     canvas_.text(x + kDeviceW / 2, y + 16, label(gpu), "mid");
     std::string kind = gpu.name.empty() ? gpu.pci_id : gpu.name;
     if (kind.starts_with("NVIDIA ")) kind.erase(0, 7);
-    canvas_.text(x + kDeviceW / 2, y + 29, fitted(kind, 17), "midsmall");
+    canvas_.text(x + kDeviceW / 2, y + 29, fitted(kind, 15), "midsmall");
     canvas_.text(x + kDeviceW / 2, y + 41, fitted(gpu.busid, 17), "midsmall");
     gpu_at_[g] = {x + kDeviceW / 2, y + kDeviceH};
   }
@@ -304,7 +304,7 @@ class HostDrawing {
   double draw_nvlinks(double y) {
     double bottom = y;
     int bars = 0;
-    for (const auto& domain : host_.nvlink_domains()) {
+    for (const auto& domain : nvlink_groups()) {
       if (domain.size() < 2) continue;
       std::set<std::string> cells;
       for (const int a : domain)
@@ -316,6 +316,18 @@ class HostDrawing {
                                     : draw_bows(domain));
     }
     return bottom;
+  }
+
+  /// Domains, cut into the boards of NVSwitches where there are several.
+  std::vector<std::vector<int>> nvlink_groups() const {
+    std::vector<std::vector<int>> out;
+    for (const auto& domain : host_.nvlink_domains()) {
+      std::map<int, std::vector<int>> boards;
+      for (const int g : domain)
+        boards[host_.gpus[static_cast<size_t>(g)].nvswitch_board.value_or(-1)].push_back(g);
+      for (auto& [board, gpus] : boards) out.push_back(std::move(gpus));
+    }
+    return out;
   }
 
   double draw_bar(const std::vector<int>& domain, const std::string& word, double y) {
@@ -331,9 +343,15 @@ class HostDrawing {
     canvas_.flush_lines();
     canvas_.box(left - 30, y + 4, right - left + 60, 24, "#e6ffec", colour_of(pair.gbytes_per_s),
                 4);
-    std::string words = host_.nvswitches.empty() ? "NVLink, every pair " + word
-                                                 : fmt::format("{} NVSwitches, every pair {}",
-                                                               host_.nvswitches.size(), word);
+    std::set<int> switches;
+    for (const NvLink& link : host_.nvlinks)
+      if (link.target == NvLink::Target::kSwitch &&
+          std::ranges::find(domain, link.gpu) != domain.end())
+        switches.insert(link.target_index);
+    std::string words = switches.empty()
+                            ? fmt::format("NVLink, every pair {}", word)
+                            : fmt::format("{} NVSwitch{}, every pair {}", switches.size(),
+                                          switches.size() == 1 ? "" : "es", word);
     if (pair.gbytes_per_s) words += fmt::format(", {:g} GB/s", *pair.gbytes_per_s);
     canvas_.text((left + right) / 2, y + 20, words, "mid");
     return y + 34;
@@ -370,6 +388,9 @@ class HostDrawing {
                             cell(host_.gpu_nic[g][static_cast<size_t>(host_.near_nics[g][0])]));
       out.push_back(std::move(line));
     }
+    if (std::ranges::any_of(host_.gpus, [](const Gpu& gpu) { return gpu.nvswitch_board > 0; }))
+      out.emplace_back(
+          "links between the boards of NVSwitches: not in the source, bandwidth unknown");
     if (host_.gpus.size() > 1 && !host_.nvlink_known)
       out.emplace_back("NVLink: unknown (the sources do not speak of it)");
     return out;
@@ -428,7 +449,9 @@ class ClusterDrawing {
     const double hosts_y = fabric_.switches.empty() ? 60 : leaves_y + 110;
     // All groups side by side, so that no line from a leaf crosses a host; the more groups, the
     // narrower each.
-    const double step = kHostW + kGap, limit = 1500;
+    const double step = kHostW + kGap;
+    const auto leaves = std::ranges::count(fabric_.switches, 0, &FabricSwitch::level);
+    const double limit = std::max(1500.0, static_cast<double>(leaves) * (kLeafW + kGap));
     const auto most = static_cast<size_t>(
         std::clamp(limit / step / std::max(1.0, static_cast<double>(groups.size())), 1.0, 8.0));
     double x = kPad;
@@ -566,7 +589,8 @@ class ClusterDrawing {
     std::map<int, std::pair<double, double>> at = leaf_at;
     std::map<int, double> next_x;
     const int rows = spine_rows();
-    const double full = std::max(canvas_.width, 600.0);
+    double full = std::max(canvas_.width, 600.0);
+    for (const auto& [leaf, place] : leaf_at) full = std::max(full, place.first + kLeafW / 2);
     std::map<int, int> counts;
     for (const FabricSwitch& s : fabric_.switches) ++counts[std::min(s.level, 6)];
     for (size_t s = 0; s < fabric_.switches.size(); ++s) {

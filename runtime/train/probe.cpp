@@ -58,14 +58,26 @@ double ping_pong(comm::Communicator& world, int peer, bool first, std::vector<ch
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
+/// A size whose way there and back takes about 50 ms, at most the buffer: slow links must not hold the others up. The first
+/// rank decides and tells its peer.
+int64_t agree_on_size(comm::Communicator& world, int peer, bool first, std::vector<char>& buffer) {
+  constexpr int64_t kTrial = 256 << 10;
+  const double seconds = ping_pong(world, peer, first, buffer, kTrial, 1);
+  auto size = static_cast<int64_t>(static_cast<double>(kTrial) * 0.05 / std::max(seconds, 1e-9));
+  size = std::clamp<int64_t>(size, kTrial, static_cast<int64_t>(buffer.size()));
+  const Tensor message{.data = &size, .dtype = DType::kI64, .shape = {1}, .device = {}};
+  first ? world.send(message, peer, {}) : world.recv(message, peer, {});
+  return size;
+}
+
 /// Best of several, after a warm-up: probes share the machine with others.
 Timing time_pair(comm::Communicator& world, int peer, bool first, std::vector<char>& buffer) {
   constexpr int64_t kSmall = 8;
-  const auto large = static_cast<int64_t>(buffer.size());
   Timing best{0, 1e12};
   (void)ping_pong(world, peer, first, buffer, kSmall, 10);
+  const int64_t large = agree_on_size(world, peer, first, buffer);
   (void)ping_pong(world, peer, first, buffer, large, 1);
-  for (int attempt = 0; attempt < 5; ++attempt) {
+  for (int attempt = 0; attempt < 4; ++attempt) {
     constexpr int kRounds = 20, kLargeRounds = 2;
     best.latency_us = std::min(best.latency_us, ping_pong(world, peer, first, buffer, kSmall, kRounds) / (2 * kRounds) * 1e6);
     const double seconds = ping_pong(world, peer, first, buffer, large, kLargeRounds);

@@ -180,6 +180,30 @@ TEST(NcclXml, NvlinkThroughAnotherGpu) {
   EXPECT_EQ(host.gpu_gpu[0][2].gbytes_per_s, 20);
 }
 
+/// As NCCL 2.27 dumps a rented B200 container: an NVSwitch that is not shown, and the socket NIC
+/// under each CPU.
+TEST(NcclXml, HiddenNvswitchAndAnInterfaceUnderEachCpu) {
+  std::string text = R"(<system version="1">)";
+  for (int cpu = 0; cpu < 2; ++cpu) {
+    text += fmt::format(
+        R"(<cpu host_hash="0x7" numaid="{}" affinity="ff" arch="x86_64" vendor="GenuineIntel" familyid="6" modelid="207">)",
+        cpu);
+    for (int gpu = 2 * cpu; gpu < 2 * cpu + 2; ++gpu)
+      text += fmt::format(
+          R"(<pci busid="0000:{}5:00.0" class="0x030200" vendor="0x10de" device="0x2901" link_speed="64.0 GT/s PCIe" link_width="16">
+        <gpu dev="{}" sm="100" rank="{}" gdr="1"><nvlink target="fffffff:ff:ff.0" count="18" tclass="0x068000"/></gpu></pci>)",
+          gpu + 1, gpu, gpu);
+    text +=
+        R"(<nic><net name="eth0" dev="0" speed="10000" port="0" guid="0x0" gdr="0"/></nic></cpu>)";
+  }
+  const HostTopology host = read_nccl_xml(text + "</system>", "b200");
+  ASSERT_EQ(host.gpus.size(), 4u);
+  EXPECT_EQ(row(host.gpu_gpu[0]), "X NV18 NV18 NV18");
+  EXPECT_NEAR(host.gpu_gpu[0][3].gbytes_per_s.value_or(0), 18 * 40.1, 1e-9);
+  EXPECT_EQ(near(host, 0), "eth0");
+  EXPECT_EQ(near(host, 3), "eth0") << "near to every CPU";
+}
+
 /// Grace: C2C to the CPU, and the NIC of that CPU is reached over it.
 TEST(NcclXml, GraceHopper) {
   const std::string text =

@@ -171,6 +171,20 @@ TEST(TopoCommand, FilesHostfilesAndThisMachine) {
   std::tie(code, out) =
       run(fmt::format("topo --svg /proc/no/such.svg {}nccl/azure-ndv4-topo.xml", data));
   EXPECT_EQ(code, 73);
+  std::tie(code, out) =
+      run(fmt::format("topo "
+                      "{0}one-h200-vm/h200-vm-hwloc.xml,{0}one-h200-vm/"
+                      "h200-vm-nccl.xml,{0}one-h200-vm/h200-vm-topo-m.txt",
+                      data));
+  EXPECT_EQ(code, 0) << out;
+  EXPECT_NE(out.find("eth0  10 Gbit/s"), std::string::npos) << out;
+  EXPECT_EQ(out.find("disagree"), std::string::npos) << out;
+  std::tie(code, out) =
+      run(fmt::format("topo "
+                      "{0}nvidia-smi/snellius-4xA100-nv4-nics-one-socket.txt,{0}nvidia-smi/"
+                      "leonardo-4xA100-nv4-4nic.txt",
+                      data));
+  EXPECT_NE(out.find("sources disagree"), std::string::npos) << out;
   std::tie(code, out) = run("probe");
   EXPECT_EQ(code, 0) << out;
 }
@@ -185,7 +199,8 @@ TEST(TopoCommand, SampleHostfilesNameTheirTopologies) {
     for (const auto& member : topology.hosts) with_topology += member.host ? 1 : 0;
     if (topology.fabric.source.empty()) continue;
     for (const auto& member : topology.hosts)
-      EXPECT_FALSE(topology.fabric.leaves_of(member.name).empty()) << entry.path() << " " << member.name;
+      EXPECT_FALSE(topology.fabric.leaves_of(member.name).empty())
+          << entry.path() << " " << member.name;
   }
   EXPECT_GE(with_topology, 2 + 1 + 2 + 16);
   const Topology production = cluster_topology(
