@@ -10,6 +10,7 @@
 #include "launch/batch.h"
 #include "launch/detect.h"
 #include "launch/launch_job.h"
+#include "launch/plan.h"
 #include "launch/process.h"
 #include "launch/shim.h"
 #include "launch/topology/probe.h"
@@ -64,6 +65,7 @@ int run(const std::vector<std::string>& arguments) {
     std::printf("%s", options_help(inv.command).c_str());
     return 0;
   }
+  if (inv.command == "plan") return run_plan(request.config);
   for (const std::string& word :
        inv.args)  // the printed command is the one that would start the job
     if (word != "--dry-run") request.for_ranks.push_back(word);

@@ -27,7 +27,7 @@
 namespace r1::launch {
 namespace {
 
-constexpr size_t kMostNodes = 200'000, kMostEnds = 4'000'000;
+constexpr size_t kMostNodes = 200'000, kMostEnds = 1'000'000;
 
 enum class NodeKind : uint8_t { kSwitch, kAdapter, kAggregation, kRouter };
 

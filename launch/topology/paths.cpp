@@ -250,7 +250,8 @@ std::vector<Found> search(const Graph& graph, int base) {
   std::vector<Found> found(graph.kinds.size());
   found[static_cast<size_t>(base)] = {PathClass::kLoc, kSameDevice, 0, false};
   std::vector<int> level{base}, next;
-  while (!level.empty()) {
+  std::vector<int> queued(graph.kinds.size(), 0);  // in which round a node was put into `next`
+  for (int round = 1; !level.empty(); ++round) {
     next.clear();
     for (const int node : level) {
       const Found here = found[static_cast<size_t>(node)];
@@ -273,7 +274,10 @@ std::vector<Found> search(const Graph& graph, int base) {
               (candidate.gbytes_per_s == known.gbytes_per_s && candidate.hops < known.hops)));
         if (!better) continue;
         known = candidate;
-        if (std::ranges::find(next, edge.to) == next.end()) next.push_back(edge.to);
+        if (queued[static_cast<size_t>(edge.to)] != round) {
+          queued[static_cast<size_t>(edge.to)] = round;
+          next.push_back(edge.to);
+        }
       }
     }
     level.swap(next);
@@ -288,19 +292,28 @@ Path as_path(const Found& found) {
   return path;
 }
 
-/// Links that a GPU has towards another, directly or through switches.
-int links_between(const HostTopology& host, int a, int b) {
-  int direct = 0, to_switch_a = 0, to_switch_b = 0;
-  for (const NvLink& link : host.nvlinks) {
-    if (link.c2c) continue;
-    if (link.gpu == a && link.target == NvLink::Target::kGpu && link.target_index == b)
-      direct += link.count;
-    if (link.target != NvLink::Target::kSwitch) continue;
-    if (link.gpu == a) to_switch_a += link.count;
-    if (link.gpu == b) to_switch_b += link.count;
+/// Links that GPUs have towards each other, directly or through switches.
+class LinkCounts {
+ public:
+  explicit LinkCounts(const HostTopology& host)
+      : direct_(host.gpus.size(), std::vector<int>(host.gpus.size(), 0)),
+        to_switch_(host.gpus.size(), 0) {
+    for (const NvLink& link : host.nvlinks) {
+      const auto gpu = static_cast<size_t>(link.gpu);
+      if (link.target == NvLink::Target::kGpu)
+        direct_[gpu][static_cast<size_t>(link.target_index)] += link.count;
+      else if (link.target == NvLink::Target::kSwitch)
+        to_switch_[gpu] += link.count;
+    }
   }
-  return direct > 0 ? direct : std::min(to_switch_a, to_switch_b);
-}
+  [[nodiscard]] int between(size_t a, size_t b) const {
+    return direct_[a][b] > 0 ? direct_[a][b] : std::min(to_switch_[a], to_switch_[b]);
+  }
+
+ private:
+  std::vector<std::vector<int>> direct_;
+  std::vector<int> to_switch_;
+};
 
 /// Groups of GPUs whose NVSwitches are joined only by links that the source does not show (the two
 /// base boards of a DGX-2). Empty unless there are several.
@@ -357,6 +370,7 @@ void resolve_paths(HostTopology& host) {
   host.gpu_nic.assign(gpus, std::vector<Path>(nics));
   host.nic_nic.assign(nics, std::vector<Path>(nics));
   const std::vector<int> board = switch_boards(host);
+  const LinkCounts links(host);
   for (size_t g = 0; g < gpus; ++g) {
     if (!board.empty() && board[g] >= 0) host.gpus[g].nvswitch_board = board[g];
     const auto found = search(builder.graph, builder.gpus[g]);
@@ -368,7 +382,7 @@ void resolve_paths(HostTopology& host) {
       if (other_board)
         path.gbytes_per_s.reset();
       else
-        path.nvlinks = links_between(host, static_cast<int>(g), static_cast<int>(other));
+        path.nvlinks = links.between(g, other);
     }
     for (size_t n = 0; n < nics; ++n) {
       host.gpu_nic[g][n] = as_path(found[static_cast<size_t>(builder.nics[n])]);

@@ -10,6 +10,7 @@ namespace {
 
 /// Elements between the starts of two parameter blocks: 512 bytes in fp32, 256 in bf16.
 constexpr int64_t kParamAlign = 128;
+constexpr int64_t kStateAlign = 64;   ///< elements between the starts of two shards: the arena's alignment in fp32
 constexpr int64_t kPlanAlign = 256;  ///< bytes; the arena's alignment
 
 /// Parts of `total` cut evenly on multiples of `quantum` where there is enough of it: tile-sized shards for the GEMMs.
@@ -73,12 +74,10 @@ std::vector<int32_t> LocalShape::kv_of_q(int64_t group) const {
 }
 
 ModelSpec::ModelSpec(ModelConfig config, int tp, int stages)
-    : config_(std::move(config)), tp_(tp), stages_(partition_stages(config_, stages)) {}
-
-LocalShape ModelSpec::local(int tp_rank) const {
-  const auto r = static_cast<size_t>(tp_rank);
-  return {q_head_parts(config_, tp_)[r], kv_head_parts(config_, tp_)[r], ffn_parts(config_, tp_)[r],
-          vocab_parts(config_, tp_)[r]};
+    : config_(std::move(config)), tp_(tp), stages_(partition_stages(config_, stages)) {
+  const auto q = q_head_parts(config_, tp), kv = kv_head_parts(config_, tp), ffn = ffn_parts(config_, tp),
+             vocab = vocab_parts(config_, tp);
+  for (size_t r = 0; r < q.size(); ++r) locals_.push_back({q[r], kv[r], ffn[r], vocab[r]});
 }
 
 std::vector<ParamSpec> ModelSpec::layer_params(int64_t l) const {
@@ -222,7 +221,7 @@ Interval token_part(int64_t tokens, int tp_rank, int tp) { return even_part(toke
 
 PlannedTensor layer_slot(const ModelSpec& spec, int tp_rank, int64_t tokens, DType act, LayerSlot slot) {
   const ModelConfig& c = spec.config();
-  const LocalShape local = spec.local(tp_rank);
+  const LocalShape& local = spec.local(tp_rank);
   const int64_t ts = token_part(tokens, tp_rank, spec.tp()).size();
   const int64_t nq = local.q_heads.size(), nkv = local.kv_heads.size(), f = local.ffn.size();
   const int64_t qkv = (nq + 2 * nkv) * c.head_dim;
@@ -311,6 +310,31 @@ ParamLayout param_layout(const std::vector<ParamSpec>& params, int tp_rank) {
   return out;
 }
 
+Interval state_rows(const ParamSpec& p, int tp_rank, int shard, int shards) {
+  return even_part(p.shard.local_shape(tp_rank).front(), shard, shards);
+}
+
+StateLayout state_layout(const std::vector<ParamSpec>& params, int tp_rank, int shard, int shards) {
+  StateLayout out;
+  if (shards == 1) {
+    ParamLayout all = param_layout(params, tp_rank);
+    for (const ParamSpec& p : params) out.rows.push_back(state_rows(p, tp_rank, 0, 1));
+    out.offsets = std::move(all.offsets);
+    out.elems = all.elems;
+    return out;
+  }
+  for (const ParamSpec& p : params) {
+    const std::vector<int64_t> shape = p.shard.local_shape(tp_rank);
+    int64_t row = 1;
+    for (size_t d = 1; d < shape.size(); ++d) row *= shape[d];
+    out.rows.push_back(state_rows(p, tp_rank, shard, shards));
+    out.offsets.push_back(out.elems);
+    out.elems += (out.rows.back().size() * row + kStateAlign - 1) / kStateAlign * kStateAlign;
+  }
+  out.elems = (out.elems + kParamAlign - 1) / kParamAlign * kParamAlign;
+  return out;
+}
+
 int64_t shared_gradient_elems(const std::vector<ParamSpec>& params) {
   int64_t n = 0;
   for (const ParamSpec& p : params) {
@@ -332,8 +356,8 @@ RankPlan::Bytes RankPlan::bytes() const {
   Bytes b;
   for (const Chunk& c : chunks) {
     b.weights += c.param_elems * dtype_bytes(format.weights);
-    b.gradients += c.param_elems * dtype_bytes(format.gradients);
-    b.optimizer += c.param_elems * (2 * dtype_bytes(format.moments) + (format.master ? 4 : 0));
+    b.gradients += (c.param_elems + c.tied_head_elems) * gradient_slots() * dtype_bytes(format.gradients);
+    b.optimizer += c.state_elems * (2 * dtype_bytes(format.moments) + (format.master ? 4 : 0));
     b.activations += c.in_flight * laid_out_bytes(c.slot) + c.stash * laid_out_bytes(c.stash_slot);
   }
   b.scratch = laid_out_bytes(scratch);
@@ -342,9 +366,10 @@ RankPlan::Bytes RankPlan::bytes() const {
 
 RankPlan plan_rank(const ModelSpec& spec, const MeshShape& mesh, const MeshCoord& coord, const Schedule& schedule,
                    int64_t tokens, Recompute recompute, const NumericFormat& format, const DeviceNeeds& needs,
-                   bool training) {
+                   bool training, int zero, std::optional<RowTree> row_tree) {
   const ModelConfig& c = spec.config();
-  RankPlan plan{.mesh = mesh, .coord = coord, .tokens = tokens, .recompute = recompute, .format = format};
+  RankPlan plan{.mesh = mesh, .coord = coord, .tokens = tokens, .recompute = recompute, .format = format, .zero = zero,
+                .row_tree = std::move(row_tree)};
   const int tp_rank = coord.tp;
   const DType act = format.weights;
   const Simulation sim = simulate(schedule, {});
@@ -354,7 +379,11 @@ RankPlan plan_rank(const ModelSpec& spec, const MeshShape& mesh, const MeshCoord
     const auto s = static_cast<size_t>(stage);
     RankPlan::Chunk chunk;
     chunk.stage = stage;
-    chunk.param_elems = param_layout(spec.stage_params(stage), tp_rank).elems;
+    const std::vector<ParamSpec> params = spec.stage_params(stage);
+    chunk.param_elems = param_layout(params, tp_rank).elems;
+    chunk.state_elems = state_layout(params, tp_rank, plan.shards() == 1 ? 0 : coord.dp, plan.shards()).elems;
+    if (plan.row_tree && c.tied_embeddings && spec.stages()[s].embedding && spec.stages()[s].head)
+      chunk.tied_head_elems = params.front().shard.local_elems(tp_rank);
     chunk.in_flight = sim.peak_in_flight.at(s);
     chunk.stash = training ? sim.peak_stash.at(s) : 0;
     split = split || chunk.stash > 0;
@@ -364,7 +393,7 @@ RankPlan plan_rank(const ModelSpec& spec, const MeshShape& mesh, const MeshCoord
     plan.chunks.push_back(std::move(chunk));
   }
 
-  const LocalShape local = spec.local(tp_rank);
+  const LocalShape& local = spec.local(tp_rank);
   const int64_t ts = token_part(tokens, tp_rank, spec.tp()).size();
   auto& scratch = plan.scratch;
   const auto add = [&](const char* name, std::vector<int64_t> shape, DType dtype) {

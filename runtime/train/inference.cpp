@@ -156,7 +156,7 @@ void InferenceSession::load(const RequestSizes& sizes, bool logprobs) {
   ctx_.status.set_phase("loading weights");
   const parallel::NumericFormat format{.weights = shape.dtype};
   params_.reserve(plan_.chunks.size());
-  for (const auto& chunk : plan_.chunks) params_.emplace_back(*spec_, chunk.stage, groups_->coord().tp, format, device_, false, stream_);
+  for (const auto& chunk : plan_.chunks) params_.emplace_back(*spec_, chunk.stage, groups_->coord().tp, format, device_, models::StageParameters::Holds{.training = false}, stream_);
   if (source_.init_seed) {
     for (const models::StageParameters& p : params_) models::initialise(p, source_.config, *source_.init_seed, stream_);
   } else {

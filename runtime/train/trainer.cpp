@@ -15,11 +15,13 @@
 #include "runtime/data/default/default_job.h"
 #include "runtime/device/cpu/thread_pool.h"
 #include "runtime/tokenizer/byte_level.h"
+#include "runtime/train/deterministic_cost.h"
 #include "runtime/train/evaluate.h"
 #include "runtime/train/resume_check.h"
 #include "runtime/train/sample.h"
 #include "runtime/train/save.h"
 #include "runtime/train/setup.h"
+#include "runtime/train/step_health.h"
 #include "runtime/train/weights_io.h"
 
 namespace r1::train {
@@ -191,7 +193,8 @@ void Job::open() {
     eval_.emplace_back(file, data::Dataset::open(o, *tokenizer_));
   }
 
-  rows_ = {.batch = cfg_.batch, .micro_batch = cfg_.micro_batch, .seq_len = data_->seq_len(), .dp = mesh.dp};
+  rows_ = {.batch = cfg_.batch, .micro_batch = cfg_.deterministic ? 1 : cfg_.micro_batch, .seq_len = data_->seq_len(),
+           .dp = mesh.dp};
   device_ = choose_device(ctx_, cache);
   const EngineOptions options = engine_options(cfg_, source_->config, mesh, rows_, device_, true);
   check_space(options);
@@ -300,13 +303,18 @@ void Job::print_start(double gemm_rate, int64_t total_steps) {
   fmt::print("machine    {}, {} together in {} GEMM, {} thread(s) a rank\n",
              device_.kind == DeviceKind::kCuda ? "GPU" : "CPU", human_si(gemm_rate, "FLOP/s"),
              dtype_name(engine_->plan().format.weights), cpu_threads());
+  if (cfg_.deterministic)
+    fmt::print("deterministic  {}\n",
+               measure_deterministic_cost(*engine_, rows_.seq_len, cfg_.micro_batch).str(rows_.seq_len, cfg_.micro_batch));
   fmt::print("steps      {} to {}, {} rows each\n\n", progress_.step + 1, total_steps, rows_.batch);
   if (cfg_.schedule_print) {
     const parallel::Schedule& schedule = engine_->schedule();
     fmt::print("{}\n", parallel::print(schedule));
     // A backward costs twice a forward, its halves one each.
-    std::ofstream(output_ / "schedule.svg") << parallel::gantt_svg(schedule, parallel::simulate(schedule, {}));
-    fmt::print("schedule   {}\n\n", (output_ / "schedule.svg").string());
+    const parallel::Simulation simulation = parallel::simulate(schedule, {});
+    std::ofstream(output_ / "schedule.svg") << parallel::gantt_svg(schedule, simulation);
+    fmt::print("schedule   {}, {:.1f} % bubble with stages of equal cost\n\n", (output_ / "schedule.svg").string(),
+               100 * simulation.bubble_fraction);
   }
   std::fflush(stdout);
   std::ofstream(output_ / "config.ini") << resolved_ini(cfg_);
@@ -448,7 +456,7 @@ ExitCode Job::run() {
   const optim::LrSchedule lr_schedule{.kind = optim::parse_lr_schedule(cfg_.lr_schedule), .lr = cfg_.lr, .min_lr = cfg_.min_lr,
                                       .warmup_steps = cfg_.warmup_steps, .total_steps = total_steps_};
   const parallel::MeshCoord coord = engine_->groups().coord();
-  int64_t skipped_in_a_row = 0;
+  StepHealth health(ctx_, *data_, [this](nlohmann::ordered_json line) { metrics_line(std::move(line)); });
   double first_loss = std::nan(""), last_loss = std::nan("");
   const auto job_start = Clock::now();
   while (progress_.step < total_steps_) {
@@ -470,23 +478,15 @@ ExitCode Job::run() {
     });
     ctx_.status.set_phase("optimizer");
     const double lr = lr_schedule.at(progress_.step);
-    const double norm = engine_->optimizer_step(lr, progress_.step + 1);
+    const double norm = engine_->optimizer_step(lr, progress_.step + 1, loss);
     ++progress_.step;
     progress_.position_rows += rows_.batch;
-    // A loss that is not finite has gradients that are not: the norm decides, here as in the optimizer.
-    const bool skipped = !std::isfinite(norm);
-    skipped_in_a_row = skipped ? skipped_in_a_row + 1 : 0;
-    if (skipped) {
+    if (health.observe({.step = progress_.step, .first_row = progress_.position_rows - rows_.batch, .rows = rows_.batch,
+                        .loss = loss, .norm = norm})) {
       ++progress_.skipped_steps;
-      if (ctx_.first())
-        log::warn("step {}: loss {} and gradient norm {} are not finite: the step is skipped, weights unchanged (rows {} to {})",
-                  progress_.step, loss, norm, progress_.position_rows - rows_.batch, progress_.position_rows - 1);
-      if (skipped_in_a_row > cfg_.max_skipped_steps && saver_->busy()) conclude_save(saver_->finish());
-      if (skipped_in_a_row > cfg_.max_skipped_steps)
-        throw DivergedError("{} steps in a row had NaN or Inf (--max-skipped-steps {}); {}", skipped_in_a_row,
-                            cfg_.max_skipped_steps,
-                            last_saved_ < 0 ? std::string("no checkpoint was written")
-                                            : fmt::format("the last good checkpoint is step {}", last_saved_));
+      if (health.skipped_in_a_row() > cfg_.max_skipped_steps && saver_->busy()) conclude_save(saver_->finish());
+      health.check(last_saved_ < 0 ? std::string("no checkpoint was written")
+                                   : fmt::format("the last good checkpoint is step {}", last_saved_));
     }
     if (std::isnan(first_loss)) first_loss = loss;
     last_loss = loss;

@@ -704,10 +704,17 @@ TEST_F(CudaKernels, SumOfSquares) {
     for (const int64_t n :
          {int64_t{0}, int64_t{1}, int64_t{7}, int64_t{1000}, int64_t{100003}, int64_t{3000000}}) {
       SCOPED_TRACE(text(t, {n}));
-      const auto x = Both::normal("x", {n}, t);
+      const int64_t columns = n % 8 == 0 ? 8 : 1;
+      const auto x = Both::normal("x", {n / columns, columns}, t);
       const auto out = Both::doubles({1}, {2.5});
-      gpu([&](Side s, const Stream& stream) { kernels::sum_of_squares(x(s), out(s), stream); });
-      double want = 2.5;
+      Buffer words(gpu_device(), kernels::kExactWords * sizeof(int64_t));
+      const Tensor sum{.data = words.data(), .dtype = DType::kI64, .shape = {kernels::kExactWords}, .device = gpu_device()};
+      gpu([&](Side s, const Stream& stream) {
+        backend_of(DeviceKind::kCuda).fill_zero(sum.data, sum.bytes(), stream);
+        kernels::sum_of_squares(x(s), sum, stream);
+        kernels::exact_total(sum, out(s), stream);
+      });
+      double want = 0;
       for (const float f : x.cpu()) want += static_cast<double>(f) * static_cast<double>(f);
       EXPECT_NEAR(out.gpu()[0], want, want * 1e-12);
     }

@@ -61,7 +61,7 @@ Result run(const Fixture& f, const Setup& s, const std::vector<Request>& request
                                          .blocks = s.blocks, .logit_rows = s.logit_rows, .attention_rows = s.attention_rows};
     const parallel::InferencePlan plan = parallel::plan_inference(spec, s.mesh, groups.coord(), shape);
     std::vector<models::StageParameters> params;
-    params.emplace_back(spec, groups.coord().pp, groups.coord().tp, parallel::NumericFormat{}, Device{}, false, stream);
+    params.emplace_back(spec, groups.coord().pp, groups.coord().tp, parallel::NumericFormat{}, Device{}, models::StageParameters::Holds{.training = false}, stream);
     for (size_t i = 0; i < params[0].specs().size(); ++i) {
       const parallel::ParamSpec& p = params[0].specs()[i];
       f.dir.read_shard(p.name, p.shard, groups.coord().tp, DType::kF32, params[0].part(params[0].weights(), i).data);
