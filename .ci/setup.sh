@@ -1,9 +1,9 @@
 # Sourced by ./quickstart, ./run-tests and .ci/run: installs what is missing (Debian 12) and sets the environment.
 # The one list of packages that a build, a run and the tests need.
 R1RUN_PACKAGES=(g++ cmake ninja-build ccache pkg-config git ca-certificates
-  libopenmpi-dev openmpi-bin libhwloc-dev libboost-program-options-dev libfmt-dev libspdlog-dev nlohmann-json3-dev
+  libopenmpi-dev openmpi-bin libhwloc-dev libpugixml-dev libboost-program-options-dev libfmt-dev libspdlog-dev nlohmann-json3-dev
   libutf8proc-dev libopenblas-pthread-dev zlib1g-dev libzstd-dev libucx-dev)
-R1RUN_TEST_PACKAGES=(libgtest-dev libgmock-dev libbenchmark-dev clang-14 iproute2 procps strace slurm-wlm munge python3-yaml)
+R1RUN_TEST_PACKAGES=(libgtest-dev libgmock-dev libbenchmark-dev clang-14 iproute2 procps strace ibsim-utils infiniband-diags bzip2 slurm-wlm munge python3-yaml)
 
 # r1run_install PACKAGE...: installs what is not there yet, as root or through sudo; otherwise says what is missing and stops.
 r1run_install() {

@@ -155,7 +155,7 @@ std::vector<Line> lines_of(std::string_view text, const std::string& source,
 std::map<std::string, std::string> parse_annotation(std::string_view text,
                                                     const std::string& where) {
   std::map<std::string, std::string> out;
-  const std::vector<std::string> keys{"topology", "tier", "rack"};
+  const std::vector<std::string> keys{"topology", "fabric", "tier", "rack"};
   while (!(text = trim(text)).empty()) {
     const size_t end = std::min({text.find(' '), text.find('\t'), text.size()});
     const std::string_view word = text.substr(0, end);
@@ -166,7 +166,7 @@ std::map<std::string, std::string> parse_annotation(std::string_view text,
     const std::string key(word.substr(0, eq));
     if (std::find(keys.begin(), keys.end(), key) == keys.end()) {
       const std::string near = nearest(key, keys);
-      throw UsageError("{}: annotation \"{}\" is unknown{}; allowed: topology, tier, rack", where,
+      throw UsageError("{}: annotation \"{}\" is unknown{}; allowed: topology, fabric, tier, rack", where,
                        shown(key), near.empty() ? "" : " (did you mean " + near + "?)");
     }
     out[key] = std::string(word.substr(eq + 1));

@@ -31,7 +31,7 @@ struct Host {
   std::string user;                                ///< of the ssh connection; empty: unchanged
   int port = 0;                                    ///< of the ssh connection; 0: unchanged
   int line = 0;                                    ///< of the first mention; 0: not from a file
-  std::map<std::string, std::string> annotations;  ///< topology, tier, rack
+  std::map<std::string, std::string> annotations;  ///< topology, fabric, tier, rack
   friend bool operator==(const Host&, const Host&) = default;
 };
 

@@ -13,6 +13,8 @@
 #include "launch/plan.h"
 #include "launch/process.h"
 #include "launch/shim.h"
+#include "launch/topology/probe.h"
+#include "launch/topology/topo_command.h"
 #include "launch/verify_layouts.h"
 #include "runtime/core/error.h"
 #include "runtime/core/options.h"
@@ -42,7 +44,11 @@ bool runs_ranks(const std::string& command) {
 int run(const std::vector<std::string>& arguments) {
   Environment env = Environment::of_process();
   const Whereabouts where = detect(env, file_exists);
-  if (is_rank(where)) return run_shim(shim_options(env, where, arguments));
+  if (is_rank(where)) {
+    if (!arguments.empty() && arguments[0] == "probe")
+      return run_probe_parent(env, where, arguments);
+    return run_shim(shim_options(env, where, arguments));
+  }
   refuse_unusable(where);
 
   const Invocation inv = split_command(arguments);
@@ -65,6 +71,9 @@ int run(const std::vector<std::string>& arguments) {
     if (word != "--dry-run") request.for_ranks.push_back(word);
   if (inv.command == "sbatch") return run_sbatch(request.config);
   if (inv.command == "mpijob") return run_mpijob(request.config);
+  if (inv.command == "topo") return run_topo(request.config);
+  if (inv.command == "probe")
+    return run_probe(request, choose_destination(request.config, where, env), env);
   if (!runs_ranks(inv.command)) become_rank_program(request.for_ranks);
   // Ranks write into pipes and cannot see for themselves whether a person watches.
   if (isatty(STDOUT_FILENO) != 0) {

@@ -76,10 +76,9 @@ struct Core {
 struct PciSwitch {
   enum class Kind : uint8_t {
     kHostBridge,  ///< a root: one PCI hierarchy of one NUMA node
-    kBridge,      ///< a bridge or a port of a switch
-    kSwitch,      ///< a whole switch, its ports fused
+    kSwitch,      ///< a bridge, or a whole switch with its ports fused
   };
-  Kind kind = Kind::kBridge;
+  Kind kind = Kind::kSwitch;
   std::string busid;                   ///< "0000:c0:03.1"; "" for a host bridge without one
   std::optional<int> parent;           ///< nullopt: a root
   std::optional<int> numa;             ///< of a root
@@ -107,6 +106,9 @@ struct Gpu {
   std::optional<bool> gdr;                 ///< GPUDirect RDMA
   std::vector<MigInstance> mig;            ///< empty: none, or unknown
   std::optional<bool> mig_enabled;
+  /// Set where NVSwitches form several groups without visible links between them (the base boards of a DGX-2): GPUs of
+  /// different boards may be joined by trunk links that the source does not show.
+  std::optional<int> nvswitch_board;
   std::optional<bool> ecc;
   std::vector<std::string> throttle_reasons;  ///< in force when it was read
   std::optional<uint32_t> numa_id_of_memory;  ///< GPU NUMA ID: where its memory is a NUMA node
@@ -138,8 +140,9 @@ struct NvLink {
   enum class Target : uint8_t { kGpu, kSwitch, kCpu };
   int gpu = 0;  ///< index into gpus
   Target target = Target::kGpu;
-  int target_index = 0;  ///< into gpus, nvswitches or numa_nodes
-  int count = 0;
+  int target_index = 0;  ///< into gpus, nvswitches or numa_nodes (-1: a CPU of unknown node)
+  int count = 0;                       ///< 0: unknown
+  bool c2c = false;                    ///< a chip-to-chip link (Grace) rather than NVLinks
   std::optional<double> gbytes_per_s;  ///< of all `count` together
 };
 
@@ -169,6 +172,7 @@ struct HostTopology {
   bool nics_known = false;  ///< false: the sources are silent about NICs
   /// GPU x GPU and GPU x NIC, row by GPU. Filled by every reader.
   std::vector<std::vector<Path>> gpu_gpu, gpu_nic;
+  std::vector<std::vector<Path>> nic_nic;  ///< row and column by NIC
   /// Nearest NICs of each GPU, indices into nics: every NIC that is as near as the nearest, in file
   /// order. Empty: it has none nearer than SYS, or the paths are unknown.
   std::vector<std::vector<int>> near_nics;

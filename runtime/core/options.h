@@ -123,7 +123,8 @@ struct JobConfig {
   // tokenize
   bool add_special = false, skip_special = false, generation_prompt = false, train = false, stats = false;
   // everywhere
-  std::string json, input;
+  std::string json, input, svg;
+  bool measure = false;
   std::vector<std::string> config;
   bool help =
       false;  ///< --help was given: nothing else has been checked; print options_help(command)

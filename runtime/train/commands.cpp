@@ -11,6 +11,7 @@
 #include "runtime/train/data_progress.h"
 #include "runtime/train/evaluate.h"
 #include "runtime/train/generate.h"
+#include "runtime/train/probe.h"
 #include "runtime/train/trainer.h"
 #include "runtime/train/verify.h"
 
@@ -85,6 +86,10 @@ ExitCode run_command(const RankContext& ctx) {
   if (command == "verify") return run_verify(ctx);
   if (command == "eval") return run_eval(ctx);
   if (command == "generate") return run_generate(ctx);
+  if (command == "probe") {
+    run_probe(ctx);
+    return ExitCode::kOk;
+  }
   if (command == "tokenize") return run_tokenize(ctx);
   throw UsageError("r1run {}: this program has no such command", command);
 }

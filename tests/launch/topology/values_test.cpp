@@ -1,12 +1,11 @@
 // The map's own values: CPU sets, path classes, NVLink domains, leaf sharing.
-#include "launch/topology.h"
-
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <iterator>
 #include <set>
 
+#include "launch/topology.h"
 #include "runtime/core/error.h"
 #include "runtime/core/rng.h"
 
