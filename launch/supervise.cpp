@@ -204,6 +204,7 @@ class Supervisor {
     // to report: it saved and stopped because somebody asked it to.
     const bool passed_on = WIFEXITED(status) && WEXITSTATUS(status) == out.code;
     out.fault = out.code != 0 && stop_requests_ == 0 && !passed_on;
+    out.launcher_failed = out.fault;
     if (out.fault)
       show(fmt::format("r1run: FATAL why=\"{} ended with {} and no rank left a word\" code={}\n",
                        command_.argv[0],

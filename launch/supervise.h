@@ -52,6 +52,8 @@ struct JobOutcome {
   /// Ended by a fault (a rank's, a host's or the launcher's own), not on request and not as it
   /// should.
   bool fault = false;
+  bool launcher_failed =
+      false;  ///< a fault of the launcher's own: it could not start or hold the ranks
 };
 
 /// Runs the command to its end. Throws InternalError when the system refuses pipes or processes,

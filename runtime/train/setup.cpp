@@ -73,6 +73,8 @@ parallel::MeshShape mesh_of(const RankContext& ctx, int ranks_per_host) {
   const JobConfig& cfg = ctx.config;
   const parallel::MeshShape mesh{.pp = cfg.pp, .dp = cfg.dp, .tp = cfg.tp};
   parallel::check_mesh(mesh, ctx.world.size(), ranks_per_host);
+  const parallel::MeshCoord at = parallel::coord_of(mesh, ctx.world.rank());
+  ctx.status.set_identity(ctx.world.rank(), ctx.world.size(), fmt::format("pp {} dp {} tp {}", at.pp, at.dp, at.tp));
   return mesh;
 }
 

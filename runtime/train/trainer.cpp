@@ -392,7 +392,7 @@ ExitCode Job::run() {
     }
     trained = reduce(engine_->groups().dp(), trained, comm::ReduceOp::kSum);
     const double loss = engine_->forward_backward(batches, trained, [&](const parallel::Action& a) {
-      ctx_.status.set_phase(a.str());
+      ctx_.status.set_phase(a.words());
     });
     ctx_.status.set_phase("optimizer");
     const double lr = lr_schedule.at(progress_.step);
