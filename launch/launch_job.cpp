@@ -68,9 +68,11 @@ void warn(const Command& command) {
   for (const auto& w : command.warnings) std::fprintf(stderr, "r1run: warning: %s\n", w.c_str());
 }
 
-JobOutcome supervise_command(const Request& request, const Command& command, int hosts) {
+JobOutcome supervise_command(const Request& request, const Command& command,
+                             const Destination& destination) {
   SuperviseOptions options;
-  options.hosts = hosts;
+  options.hosts = std::max(1, static_cast<int>(destination.cluster.hosts.size()));
+  if (destination.kind == Destination::Kind::kSrun) options.start_failure = ExitCode::kTemporary;
   options.peer_timeout_s = request.config.peer_timeout;
   options.saves_on_request = request.config.command == "train";
   options.forward_stdin = request.config.command == "generate" || isatty(STDIN_FILENO) == 0;
@@ -89,8 +91,7 @@ JobOutcome run_once(const Request& request, const Destination& destination, cons
     command = command_for(request, destination, env);
   }
   if (announce == Announce::kYes) warn(command);
-  return supervise_command(request, command,
-                           std::max(1, static_cast<int>(destination.cluster.hosts.size())));
+  return supervise_command(request, command, destination);
 }
 
 }  // namespace

@@ -98,7 +98,7 @@ struct JobConfig {
   std::vector<std::string> sbatch_option, setup, volume;
   int nodes = 0, gpus_per_node = 0;  ///< 0: auto
   double save_before = 0;            ///< seconds
-  bool submit = false;
+  bool submit = false, query = false;
   // verification
   std::string reference, checkpoint;
   std::vector<std::string> layouts;

@@ -49,9 +49,12 @@ class Slurm : public ::testing::Test {
     return state == "COMPLETED" || state == "FAILED" || state == "TIMEOUT" ||
            state == "CANCELLED" || state == "NODE_FAIL";
   }
-  /// Slurm holds a requeued job for two minutes. True when this one was held, and now is not.
+  /// Slurm holds a requeued job for two minutes, which the ends of the last start's steps need some
+  /// seconds of. True when this one was held, and now is not.
   [[nodiscard]] bool hurry(const std::string& id, const std::string& more = "") const {
-    if (field(id, "JobState") != "PENDING" || field(id, "Restarts") == "0") return false;
+    if (field(id, "JobState") != "PENDING" || field(id, "Restarts") == "0" ||
+        !processes_with(fmt::format("slurmstepd: [{}.", id)).empty())
+      return false;
     std::vector<std::string> command{"scontrol", "update", "JobId=" + id, "StartTime=now"};
     if (!more.empty()) command.push_back(more);
     return slurm(command).code == 0;

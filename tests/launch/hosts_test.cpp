@@ -140,6 +140,21 @@ TEST_F(ThreeHosts, SharedCauseUnderBareMpirunIsSaidOnce) {
   EXPECT_EQ(count(r.output, "FATAL"), 1) << r.output;
 }
 
+TEST_F(ThreeHosts, DoctorLooksAtEveryHostThroughOneMpirun) {
+  const Result r =
+      on_first_host({(rig_.path() / "r1run").string(), "doctor", "--host", "rig1:2,rig2:2,rig3:2",
+                     "--json=" + (rig_.path() / "d.json").string()},
+                    "", -2, 0);
+  EXPECT_LT(r.code, 4) << r.output;
+  EXPECT_EQ(count(r.output, "3 hosts: "), 1) << r.output;
+  EXPECT_EQ(count(r.output, "r1run-rank"), 1 + count(r.output, "/r1run-rank")) << r.output;
+  EXPECT_EQ(count(r.output, "no report came"), 0) << r.output;
+  std::ifstream in(rig_.path() / "d.json");
+  const std::string json{std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
+  for (const char* host : {"rig1", "rig2", "rig3"})
+    EXPECT_EQ(count(json, std::string("\"host\": \"") + host + "\""), 1) << json;
+}
+
 TEST_F(ThreeHosts, CutHostIsNamedAndNobodyStays) {
   double cut_at = 0;
   const auto hook = [&](pid_t, const std::string&) {

@@ -21,7 +21,7 @@ up)
   dd if=/dev/urandom of="$s/munge/key" bs=1024 count=1 2>/dev/null
   chmod 0400 "$s/munge/key"
   for i in 0 1 2 3; do [ -e "$s/gpu/$i" ] || mknod "$s/gpu/$i" c 1 3; done
-  # One second instead of thirty where waiting is all that the figure means; the rest is what the packages default to.
+  # KillWait and the scheduling interval are short, so that the tests are; the rest is what the packages default to.
   cat >"$s/slurm.conf" <<EOF
 ClusterName=rig
 SlurmctldHost=rig1(10.77.0.1)
