@@ -6,12 +6,11 @@
 #include <algorithm>
 #include <cerrno>
 #include <charconv>
-#include <chrono>
 #include <cstring>
-#include <thread>
 #include <utility>
 
 #include "runtime/checkpoint/checkpoint.h"
+#include "runtime/checkpoint/settle.h"
 #include "runtime/core/log.h"
 
 namespace r1::checkpoint {
@@ -19,8 +18,6 @@ namespace {
 
 constexpr std::string_view kStep = "step-", kStage = ".step-", kTrash = ".trash-step-",
                            kReplaced = ".replaced-step-";
-constexpr auto kSettle =
-    std::chrono::seconds(10);  // for another host's files to show on a shared file system
 
 std::optional<int64_t> parse_step(std::string_view digits) {
   int64_t step = 0;
@@ -83,19 +80,6 @@ void remove_if_possible(const fs::path& path, SyscallHook* hook) noexcept {
   } catch (const std::exception& e) {
     log::warn("{}: could not be cleaned up: {}", path.string(), e.what());
   }
-}
-
-// Waits until `done` or the time is up.
-template <class F>
-bool settle(F&& done) {
-  const auto until = std::chrono::steady_clock::now() + kSettle;
-  auto pause = std::chrono::milliseconds(1);
-  while (!done()) {
-    if (std::chrono::steady_clock::now() >= until) return false;
-    std::this_thread::sleep_for(pause);
-    pause = std::min(pause * 2, std::chrono::milliseconds(200));
-  }
-  return true;
 }
 
 }  // namespace

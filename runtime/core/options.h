@@ -80,7 +80,8 @@ struct JobConfig {
   double clip = 0;                    ///< 0: off
   int64_t max_skipped_steps = 0;
   // output
-  std::string output, resume;
+  std::string output, resume, save_mode;
+  std::vector<std::string> resume_allow;
   int64_t save_every = 0, keep_last = 0, keep_every = 0, eval_every = 0;
   // machine and numerics
   std::string dtype, state_dtype, device;
@@ -110,6 +111,7 @@ struct JobConfig {
   int64_t max_new_tokens = 0;
   std::vector<std::string> stop;
   bool ignore_eos = false;
+  int64_t max_batch = 0, context = 0, kv_blocks = 0, prefill_chunk = 0;
   std::string task;
   int64_t samples = 0;
   // tokenize

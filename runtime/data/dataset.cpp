@@ -141,6 +141,7 @@ void remove_stale_temporaries(const fs::path& cache_file) {
 struct OpenedSource {
   std::shared_ptr<const CacheFile> cache;
   Hash128 key;
+  uint64_t content = 0;
   bool cached = false;
 };
 
@@ -166,6 +167,7 @@ struct OpenedSource {
   hasher.number(settings.end_id ? static_cast<uint64_t>(*settings.end_id) + 1 : 0);
   OpenedSource out;
   out.key = hasher.finish();
+  out.content = content.lo;
 
   TokenizeFileOptions tokenize;
   tokenize.format = format_by_name(options.format);
@@ -394,6 +396,7 @@ Dataset Dataset::open(const DataOptions& options, const text::Tokenizer* tokeniz
     stat.path = source.path;
     stat.format = format_name(static_cast<Format>(totals.format));
     stat.weight = source.weight;
+    stat.content = opened.content;
     stat.samples = static_cast<int64_t>(totals.samples);
     stat.tokens = static_cast<int64_t>(totals.tokens);
     stat.trained_tokens = static_cast<int64_t>(totals.trained_tokens);

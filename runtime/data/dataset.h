@@ -109,6 +109,7 @@ struct SourceStats {
   std::filesystem::path path;
   std::string format;
   double weight = 1.0;
+  uint64_t content = 0;        ///< hash of the file's bytes
   int64_t samples = 0;         ///< usable ones in the file
   int64_t tokens = 0;          ///< of them, before truncation
   int64_t trained_tokens = 0;  ///< targets among them, before truncation

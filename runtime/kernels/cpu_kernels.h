@@ -51,6 +51,7 @@ void cross_entropy_combine(const Tensor& all_stats, const Tensor& targets, const
                            const Tensor& loss, const Stream& s);
 void cross_entropy_backward(const Tensor& logits, const Tensor& targets, int64_t vocab_begin,
                             const Tensor& lse, float scale, const Stream& s);
+void argmax(const Tensor& logits, int64_t vocab_begin, const Tensor& best, const Stream& s);
 void adamw_step(const Tensor& p, const Tensor& master, const Tensor& g, const Tensor& m,
                 const Tensor& v, const Tensor& grad_scale, const AdamWArgs& args, const Stream& s);
 void sum_of_squares(const Tensor& x, const Tensor& out, const Stream& s);

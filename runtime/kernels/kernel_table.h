@@ -38,6 +38,7 @@ struct KernelTable {
   R1_KERNEL(cross_entropy_stats);
   R1_KERNEL(cross_entropy_combine);
   R1_KERNEL(cross_entropy_backward);
+  R1_KERNEL(argmax);
   R1_KERNEL(adamw_step);
   R1_KERNEL(sum_of_squares);
   R1_KERNEL(sum_into);

@@ -140,6 +140,13 @@ void cross_entropy_combine(const Tensor& all_stats, const Tensor& targets, const
 void cross_entropy_backward(const Tensor& logits, const Tensor& targets, int64_t vocab_begin, const Tensor& lse,
                             float scale, const Stream& s);
 
+// ---------------------------------------------------------------- the most likely token (op: argmax)
+
+/// best [2, C] fp32: row 0 the largest logit of each row, row 1 the id it belongs to, the smallest where several are equal
+/// (ids are below 2^24, where fp32 counts exactly). A row that holds NaN has NaN in row 0. V may be 0: -infinity, id
+/// vocab_begin. logits [C, V].
+void argmax(const Tensor& logits, int64_t vocab_begin, const Tensor& best, const Stream& s);
+
 // ---------------------------------------------------------------- optimizer and small helpers (op: optim)
 
 /// One AdamW step (Loshchilov & Hutter 2019, decoupled decay) over n elements of flat ranges.

@@ -45,7 +45,9 @@ class TokenMatcher {
             Found&& found) const {
     size_t done = 0;
     for (const Range& range : allowed) {
-      size_t pos = range.begin > done ? range.begin : done;
+      // Tokens are looked for beside each other, whatever white space the one before has taken: one
+      // that begins with such white space is found all the same.
+      size_t pos = range.begin;
       Match match;
       while (pos < range.end && next(text, pos, range.end, done, match)) {
         pos = match.search_from;
@@ -53,7 +55,6 @@ class TokenMatcher {
         if (match.begin > done) gap(Range{done, match.begin});
         found(match.id);
         done = match.end;
-        if (pos < done) pos = done;
       }
     }
     if (done < text.size()) gap(Range{done, text.size()});

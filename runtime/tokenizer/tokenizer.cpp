@@ -81,6 +81,7 @@ struct Tokenizer::Impl {
   TokenMatcher control_raw;         // control tokens, found before normalization
   TokenMatcher control_normalized;  // control tokens that the file has found after it
   TokenMatcher plain;               // words: found in any text, after normalization
+  TokenMatcher all_normalized;      // the two together: the longest match of both counts
   ByteStringMap names;              // added tokens, and vocabulary spellings outside the alphabet
   std::string bytes;                // what each id decodes to, end to end
   std::vector<uint32_t> offsets;    // [vocab_size + 1] into `bytes`
@@ -96,7 +97,7 @@ struct Tokenizer::Impl {
 
   void build(const TokenizerFile& file);
   void encode_words(std::string_view text, Work& work) const;
-  void encode_gap(std::string_view text, Work& work) const;
+  void encode_gap(std::string_view text, const TokenMatcher& tokens, Work& work) const;
   void encode(std::string_view text, const std::vector<Range>& markup, Work& work) const;
 };
 
@@ -153,8 +154,9 @@ void Tokenizer::Impl::build(const TokenizerFile& file) {
       return std::string_view(file.merge_spellings)
           .substr(file.merges[k].offset, file.merges[k].length);
     };
-    const auto find = [&](std::string_view text, bool in_alphabet) {
-      const uint32_t id = in_alphabet ? reachable.find(text) : BpeModel::kNone;
+    const auto find = [&](const std::string* bytes_of_token) {
+      const uint32_t id =
+          bytes_of_token != nullptr ? reachable.find(*bytes_of_token) : BpeModel::kNone;
       if (id == BpeModel::kNone) {
         throw DataError("{}: model.merges[{}]: `{} {}` needs a token that is not in the vocabulary",
                         source, i / 2, printable(part(i)), printable(part(i + 1)));
@@ -162,11 +164,11 @@ void Tokenizer::Impl::build(const TokenizerFile& file) {
       return id;
     };
     Merge m{};
-    m.left = find(scratch, spelled_bytes(part(i), scratch));
+    m.left = find(spelled_bytes(part(i), scratch) ? &scratch : nullptr);
     merged = scratch;
-    m.right = find(scratch, spelled_bytes(part(i + 1), scratch));
+    m.right = find(spelled_bytes(part(i + 1), scratch) ? &scratch : nullptr);
     merged += scratch;
-    m.result = find(merged, true);
+    m.result = find(&merged);
     merges.push_back(m);
   }
 
@@ -212,6 +214,7 @@ void Tokenizer::Impl::build(const TokenizerFile& file) {
       const std::string_view pattern =
           file.nfc ? normalize_nfc(t.content, buffer) : std::string_view(t.content);
       (control ? control_normalized : plain).add(pattern, t);
+      all_normalized.add(pattern, t);
     }
     if (token_of_id[id] == kUnused) token_of_id[id] = kFromAdded;
   }
@@ -234,9 +237,11 @@ void Tokenizer::Impl::build(const TokenizerFile& file) {
     offsets.push_back(static_cast<uint32_t>(bytes.size()));
     const int32_t token = token_of_id[id];
     if (token == kUnused) continue;
-    const std::string_view text = token == kFromAdded
-                                      ? std::string_view(added_of_id[id]->content)
-                                      : spelling(file.tokens[static_cast<size_t>(token)]);
+    std::string_view text = token == kFromAdded
+                                ? std::string_view(added_of_id[id]->content)
+                                : spelling(file.tokens[static_cast<size_t>(token)]);
+    if (file.nfc && added_of_id[id] != nullptr && added_of_id[id]->normalized)
+      text = normalize_nfc(text, merged);
     // As the ByteLevel decoder does: a token with a character outside the alphabet stands for its
     // own text.
     bytes += spelled_bytes(text, scratch) ? std::string_view(scratch) : text;
@@ -276,10 +281,11 @@ void Tokenizer::Impl::encode_words(std::string_view text, Work& work) const {
   split_text(splits.data(), splits.size(), text, piece);
 }
 
-void Tokenizer::Impl::encode_gap(std::string_view text, Work& work) const {
+void Tokenizer::Impl::encode_gap(std::string_view text, const TokenMatcher& tokens,
+                                 Work& work) const {
   const std::string_view normal = nfc ? normalize_nfc(text, work.normalized) : text;
-  if (plain.empty()) return encode_words(normal, work);
-  plain.walk(
+  if (tokens.empty()) return encode_words(normal, work);
+  tokens.walk(
       normal, {{0, normal.size()}},
       [&](Range r) { encode_words(normal.substr(r.begin, r.end - r.begin), work); },
       [&](int32_t id) { work.ids.push_back(id); });
@@ -288,21 +294,25 @@ void Tokenizer::Impl::encode_gap(std::string_view text, Work& work) const {
 void Tokenizer::Impl::encode(std::string_view text, const std::vector<Range>& markup,
                              Work& work) const {
   work.ids.reserve(work.ids.size() + text.size() / 3 + 8);
-  if (markup.empty()) return encode_gap(text, work);
+  if (markup.empty()) return encode_gap(text, plain, work);
   const auto found = [&](int32_t id) { work.ids.push_back(id); };
   std::vector<Range> inner;
   const auto outer_gap = [&](Range gap) {
     const std::string_view part = text.substr(gap.begin, gap.end - gap.begin);
-    if (control_normalized.empty()) return encode_gap(part, work);
+    if (control_normalized.empty()) return encode_gap(part, plain, work);
     inner.clear();
     auto at = std::lower_bound(markup.begin(), markup.end(), gap.begin,
                                [](const Range& r, size_t begin) { return r.end <= begin; });
+    // Nobody's text in it: control tokens are looked for in the normalized text, among the words.
+    if (at != markup.end() && at->begin <= gap.begin && gap.end <= at->end)
+      return encode_gap(part, all_normalized, work);
     for (; at != markup.end() && at->begin < gap.end; ++at) {
       inner.push_back(
           {std::max(at->begin, gap.begin) - gap.begin, std::min(at->end, gap.end) - gap.begin});
     }
     control_normalized.walk(
-        part, inner, [&](Range r) { encode_gap(part.substr(r.begin, r.end - r.begin), work); },
+        part, inner,
+        [&](Range r) { encode_gap(part.substr(r.begin, r.end - r.begin), plain, work); },
         found);
   };
   control_raw.walk(text, markup, outer_gap, found);

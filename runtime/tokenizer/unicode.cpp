@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <utility>
 #include <vector>
 
 #include "runtime/core/error.h"
@@ -15,10 +16,30 @@ constexpr uint32_t kRuns[] = {
 #include "runtime/tokenizer/unicode_table.inc"
 };
 
+// Characters that NFC concerns and that came with Unicode 10 to 15: Hugging Face's normalizer has
+// the tables of Unicode 9, to which they are unassigned, and so it leaves them where they stand.
+constexpr std::pair<uint32_t, uint32_t> kUnknownToReference[] = {
+    {0x7FD, 0x7FD},     {0x898, 0x89F},     {0x8CA, 0x8D3},     {0x9FE, 0x9FE},
+    {0xC3C, 0xC3C},     {0xD3B, 0xD3C},     {0xEBA, 0xEBA},     {0x1715, 0x1715},
+    {0x1ABF, 0x1ACE},   {0x1DF6, 0x1DFA},   {0xA82C, 0xA82C},   {0x10D24, 0x10D27},
+    {0x10EAB, 0x10EAC}, {0x10EFD, 0x10EFF}, {0x10F46, 0x10F50}, {0x10F82, 0x10F85},
+    {0x11070, 0x11070}, {0x1133B, 0x1133B}, {0x1145E, 0x1145E}, {0x11839, 0x1183A},
+    {0x11938, 0x11938}, {0x1193D, 0x1193E}, {0x11943, 0x11943}, {0x119E0, 0x119E0},
+    {0x11A34, 0x11A34}, {0x11A47, 0x11A47}, {0x11A99, 0x11A99}, {0x11D42, 0x11D42},
+    {0x11D44, 0x11D45}, {0x11D97, 0x11D97}, {0x11F41, 0x11F42}, {0x16FF0, 0x16FF1},
+    {0x1E08F, 0x1E08F}, {0x1E130, 0x1E136}, {0x1E2AE, 0x1E2AE}, {0x1E2EC, 0x1E2EF},
+    {0x1E4EC, 0x1E4EF}};
+
+bool unknown_to_reference(uint32_t code_point) {
+  return std::any_of(std::begin(kUnknownToReference), std::end(kUnknownToReference),
+                     [=](const auto& r) { return r.first <= code_point && code_point <= r.second; });
+}
+
 constexpr auto kCompose = static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE);
 
 int combining_class(uint32_t code_point) {
-  return utf8proc_get_property(static_cast<utf8proc_int32_t>(code_point))->combining_class;
+  const int c = utf8proc_get_property(static_cast<utf8proc_int32_t>(code_point))->combining_class;
+  return c != 0 && unknown_to_reference(code_point) ? 0 : c;
 }
 
 void decompose(uint32_t code_point, std::vector<utf8proc_int32_t>& out) {
@@ -37,9 +58,10 @@ bool changes_under_nfc(uint32_t code_point, std::vector<utf8proc_int32_t>& parts
                        uint32_t& composes_last) {
   composes_last = 0;
   const auto* property = utf8proc_get_property(static_cast<utf8proc_int32_t>(code_point));
-  if (property->combining_class != 0) return true;
+  if (combining_class(code_point) != 0) return true;
   const bool canonical = property->decomp_seqindex != UINT16_MAX && property->decomp_type == 0;
-  if (!canonical) return false;  // Hangul syllables too: they are composed by rule, and stable
+  if (!canonical || unknown_to_reference(code_point))
+    return false;  // Hangul syllables too: they are composed by rule, and stable
   parts.clear();
   decompose(code_point, parts);
   const auto last = static_cast<uint32_t>(parts.back());

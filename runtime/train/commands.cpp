@@ -6,6 +6,7 @@
 
 #include "runtime/data/tokenize_command.h"
 #include "runtime/train/evaluate.h"
+#include "runtime/train/generate.h"
 #include "runtime/train/trainer.h"
 #include "runtime/train/verify.h"
 
@@ -55,6 +56,7 @@ ExitCode run_command(const RankContext& ctx) {
   if (command == "train") return run_train(ctx);
   if (command == "verify") return run_verify(ctx);
   if (command == "eval") return run_eval(ctx);
+  if (command == "generate") return run_generate(ctx);
   if (command == "tokenize") return run_tokenize(ctx);
   throw UsageError("r1run {}: this program has no such command", command);
 }

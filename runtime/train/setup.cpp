@@ -8,6 +8,7 @@
 #include <chrono>
 #include <cstdlib>
 #include <fstream>
+#include <functional>
 
 #include "runtime/core/human.h"
 #include "runtime/core/log.h"
@@ -16,6 +17,7 @@
 #include "runtime/device/cuda/cuda_api.h"
 #include "runtime/device/cuda_library.h"
 #include "runtime/kernels/ops.h"
+#include "runtime/train/save.h"
 
 namespace r1::train {
 
@@ -44,13 +46,18 @@ int64_t available_memory() {
   return available;
 }
 
-int64_t bytes_on_host(comm::Communicator& world, const parallel::ModelConfig& config, const EngineOptions& options) {
-  // Every rank knows every plan; which ranks share this host is what the plan's total is summed over.
+/// Sum of `bytes` over the plans of the ranks that share this host. Every rank knows every plan.
+int64_t sum_on_host(comm::Communicator& world, const parallel::ModelConfig& config, const EngineOptions& options,
+                    const std::function<int64_t(const parallel::RankPlan&)>& bytes) {
   const int same = ranks_on_this_host(world);
   int64_t total = 0;
   const int first = world.rank() / same * same;
-  for (int r = first; r < std::min(first + same, world.size()); ++r) total += plan_for(config, options, r).bytes().total();
+  for (int r = first; r < std::min(first + same, world.size()); ++r) total += bytes(plan_for(config, options, r));
   return total;
+}
+
+int64_t bytes_on_host(comm::Communicator& world, const parallel::ModelConfig& config, const EngineOptions& options) {
+  return sum_on_host(world, config, options, [](const parallel::RankPlan& p) { return p.bytes().total(); });
 }
 
 }  // namespace
@@ -182,6 +189,14 @@ void check_memory(const RankContext& ctx, const parallel::ModelConfig& config, c
   throw MemoryError("the ranks of this host need {} and {} are available{}", human_bytes(static_cast<double>(wanted)),
                     human_bytes(static_cast<double>(available)),
                     advice.empty() ? "; take more hosts, a smaller --micro-batch or a shorter --seq-len" : advice);
+}
+
+bool snapshot_fits(const RankContext& ctx, const parallel::ModelConfig& config, const EngineOptions& options) {
+  const bool gpu = options.device.kind == DeviceKind::kCuda;
+  const int64_t wanted = sum_on_host(ctx.world, config, options, [&](const parallel::RankPlan& p) {
+    return snapshot_bytes(p) + (gpu ? 0 : p.bytes().total());
+  });
+  return reduce(ctx.world, int64_t{wanted > available_memory()}, comm::ReduceOp::kMax) == 0;
 }
 
 data::DataOptions data_options(const RankContext& ctx, const std::vector<std::string>& sources, const fs::path& cache,

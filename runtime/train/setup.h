@@ -30,6 +30,9 @@ int setup_threads(const RankContext& ctx);
 /// Refuses when the ranks of this host together do not fit into its memory, naming the cheapest changes that would.
 /// Collective over the world. Throws MemoryError.
 void check_memory(const RankContext& ctx, const parallel::ModelConfig& config, const EngineOptions& options);
+/// Whether the ranks of each host fit into its memory together with their copies of the state (see save.h). Collective over the
+/// world; the same answer everywhere.
+[[nodiscard]] bool snapshot_fits(const RankContext& ctx, const parallel::ModelConfig& config, const EngineOptions& options);
 /// Options of the data set for files `sources` ("FILE[:WEIGHT]").
 [[nodiscard]] data::DataOptions data_options(const RankContext& ctx, const std::vector<std::string>& sources,
                                              const std::filesystem::path& cache, int64_t seq_len,

@@ -7,14 +7,18 @@
 #include <cstdio>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <thread>
 
 #include "runtime/core/human.h"
 #include "runtime/core/log.h"
+#include "runtime/checkpoint/output_lock.h"
 #include "runtime/data/default/default_job.h"
 #include "runtime/device/cpu/thread_pool.h"
 #include "runtime/tokenizer/byte_level.h"
 #include "runtime/train/evaluate.h"
+#include "runtime/train/resume_check.h"
 #include "runtime/train/sample.h"
+#include "runtime/train/save.h"
 #include "runtime/train/setup.h"
 #include "runtime/train/weights_io.h"
 
@@ -28,8 +32,8 @@ namespace {
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
 /// Where the job writes: --output, or the first free of r1run-out, r1run-out-2, ... when it is not given. An output that
-/// already holds checkpoints is not written into without --resume.
-fs::path choose_output(const RankContext& ctx) {
+/// already holds checkpoints is not written into without --resume, one that another job holds not at all: rank 0 gets `lock`.
+fs::path choose_output(const RankContext& ctx, const std::string& run_id, std::unique_ptr<checkpoint::OutputLock>& lock) {
   JobConfig& cfg = ctx.config;
   std::string chosen, error;
   ExitCode code = ExitCode::kOk;
@@ -50,6 +54,8 @@ fs::path choose_output(const RankContext& ctx) {
         throw StorageError("--output {}: cannot be written: {}", out.string(),
                            failed ? failed.message() : std::string(std::strerror(errno)));
       fs::remove(probe, failed);
+      lock = std::make_unique<checkpoint::OutputLock>(out, run_id);
+      if (!lock->dead_run_id().empty()) static_cast<void>(checkpoint::remove_stale(out, lock->dead_run_id()));
       chosen = out.string();
     } catch (const Error& e) {
       error = e.what();
@@ -88,6 +94,9 @@ struct Progress {
   int64_t skipped_steps = 0;
 };
 
+/// Checkpoints in a row that may fail to be written before the job ends.
+constexpr int kMaxFailedSaves = 3;
+
 class Job {
  public:
   explicit Job(const RankContext& ctx) : ctx_(ctx), cfg_(ctx.config) {}
@@ -99,7 +108,11 @@ class Job {
   void check_space(const EngineOptions& options);
   void print_start(double gemm_rate, int64_t total_steps);
   void evaluate();
-  void save();
+  [[nodiscard]] CheckpointMeta checkpoint_meta() const;
+  void choose_save_mode(const EngineOptions& options);
+  void begin_save();
+  void save_now();
+  void conclude_save(const SaveOutcome& outcome);
   void report_step(double loss, double norm, double lr, int64_t tokens, int64_t trained, double seconds, double segment);
   void metrics_line(nlohmann::ordered_json line);
   ExitCode finish(const char* why);
@@ -114,6 +127,12 @@ class Job {
   BatchLayout rows_;
   Device device_;
   std::optional<Engine> engine_;
+  std::unique_ptr<checkpoint::OutputLock> lock_;  ///< rank 0
+  SaveOptions saver_options_;
+  std::unique_ptr<CheckpointSaver> saver_;
+  std::map<std::string, std::string> fingerprints_;
+  int failed_saves_ = 0;  ///< in a row
+  double save_stall_ = 0; ///< seconds that the checkpoint under way has held the training
   Progress progress_;
   std::string run_id_;
   int64_t total_steps_ = 0, last_saved_ = -1;
@@ -133,7 +152,8 @@ void Job::open() {
   const int local_ranks = ranks_on_this_host(ctx_.world);
   const parallel::MeshShape mesh = mesh_of(ctx_, local_ranks);
   setup_threads(ctx_);
-  output_ = choose_output(ctx_);
+  run_id_ = broadcast_text(ctx_.world, ctx_.first() ? checkpoint::make_run_id() : std::string());
+  output_ = choose_output(ctx_, run_id_, lock_);
   cfg_.derive("output", output_.string(), "free name");
   if (built_in_data)
     say(ctx_, "r1run: neither --model nor --data is given: training the built-in default, a small R1-distill-shaped Qwen2 model\n"
@@ -175,13 +195,18 @@ void Job::open() {
   device_ = choose_device(ctx_, cache);
   const EngineOptions options = engine_options(cfg_, source_->config, mesh, rows_, device_, true);
   check_space(options);
-  check_memory(ctx_, source_->config, options);
+  choose_save_mode(options);
   ctx_.status.set_phase("building the model");
   engine_.emplace(source_->config, options, ctx_.world);
-  run_id_ = broadcast_text(ctx_.world, ctx_.first() ? checkpoint::make_run_id() : std::string());
   total_steps_ = cfg_.steps > 0 ? cfg_.steps
                                 : std::max<int64_t>(1, static_cast<int64_t>(std::ceil(
                                       cfg_.epochs * static_cast<double>(data_->rows_per_epoch()) / static_cast<double>(cfg_.batch))));
+
+  saver_ = std::make_unique<CheckpointSaver>(*engine_, source_->dir, saver_options_);
+  fingerprints_ = job_fingerprints(cfg_, {.model = source_->fingerprint(),
+                                          .tokenizer = fmt::format("{:016x}", tokenizer_->fingerprint()),
+                                          .sources = data_->stats().sources,
+                                          .seq_len = data_->seq_len(), .total_steps = total_steps_});
 
   if (!cfg_.resume.empty()) {
     std::optional<fs::path> from = fs::path(cfg_.resume);
@@ -206,6 +231,20 @@ void Job::open() {
   }
 }
 
+/// Plans memory for the copy that checkpoints are written from, where it fits; refuses a job that does not fit.
+void Job::choose_save_mode(const EngineOptions& options) {
+  saver_options_ = {.root = output_, .snapshot = cfg_.save_every > 0 && cfg_.save_mode != "sync",
+                    .retention = {.keep_last = static_cast<int>(cfg_.keep_last), .keep_every = cfg_.keep_every}};
+  if (saver_options_.snapshot && !snapshot_fits(ctx_, source_->config, options)) {
+    if (cfg_.save_mode == "async")
+      throw MemoryError("--save-mode async: the copy of the state that checkpoints are written from does not fit into the memory "
+                        "of every host; --save-mode sync needs none");
+    cfg_.derive("save-mode", "sync", "no memory for a copy of the state");
+    saver_options_.snapshot = false;
+  }
+  check_memory(ctx_, source_->config, options);
+}
+
 /// Refuses a job whose first checkpoint would not fit the disk: better now than after the last step.
 void Job::check_space(const EngineOptions& options) {
   const uint64_t need = checkpoint_bytes(source_->config, options.format);
@@ -223,18 +262,8 @@ void Job::resume(const fs::path& checkpoint) {
   ctx_.status.set_phase("loading the checkpoint");
   const auto reader = checkpoint::CheckpointReader::open(checkpoint);
   const checkpoint::Manifest& m = reader.manifest();
-  const auto same = [&](const char* name, const std::string& mine) {
-    const auto it = m.fingerprints.find(name);
-    return it == m.fingerprints.end() || it->second == mine;
-  };
-  if (!same("model_config", source_->fingerprint()))
-    throw DataError("{}: is a checkpoint of another model than {} (config.json differs in a size or in what it computes)",
-                    checkpoint.string(), source_->dir.path().string());
-  if (!same("tokenizer", fmt::format("{:016x}", tokenizer_->fingerprint())))
-    throw DataError("{}: was trained with another tokenizer than {}", checkpoint.string(), source_->dir.path().string());
-  if (!same("data", fmt::format("{:016x}", data_->fingerprint())))
-    throw UsageError("{}: was trained on other data, or with another --seq-len, --seed, --no-pack or --no-shuffle; the order of "
-                     "rows would change", checkpoint.string());
+  for (const Difference& d : check_resume(checkpoint.string(), m.fingerprints, fingerprints_, cfg_.resume_allow))
+    if (ctx_.first()) log::warn("{}: {} was {} and is {} now (--resume-allow)", checkpoint.string(), d.name, d.saved, d.now);
   reader.verify_part(ctx_.world.rank(), ctx_.world.size());
   load_checkpoint_state(*engine_, reader);
   progress_ = {.step = m.step, .position_rows = m.data_position_rows,
@@ -264,8 +293,10 @@ void Job::print_start(double gemm_rate, int64_t total_steps) {
              mesh.world(), layers, engine_->schedule().name, rows_.microbatches(), rows_.micro_batch,
              recompute_name(engine_->plan().recompute));
   const auto h = [](int64_t n) { return human_bytes(static_cast<double>(n)); };
-  fmt::print("memory     rank 0: {} (weights {}, gradients {}, optimizer {}, activations {}, scratch {})\n", h(b.total()),
-             h(b.weights), h(b.gradients), h(b.optimizer), h(b.activations), h(b.scratch));
+  const int64_t snapshot = saver_options_.snapshot ? snapshot_bytes(engine_->plan()) : 0;
+  fmt::print("memory     rank 0: {} (weights {}, gradients {}, optimizer {}, activations {}, scratch {}){}\n", h(b.total()),
+             h(b.weights), h(b.gradients), h(b.optimizer), h(b.activations), h(b.scratch),
+             snapshot > 0 ? fmt::format(", and {} on the host for checkpoints", h(snapshot)) : std::string());
   fmt::print("machine    {}, {} together in {} GEMM, {} thread(s) a rank\n",
              device_.kind == DeviceKind::kCuda ? "GPU" : "CPU", human_si(gemm_rate, "FLOP/s"),
              dtype_name(engine_->plan().format.weights), cpu_threads());
@@ -324,30 +355,73 @@ void Job::evaluate() {
   }
 }
 
-void Job::save() {
-  if (last_saved_ == progress_.step) return;
-  ctx_.status.set_phase("writing a checkpoint");
-  const auto start = Clock::now();
+CheckpointMeta Job::checkpoint_meta() const {
   CheckpointMeta meta;
   meta.run_id = run_id_;
   meta.step = progress_.step;
   meta.data_position_rows = progress_.position_rows;
   meta.seed = cfg_.seed;
   meta.config_text = resolved_ini(cfg_);
-  meta.fingerprints = {{"model_config", source_->fingerprint()},
-                       {"tokenizer", fmt::format("{:016x}", tokenizer_->fingerprint())},
-                       {"data", fmt::format("{:016x}", data_->fingerprint())}};
+  meta.fingerprints = fingerprints_;
   meta.counters = {{"skipped_steps", progress_.skipped_steps}};
-  const fs::path path = save_checkpoint(*engine_, source_->dir, output_, meta);
-  last_saved_ = progress_.step;
-  ctx_.status.set_checkpoint(progress_.step);
-  if (!ctx_.first()) return;
-  if (cfg_.keep_last > 0)
-    checkpoint::apply_retention(output_, {.keep_last = static_cast<int>(cfg_.keep_last), .keep_every = cfg_.keep_every});
-  fmt::print("{}checkpoint {} ({:.1f} s)\n", progress_line_ ? "\n" : "", path.string(), seconds_since(start));
-  progress_line_ = false;
-  std::fflush(stdout);
-  metrics_line({{"type", "checkpoint"}, {"step", progress_.step}, {"path", path.string()}, {"seconds", seconds_since(start)}});
+  return meta;
+}
+
+/// What is to be told when a checkpoint is committed or has failed. Throws after too many failures in a row.
+void Job::conclude_save(const SaveOutcome& o) {
+  if (o.committed) {
+    failed_saves_ = 0;
+    last_saved_ = o.step;
+    ctx_.status.set_checkpoint(o.step);
+    if (!ctx_.first()) return;
+    fmt::print("{}checkpoint {} ({:.1f} s, training held for {})\n", progress_line_ ? "\n" : "", o.path.string(), o.total_seconds,
+               human_duration(save_stall_));
+    progress_line_ = false;
+    std::fflush(stdout);
+    metrics_line({{"type", "checkpoint"}, {"step", o.step}, {"path", o.path.string()}, {"seconds", o.total_seconds},
+                  {"copy_seconds", o.copy_seconds}, {"stall_seconds", save_stall_}});
+    return;
+  }
+  ++failed_saves_;
+  const std::string last = last_saved_ < 0 ? std::string("there is no earlier one")
+                                           : fmt::format("the last good one, step {}, is untouched", last_saved_);
+  if (ctx_.first()) metrics_line({{"type", "checkpoint_failed"}, {"step", o.step}, {"failures", failed_saves_}});
+  if (failed_saves_ < kMaxFailedSaves) {
+    if (!o.error.empty())
+      log::warn("checkpoint of step {} could not be written (failure {} of {}), {}: {}", o.step, failed_saves_, kMaxFailedSaves,
+                last, o.error);
+    return;
+  }
+  if (!o.error.empty()) throw StorageError("{} checkpoints in a row could not be written, {}: {}", failed_saves_, last, o.error);
+  throw CommError("another rank could not write {} checkpoints in a row", failed_saves_);
+}
+
+/// Starts a checkpoint of this step, after the one under way.
+void Job::begin_save() {
+  const auto start = Clock::now();
+  if (saver_->busy()) {
+    ctx_.status.set_phase("waiting for the previous checkpoint to be written");
+    conclude_save(saver_->finish());
+    if (ctx_.first() && seconds_since(start) > 0.5 * seconds_per_step_)
+      log::warn("training waited {} for the previous checkpoint: writing one takes longer than --save-every {} steps",
+                human_duration(seconds_since(start)), cfg_.save_every);
+  }
+  if (last_saved_ == progress_.step) return;
+  ctx_.status.set_phase(saver_options_.snapshot ? "copying the state for a checkpoint" : "writing a checkpoint");
+  saver_->begin(checkpoint_meta());
+  save_stall_ = seconds_since(start);
+}
+
+/// Saves and waits for it; a failed write is tried again.
+void Job::save_now() {
+  while (true) {
+    begin_save();
+    if (!saver_->busy()) return;
+    ctx_.status.set_phase("writing a checkpoint");
+    conclude_save(saver_->finish());
+    if (last_saved_ == progress_.step) return;
+    std::this_thread::sleep_for(std::chrono::seconds(failed_saves_));
+  }
 }
 
 ExitCode Job::finish(const char* why) {
@@ -407,6 +481,7 @@ ExitCode Job::run() {
       if (ctx_.first())
         log::warn("step {}: loss {} and gradient norm {} are not finite: the step is skipped, weights unchanged (rows {} to {})",
                   progress_.step, loss, norm, progress_.position_rows - rows_.batch, progress_.position_rows - 1);
+      if (skipped_in_a_row > cfg_.max_skipped_steps && saver_->busy()) conclude_save(saver_->finish());
       if (skipped_in_a_row > cfg_.max_skipped_steps)
         throw DivergedError("{} steps in a row had NaN or Inf (--max-skipped-steps {}); {}", skipped_in_a_row,
                             cfg_.max_skipped_steps,
@@ -420,12 +495,17 @@ ExitCode Job::run() {
                 static_cast<double>(segment_squares) / static_cast<double>(std::max<int64_t>(1, tokens / rows_.dp)));
     if (cfg_.eval_every > 0 && progress_.step % cfg_.eval_every == 0 && progress_.step < total_steps_) evaluate();
     // A signal reaches ranks at different times: all leave after the same step.
-    const bool leave = reduce(ctx_.world, int64_t{ctx_.signals.save.load() != 0}, comm::ReduceOp::kMax) != 0;
-    if (leave || (cfg_.save_every > 0 && progress_.step % cfg_.save_every == 0)) save();
+    const CheckpointSaver::Vote vote = saver_->vote();
+    int64_t flags[] = {ctx_.signals.save.load() != 0, vote.running, vote.failed};
+    ctx_.world.all_reduce({.data = flags, .dtype = DType::kI64, .shape = {3}, .device = {}}, comm::ReduceOp::kMax, {});
+    if (const auto outcome = saver_->advance({.running = flags[1], .failed = flags[2]})) conclude_save(*outcome);
+    const bool leave = flags[0] != 0;
+    if (leave) save_now();
+    else if (cfg_.save_every > 0 && progress_.step % cfg_.save_every == 0) begin_save();
     if (leave && progress_.step < total_steps_) return finish("stopped by signal USR1");
   }
   if (!eval_.empty()) evaluate();
-  save();
+  save_now();
   if (ctx_.first() && progress_line_) fmt::print("\n");
   say(ctx_, fmt::format("\nloss {:.4f} at the start, {:.4f} at the end; {} in all", first_loss, last_loss,
                         human_duration(seconds_since(job_start))));

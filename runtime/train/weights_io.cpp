@@ -139,41 +139,6 @@ void write_stage_weights(Engine& engine, const fs::path& dir, Written& out) {
   file.finish(out);
 }
 
-/// Writes masters (where the stored weights do not hold them exactly) and moments. Collective over tp.
-void write_stage_state(Engine& engine, const fs::path& stage, Written& out) {
-  const parallel::ProcessGroups& groups = engine.groups();
-  const auto kinds = [&](const StageParameters& p) {
-    std::vector<std::pair<std::string_view, Tensor>> list;
-    const Tensor exact = p.master().data != nullptr ? p.master() : p.weights();
-    if (exact.dtype != engine.spec().config().storage) list.emplace_back(checkpoint::kKindMaster, exact);
-    list.emplace_back(checkpoint::kKindExpAvg, p.exp_avg());
-    list.emplace_back(checkpoint::kKindExpAvgSq, p.exp_avg_sq());
-    return list;
-  };
-  // Kind by kind: the file keeps the order given as long as no wider element follows a narrower one.
-  const auto& stages = engine.model().parameters();
-  const size_t count = kinds(stages.front()).size();
-  std::vector<Piece> pieces;
-  for (size_t k = 0; k < count; ++k)
-    for (const StageParameters& params : stages) {
-      const auto [kind, block] = kinds(params)[k];
-      for (const ParamSpec& p : params.specs())
-        if (!p.tied_copy)
-          pieces.push_back({.tensor = p.name, .kind = std::string(kind), .dtype = block.dtype, .global_shape = p.shape,
-                            .box = checkpoint::whole_box(p.shape)});
-    }
-  StageFile file(groups.tp().rank() == 0, stage,
-                 fmt::format("r1run/state-{:05}-of-{:05}.safetensors", groups.coord().pp + 1, groups.mesh().pp), pieces);
-  for (size_t k = 0; k < count; ++k)
-    for (const StageParameters& params : stages) {
-      const auto [kind, block] = kinds(params)[k];
-      for (size_t i = 0; i < params.specs().size(); ++i)
-        if (!params.specs()[i].tied_copy)
-          file.write(params.specs()[i], kind, gather_parameter(engine, params, block, i), block.dtype);
-    }
-  file.finish(out);
-}
-
 /// Writes model.safetensors.index.json of a sharded model.
 checkpoint::FileRecord write_index(const fs::path& dir, const std::vector<Piece>& pieces) {
   std::map<std::string, std::string> files;
@@ -190,12 +155,6 @@ checkpoint::FileRecord write_index(const fs::path& dir, const std::vector<Piece>
 }
 
 }  // namespace
-
-uint64_t checkpoint_bytes(const parallel::ModelConfig& config, const parallel::NumericFormat& format) {
-  const bool masters = (format.master ? DType::kF32 : format.weights) != config.storage;
-  const int64_t per_parameter = dtype_bytes(config.storage) + (masters ? 4 : 0) + 2 * dtype_bytes(format.moments);
-  return static_cast<uint64_t>(static_cast<double>(config.parameters() * per_parameter) * 1.02);
-}
 
 void check_model_dir(const checkpoint::HfModelDir& dir, const parallel::ModelConfig& config) {
   const parallel::ModelSpec spec(config, 1, 1);
@@ -227,11 +186,13 @@ void fill_weights(const StageParameters& params, size_t i, const Stream& s, cons
 
 }  // namespace
 
-void load_weights(Engine& engine, const checkpoint::HfModelDir& dir) {
-  for (const StageParameters& params : engine.model().parameters())
+void load_weights(Engine& engine, const checkpoint::HfModelDir& dir) { load_weights(engine.model().parameters(), dir, engine.stream()); }
+
+void load_weights(std::span<const StageParameters> stages, const checkpoint::HfModelDir& dir, const Stream& s) {
+  for (const StageParameters& params : stages)
     for (size_t i = 0; i < params.specs().size(); ++i) {
       const ParamSpec& p = params.specs()[i];
-      fill_weights(params, i, engine.stream(),
+      fill_weights(params, i, s,
                    [&](float* dst) { dir.read_shard(p.name, p.shard, params.tp_rank(), DType::kF32, dst); });
     }
 }
@@ -288,54 +249,6 @@ std::vector<float> gather_parameter(Engine& engine, const StageParameters& param
                     static_cast<size_t>(run.count) * sizeof(float));
   }
   return whole;
-}
-
-fs::path save_checkpoint(Engine& engine, const checkpoint::HfModelDir& source, const fs::path& root,
-                         const CheckpointMeta& meta) {
-  parallel::ProcessGroups& groups = engine.groups();
-  comm::Communicator& world = groups.world();
-  const bool first = world.rank() == 0;
-  const bool works = groups.coord().dp == 0;  // dp replicas hold the same state
-  std::optional<checkpoint::StagedCheckpoint> staged;
-  const uint64_t need = checkpoint_bytes(engine.spec().config(), engine.plan().format);
-  together(world, [&] {
-    if (first) staged = checkpoint::StagedCheckpoint::create(root, meta.step, meta.run_id, need);
-  });
-  Written written;
-  std::vector<std::string> contributions;
-  together(world, [&] {
-    if (!first && works && groups.tp().rank() == 0) staged = checkpoint::StagedCheckpoint::join(root, meta.step, meta.run_id);
-  });
-  // One agreement a file: a writer that fails leaves the others at the same place, not in the next file's gathering.
-  const fs::path stage = staged ? staged->stage() : fs::path();
-  together(world, [&] {
-    if (works) write_stage_weights(engine, stage, written);
-  });
-  together(world, [&] {
-    if (works) write_stage_state(engine, stage, written);
-  });
-  if (works && groups.tp().rank() == 0)
-    contributions = gather_text(groups, checkpoint::to_json(written.contribution));
-
-  together(world, [&] {
-    if (!first) return;
-    checkpoint::Manifest m;
-    m.run_id = meta.run_id;
-    m.step = meta.step;
-    m.rng_seed = meta.seed;
-    m.data_position_rows = meta.data_position_rows;
-    m.config_text = meta.config_text;
-    m.mesh = {groups.mesh().pp, groups.mesh().dp, groups.mesh().tp};
-    m.fingerprints = meta.fingerprints;
-    m.counters = meta.counters;
-    for (size_t r = 0; r < contributions.size(); ++r)
-      m.add(checkpoint::contribution_from_json(contributions[r], fmt::format("contribution of pp {}", r)));
-    for (const checkpoint::FileRecord& f : source.copy_side_files(staged->stage())) m.files.push_back(f);
-    if (groups.mesh().pp > 1)
-      m.files.push_back(write_index(staged->stage(), m.pieces));
-    static_cast<void>(staged->commit(m));
-  });
-  return root / checkpoint::step_directory(meta.step);
 }
 
 void write_model_weights(Engine& engine, const fs::path& dir) {

@@ -95,7 +95,7 @@ TEST(Training, ResumeIsBitEqualToTheUninterruptedRun) {
       EXPECT_TRUE(bytes_of(entry.path()) == bytes_of(other)) << entry.path();
       ++compared;
     }
-  EXPECT_EQ(compared, 4) << "two stages, weights and state each";
+  EXPECT_EQ(compared, 6) << "weights of two stages, state of four ranks";
   // And the losses of the steps after the restart are the same numbers.
   const auto a = steps_of(dir / "whole"), b = steps_of(dir / "half");
   ASSERT_EQ(a.size(), 8u);
@@ -107,14 +107,14 @@ TEST(Training, AFlippedBitInACheckpointIsNoticed) {
   const TempDir dir;
   const Result first = run(job(4, small_job(dir / "out", {"--steps", "1"})), 120);
   ASSERT_EQ(first.code, 0) << first.output;
-  const fs::path file = dir / "out" / "step-000001" / "r1run" / "state-00001-of-00002.safetensors";
+  const fs::path file = dir / "out" / "step-000001" / "r1run" / "state-00001-of-00004.safetensors";
   std::string bytes = bytes_of(file);
   ASSERT_GT(bytes.size(), 100000u);
   bytes[bytes.size() / 2] = static_cast<char>(bytes[bytes.size() / 2] ^ 1);
   std::ofstream(file, std::ios::binary) << bytes;
   const Result r = run(job(4, small_job(dir / "out", {"--resume", (dir / "out" / "step-000001").string()})), 60);
   EXPECT_EQ(r.code, 65) << r.output;
-  EXPECT_NE(r.output.find("state-00001-of-00002.safetensors"), std::string::npos) << r.output;
+  EXPECT_NE(r.output.find("state-00001-of-00004.safetensors"), std::string::npos) << r.output;
 }
 
 TEST(Training, AStepWithoutFullBatchIsFilledNotDropped) {

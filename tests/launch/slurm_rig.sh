@@ -96,5 +96,9 @@ down)
     done
     kill -KILL "$pid" 2>/dev/null || true
   done
+  # What jobs left running: everything that was started with this Slurm's configuration.
+  for p in /proc/[0-9]*; do
+    [ "${p#/proc/}" != $$ ] && tr '\0' '\n' <"$p/environ" 2>/dev/null | grep -qx "SLURM_CONF=$s/slurm.conf" && kill -KILL "${p#/proc/}" 2>/dev/null || true
+  done
   ;;
 esac

@@ -32,7 +32,8 @@ const Folders kDevice = {"runtime/core", "runtime/device"};
 const Folders kKernels = kDevice + Folders{"runtime/kernels"};
 const Folders kExec = kPlan + kKernels + Folders{"comm", "parallel/exec"};
 const Folders kModels = kExec + Folders{"runtime/nn", "runtime/models"};
-const Folders kTrain = kModels +
+const Folders kServe = kModels + Folders{"runtime/tokenizer", "runtime/serve"};
+const Folders kTrain = kServe +
                        Folders{"runtime/optim", "runtime/checkpoint", "runtime/tokenizer",
                                "runtime/data", "runtime/train"} +
                        Folders{kCudaBackend};
@@ -56,6 +57,7 @@ const std::map<std::string, Folders> kAllowed = {
     {"runtime/checkpoint", kPlan + kDevice},
     {"runtime/tokenizer", {"runtime/core"}},
     {"runtime/data", {"runtime/core", "runtime/tokenizer"}},
+    {"runtime/serve", kServe},
     {"runtime/train", kTrain},
     {"runtime",
      kTrain},  // main.cpp of the rank program; a folder of runtime/ needs a row of its own

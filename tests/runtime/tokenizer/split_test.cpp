@@ -99,6 +99,17 @@ TEST(Unicode, NfcLeavesIllFormedBytesAndNormalTextAlone) {
   EXPECT_EQ(normalize_nfc("\xffx\u0301e\u0301\xc3", buffer), "\xffx\u0301\u00e9\xc3");
 }
 
+// Marks that came with Unicode 10 and later: Hugging Face's normalizer neither moves them nor moves
+// or composes anything over them.
+TEST(Unicode, NfcLeavesMarksAloneThatTheReferenceDoesNotKnow) {
+  std::string buffer;
+  for (const char* text :
+       {"\u05d0\u0345\u0c3c", "a\u0899\u0301", "e\u0345\u07fd\u0316", "\U00011935\U00011930",
+        "\u0898\u0737"})
+    EXPECT_EQ(normalize_nfc(text, buffer), text);
+  EXPECT_EQ(normalize_nfc("e\u0899\u0345\u0316", buffer), "e\u0899\u0316\u0345");
+}
+
 TEST(Unicode, NfcOfEveryCharacterEqualsUtf8proc) {
   for (uint32_t c = 0; c < 0x110000; ++c) {
     if (c >= 0xD800 && c < 0xE000) continue;

@@ -230,7 +230,13 @@ TEST(AddedTokens, StripsAndWords) {
             (Ids{'x', ' ', 400, 'y'}));
   EXPECT_EQ(load(with_token({{"lstrip", true}, {"rstrip", true}})).encode("<T>  <T>  ", parse),
             (Ids{400, 400}));
+  // Tokens that begin with white space which the one before has taken are there all the same.
+  Json both = with_token({{"rstrip", true}});
+  both["added_tokens"].push_back({{"id", 401}, {"content", "\nB"}, {"normalized", false}});
+  EXPECT_EQ(load(both).encode("<T>\nB", parse), (Ids{400, 401}));
   const auto word = load(with_token({{"single_word", true}, {"content", "TT"}}));
+  EXPECT_EQ(word.encode("\u00b2TT\u00bd", parse), (Ids{0xc2, 0xb2, 400, 0xc2, 0xbd}));
+  EXPECT_EQ(word.encode("\u200dTT", parse), (Ids{0xe2, 0x80, 0x8d, 'T', 'T'}));
   EXPECT_EQ(word.encode("TT aTT TTb TT", parse),
             (Ids{400, ' ', 'a', 'T', 'T', ' ', 'T', 'T', 'b', ' ', 400}));
   EXPECT_EQ(word.encode("\u00e9TT\u00e9", parse).size(), 6U);
@@ -239,6 +245,22 @@ TEST(AddedTokens, StripsAndWords) {
   nested["added_tokens"].push_back(
       {{"id", 401}, {"content", "<T><U>"}, {"normalized", false}, {"special", true}});
   EXPECT_EQ(load(nested).encode("<T><U><T>", parse), (Ids{401, 400}));
+}
+
+// Tokens found after normalization: the longest of all of them, in the normalized text.
+TEST(AddedTokens, NormalizedOnesAreFoundTogether) {
+  const EncodeOptions parse{.parse_special = true};
+  Json file = with_token({{"content", "<a>"}, {"normalized", true}, {"special", false}});
+  file["added_tokens"].push_back(
+      {{"id", 401}, {"content", "<a>b"}, {"normalized", true}, {"special", false}});
+  file["added_tokens"].push_back(
+      {{"id", 402}, {"content", "<\u00e9>"}, {"normalized", true}, {"special", false}});
+  EXPECT_EQ(load(file).encode("<a>b<a>", parse), (Ids{401, 400}));
+  file["normalizer"] = {{"type", "NFC"}};
+  EXPECT_EQ(load(file).encode("<a>b <e\u0301>", parse), (Ids{401, ' ', 402}));
+  file["added_tokens"].push_back(
+      {{"id", 403}, {"content", "<o\u0301>"}, {"normalized", true}, {"special", false}});
+  EXPECT_EQ(load(file).decode(Ids{403}), "<\xf3>");  // the byte that the composed letter spells
 }
 
 TEST(AddedTokens, OnlyMarkupMakesControlTokens) {
