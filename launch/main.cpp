@@ -11,6 +11,7 @@
 #include "launch/detect.h"
 #include "launch/doctor/doctor.h"
 #include "launch/launch_job.h"
+#include "launch/plan.h"
 #include "launch/process.h"
 #include "launch/shim.h"
 #include "launch/verify_layouts.h"
@@ -65,6 +66,7 @@ int run(const std::vector<std::string>& arguments) {
     std::printf("%s", options_help(inv.command).c_str());
     return 0;
   }
+  if (inv.command == "plan") return run_plan(request.config);
   for (const std::string& word :
        inv.args)  // the printed command is the one that would start the job
     if (word != "--dry-run") request.for_ranks.push_back(word);

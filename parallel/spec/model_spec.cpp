@@ -73,12 +73,10 @@ std::vector<int32_t> LocalShape::kv_of_q(int64_t group) const {
 }
 
 ModelSpec::ModelSpec(ModelConfig config, int tp, int stages)
-    : config_(std::move(config)), tp_(tp), stages_(partition_stages(config_, stages)) {}
-
-LocalShape ModelSpec::local(int tp_rank) const {
-  const auto r = static_cast<size_t>(tp_rank);
-  return {q_head_parts(config_, tp_)[r], kv_head_parts(config_, tp_)[r], ffn_parts(config_, tp_)[r],
-          vocab_parts(config_, tp_)[r]};
+    : config_(std::move(config)), tp_(tp), stages_(partition_stages(config_, stages)) {
+  const auto q = q_head_parts(config_, tp), kv = kv_head_parts(config_, tp), ffn = ffn_parts(config_, tp),
+             vocab = vocab_parts(config_, tp);
+  for (size_t r = 0; r < q.size(); ++r) locals_.push_back({q[r], kv[r], ffn[r], vocab[r]});
 }
 
 std::vector<ParamSpec> ModelSpec::layer_params(int64_t l) const {
@@ -222,7 +220,7 @@ Interval token_part(int64_t tokens, int tp_rank, int tp) { return even_part(toke
 
 PlannedTensor layer_slot(const ModelSpec& spec, int tp_rank, int64_t tokens, DType act, LayerSlot slot) {
   const ModelConfig& c = spec.config();
-  const LocalShape local = spec.local(tp_rank);
+  const LocalShape& local = spec.local(tp_rank);
   const int64_t ts = token_part(tokens, tp_rank, spec.tp()).size();
   const int64_t nq = local.q_heads.size(), nkv = local.kv_heads.size(), f = local.ffn.size();
   const int64_t qkv = (nq + 2 * nkv) * c.head_dim;
@@ -364,7 +362,7 @@ RankPlan plan_rank(const ModelSpec& spec, const MeshShape& mesh, const MeshCoord
     plan.chunks.push_back(std::move(chunk));
   }
 
-  const LocalShape local = spec.local(tp_rank);
+  const LocalShape& local = spec.local(tp_rank);
   const int64_t ts = token_part(tokens, tp_rank, spec.tp()).size();
   auto& scratch = plan.scratch;
   const auto add = [&](const char* name, std::vector<int64_t> shape, DType dtype) {

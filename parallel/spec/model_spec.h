@@ -53,7 +53,7 @@ class ModelSpec {
   [[nodiscard]] const ModelConfig& config() const { return config_; }
   [[nodiscard]] int tp() const { return tp_; }
   [[nodiscard]] const std::vector<StageSpec>& stages() const { return stages_; }
-  [[nodiscard]] LocalShape local(int tp_rank) const;
+  [[nodiscard]] const LocalShape& local(int tp_rank) const { return locals_.at(static_cast<size_t>(tp_rank)); }
   /// Parameters of a virtual stage in memory order.
   [[nodiscard]] std::vector<ParamSpec> stage_params(int stage) const;
   /// Every parameter of the model once (tied head left out), in checkpoint order.
@@ -67,6 +67,7 @@ class ModelSpec {
   ModelConfig config_;
   int tp_;
   std::vector<StageSpec> stages_;
+  std::vector<LocalShape> locals_;  // by tp rank
 };
 
 /// Cuts layers into contiguous stages that minimise the slowest one, embedding and head counted (head = V*H matrix,

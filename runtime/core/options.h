@@ -100,6 +100,9 @@ struct JobConfig {
   int nodes = 0, gpus_per_node = 0;  ///< 0: auto
   double save_before = 0;            ///< seconds
   bool submit = false, query = false;
+  // planning
+  std::string cluster, catalogue, html;
+  double price = 0;  ///< USD an hour; 0: the catalogue's
   // verification
   std::string reference, checkpoint;
   std::vector<std::string> layouts;

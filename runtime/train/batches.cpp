@@ -2,13 +2,13 @@
 
 #include <algorithm>
 
+#include "parallel/cost/job_shape.h"
 #include "parallel/shard/shard.h"
 
 namespace r1::train {
 
 int BatchLayout::microbatches() const {
-  const int64_t rows = (batch + dp - 1) / dp;
-  return static_cast<int>((rows + micro_batch - 1) / micro_batch);
+  return parallel::microbatches_of(batch, micro_batch, dp);
 }
 
 void append_row(models::HostBatch& batch, const data::Row& row) {

@@ -10,6 +10,7 @@
 #include <fstream>
 #include <functional>
 
+#include "parallel/cost/job_shape.h"
 #include "runtime/core/human.h"
 #include "runtime/core/log.h"
 #include "runtime/device/cpu/thread_pool.h"
@@ -119,18 +120,7 @@ Device choose_device(const RankContext& ctx, const fs::path& cache) {
 }
 
 parallel::NumericFormat numeric_format(const JobConfig& cfg, const Device& device) {
-  if (device.kind == DeviceKind::kCpu) {
-    if (cfg.dtype == "bf16") throw UsageError("--dtype bf16 needs a GPU; the CPU backend computes in fp32");
-    if (cfg.state_dtype == "bf16") throw UsageError("--state-dtype bf16 needs a GPU; the CPU backend keeps fp32 state");
-    return {};
-  }
-  if (cfg.dtype == "fp32") {
-    if (cfg.state_dtype == "bf16") throw UsageError("--state-dtype bf16 goes with --dtype bf16; --dtype fp32 keeps fp32 state");
-    return {};
-  }
-  if (cfg.state_dtype == "bf16")
-    return {.weights = DType::kBF16, .gradients = DType::kBF16, .moments = DType::kBF16, .master = false};
-  return {.weights = DType::kBF16, .gradients = DType::kF32, .moments = DType::kF32, .master = true};
+  return parallel::numeric_format(device.kind == DeviceKind::kCuda, cfg.dtype, cfg.state_dtype);
 }
 
 EngineOptions engine_options(const JobConfig& cfg, const parallel::ModelConfig& model, const parallel::MeshShape& mesh,
@@ -146,13 +136,7 @@ EngineOptions engine_options(const JobConfig& cfg, const parallel::ModelConfig& 
   o.training = training;
   o.device = device;
   o.format = numeric_format(cfg, device);
-  if (device.kind == DeviceKind::kCuda) {
-    // A chunk of the head large enough for full GEMM rate: 2048 tokens of a 152k vocabulary take 0.6 GB in bf16.
-    o.needs.head_budget_elems = int64_t{320} << 20;
-    const int64_t heads = (model.heads + mesh.tp - 1) / mesh.tp, kv_heads = (model.kv_heads + mesh.tp - 1) / mesh.tp;
-    o.needs.workspace_bytes = static_cast<int64_t>(
-        kernels::attention_workspace_bytes(device.kind, rows.tokens(), heads, std::min(heads, kv_heads + 1), model.head_dim));
-  }
+  o.needs = parallel::device_needs(device.kind == DeviceKind::kCuda, model, mesh.tp, rows.tokens());
   o.adamw = {.beta1 = cfg.beta1, .beta2 = cfg.beta2, .eps = cfg.eps, .weight_decay = cfg.weight_decay,
              .no_decay = cfg.no_decay, .clip = cfg.clip, .seed = cfg.seed};
   return o;

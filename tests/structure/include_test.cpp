@@ -27,7 +27,7 @@ Folders operator+(Folders a, const Folders& b) {
 const std::string kCudaBackend = "the CUDA backend";
 
 const Folders kPlan = {"runtime/core", "parallel/mesh", "parallel/shard", "parallel/schedule",
-                       "parallel/spec"};
+                       "parallel/spec", "parallel/cost"};
 const Folders kDevice = {"runtime/core", "runtime/device"};
 const Folders kKernels = kDevice + Folders{"runtime/kernels"};
 const Folders kExec = kPlan + kKernels + Folders{"comm", "parallel/exec"};
@@ -45,7 +45,8 @@ const std::map<std::string, Folders> kAllowed = {
     {"parallel/mesh", {"runtime/core"}},
     {"parallel/shard", {"runtime/core"}},
     {"parallel/schedule", {"runtime/core"}},
-    {"parallel/spec", kPlan},
+    {"parallel/spec", {"runtime/core", "parallel/mesh", "parallel/shard", "parallel/schedule"}},
+    {"parallel/cost", kPlan},
     {"runtime/device", {"runtime/core"}},
     {"runtime/kernels", kDevice},
     {kCudaBackend, kKernels},

@@ -1,0 +1,121 @@
+// Machines that one does not have: the hardware catalogue (catalogue/hardware.json, built into the program), models by name
+// (catalogue/models.json), and clusters described in a few characters ("4xA100-80", "2xproduction", "8xH100+NDR"). Pure.
+#pragma once
+
+#include <map>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "parallel/cost/fit.h"
+#include "parallel/spec/model_config.h"
+
+namespace r1::launch {
+
+/// A kind of link. Bandwidths in bytes per second, one direction.
+struct LinkKind {
+  std::string name, title;
+  double device_bytes_per_s = 0;  ///< of one device to all others together; 0: a mesh of pairs
+  double pair_bytes_per_s = 0;    ///< between two devices; 0: as device_bytes_per_s
+  double share = 1;               ///< that collectives reach of it
+  double latency_s = 0;
+  bool network = false;           ///< between hosts
+  /// What each of `ranks` devices reaches in a collective among them, and between two of them.
+  [[nodiscard]] double collective_bytes_per_s(int ranks) const;
+  [[nodiscard]] double pair() const { return (pair_bytes_per_s > 0 ? pair_bytes_per_s : device_bytes_per_s) * share; }
+};
+
+struct MigProfile {
+  double compute_sevenths = 0, memory_eighths = 0;
+  int64_t memory_bytes = 0;
+};
+
+/// A GPU, or one socket of CPU cores.
+struct DeviceKind {
+  std::string name, title;
+  bool gpu = true;
+  int sm = 0;                    ///< compute capability x 10; 0: a CPU
+  int cores = 0, numa = 0;       ///< of a CPU
+  int64_t memory_bytes = 0;      ///< GPU: what a job can allocate; CPU: of one socket
+  double bytes_per_s = 0;        ///< peak memory bandwidth
+  double bf16_flops = 0;         ///< dense peak; 0: the device has no bf16
+  double fp32_flops = 0;
+  double gemm = 0, attention_forward = 0, attention_backward = 0, copy = 0;  ///< shares of the peaks
+  std::string basis;             ///< "measured", "published", "estimate"
+  std::string peer, peer_many;   ///< link between devices of a host; peer_many: where there are more than four
+  std::string network;           ///< usual link between hosts
+  int most = 8;                  ///< devices in one host
+  std::map<std::string, MigProfile> mig;
+};
+
+/// A host one can buy or rent.
+struct ShapeKind {
+  std::string name, title, provider, device, cpu, network;
+  int count = 0;      ///< GPUs; 0: a host of CPUs
+  int sockets = 1, cpu_cores = 0, numa = 0, nics = 1;
+  int64_t memory_bytes = 0;
+  std::optional<double> usd_per_hour;
+};
+
+/// Equal hosts with equal devices.
+class PlannedCluster final : public parallel::Machine {
+ public:
+  std::string text, title;
+  int hosts = 1, devices_per_host = 1;  ///< devices: GPUs or MIG instances; CPU hosts count as one device
+  DeviceKind device;                    ///< of a MIG instance: its share of the card
+  std::string mig;                      ///< profile; empty: whole cards
+  LinkKind peer, network;
+  int nics = 1;                         ///< of a host
+  int sockets = 1, cores = 0, numa = 1; ///< of a host
+  int64_t host_memory_bytes = 0;
+  std::optional<double> usd_per_hour;   ///< of all hosts together
+  std::string price_note;
+
+  [[nodiscard]] bool gpu() const { return device.gpu; }
+  /// Bytes that the plan's tensors of all ranks on a device may take.
+  [[nodiscard]] int64_t capacity_bytes(int ranks_per_device) const;
+  [[nodiscard]] int ranks_per_device(const parallel::MeshShape& mesh) const;
+  [[nodiscard]] int ranks_per_host(const parallel::MeshShape& mesh) const;
+
+  [[nodiscard]] parallel::DeviceRates rates(const parallel::MeshShape& mesh, const parallel::NumericFormat& format) const override;
+  /// Links of a mesh whose ranks fill the hosts in order.
+  [[nodiscard]] parallel::MeshLinks links(const parallel::MeshShape& mesh) const override;
+  [[nodiscard]] std::vector<parallel::MemoryDomain> domains(const parallel::MeshShape& mesh) const override;
+  [[nodiscard]] int most_ranks() const override;
+};
+
+class Catalogue {
+ public:
+  /// The one in the program.
+  [[nodiscard]] static Catalogue built_in();
+  /// Adds a file's entries, replacing those of the same name. Throws DataError naming the file and the key.
+  void add(std::string_view json, const std::string& source);
+
+  [[nodiscard]] const LinkKind& link(const std::string& name, const std::string& where) const;
+  [[nodiscard]] const std::vector<DeviceKind>& devices() const { return devices_; }
+  [[nodiscard]] const std::vector<DeviceKind>& cpus() const { return cpus_; }
+  [[nodiscard]] const std::vector<ShapeKind>& shapes() const { return shapes_; }
+  [[nodiscard]] const std::string& price_date() const { return price_date_; }
+
+  /// [HOSTS x] [COUNT x] NAME [/MIG] [+NETWORK]: "4xA100-80", "2x4xA100-80+NDR", "2xproduction", "A100-80/3g.40gb",
+  /// "2xEPYC-7763". Throws UsageError that names what is known.
+  [[nodiscard]] PlannedCluster cluster(const std::string& text) const;
+  /// One cluster, several with commas, or a named comparison ("tiers", "upgrade", "mig").
+  [[nodiscard]] std::vector<PlannedCluster> clusters(const std::string& text) const;
+
+ private:
+  std::map<std::string, LinkKind> links_;
+  std::vector<DeviceKind> devices_, cpus_;
+  std::vector<ShapeKind> shapes_;
+  std::map<std::string, std::string> aliases_;             ///< lower case -> name
+  std::map<std::string, std::vector<std::string>> comparisons_;
+  std::string price_date_;
+};
+
+/// config.json facts of a model named without a directory ("R1-Distill-Qwen-32B", "deepseek-ai/DeepSeek-R1-Distill-Qwen-32B");
+/// nullopt when the catalogue has none of that name. `names`: those there are, for messages.
+[[nodiscard]] std::optional<parallel::ModelConfig> model_by_name(std::string_view name);
+[[nodiscard]] std::vector<std::string> model_names();
+
+}  // namespace r1::launch
