@@ -46,6 +46,18 @@ void check_parts(const Communicator& c, const char* operation, const Tensor& par
            c.name(), dtype_name(part.dtype), dtype_name(whole.dtype));
 }
 
+void check_sharded(const Communicator& c, const char* operation, const ShardedTensor& x) {
+  R1_CHECK(static_cast<int>(x.parts.size()) == c.size(), "{} on {}: {} parts for {} ranks", operation, c.name(),
+           x.parts.size(), c.size());
+  for (const Tensor& part : x.parts) {
+    R1_CHECK(part.data != nullptr || part.numel() == 0, "{} on {}: {} elements without data", operation, c.name(),
+             part.numel());
+    R1_CHECK(part.dtype == x.parts.front().dtype, "{} on {}: parts of {} and {}", operation, c.name(),
+             dtype_name(part.dtype), dtype_name(x.parts.front().dtype));
+    check_reducible(c, operation, part);
+  }
+}
+
 std::string group_name(const std::string& axis, std::span<const int> world_ranks) {
   if (axis.find('[') != std::string::npos) return axis;
   std::string text = axis + "[";

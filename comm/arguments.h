@@ -23,6 +23,9 @@ void check_parts(const Communicator& c, const char* operation, const Tensor& par
 void check_counts(const Communicator& c, const char* operation, const Tensor& x,
                   std::span<const int64_t> counts);
 
+/// One part a rank, all of one dtype that can be summed; `kind` as above where the backend says so.
+void check_sharded(const Communicator& c, const char* operation, const ShardedTensor& x);
+
 /// "tp" and {4, 5, 6, 7} give "tp[4,5,6,7]"; more than eight ranks are shown as ranges:
 /// "dp[0-15,32]". A name that carries brackets already is kept.
 [[nodiscard]] std::string group_name(const std::string& axis, std::span<const int> world_ranks);

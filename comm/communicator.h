@@ -27,6 +27,18 @@ struct Transfer {
   int peer = 0;
 };
 
+/// A tensor cut over the ranks of a group: parts[r] is this rank's view of what belongs to rank r (any view may be empty).
+/// All ranks name the same elements with equal counts.
+struct ShardedTensor {
+  std::vector<Tensor> parts;
+};
+
+/// How a sum over ranks is formed.
+enum class SumOrder : uint8_t {
+  kRank,  ///< ((0 + 1) + 2) + ..., as all_reduce
+  kTree,  ///< pairwise over halves of the ranks (cut at n/2, rounded down), so that a group of 2n ranks sums as two of n
+};
+
 /// A transfer under way; wait() returns when the tensor may be reused (send) or read (recv).
 class Pending {
  public:
@@ -60,6 +72,14 @@ class Communicator {
   virtual void recv(const Tensor& x, int peer, const Stream& s) = 0;
   /// Starts all transfers together (they must be able to progress together) and returns at once.
   [[nodiscard]] virtual std::unique_ptr<Pending> start(std::span<const Transfer> transfers, const Stream& s) = 0;
+  /// Starts, in place: parts[rank()] of each tensor becomes the sum of that part over all ranks, formed in `order`; the other
+  /// parts hold nothing of use afterwards. wait() returns when the sums may be read and the parts written (on a device: orders `s`
+  /// after them). Tensors and views must stay until then; `xs` itself need not. Operations started on a group run in that order
+  /// on every rank. The base class runs to the end before it returns, kTree on the host; a backend that can overlaps.
+  [[nodiscard]] virtual std::unique_ptr<Pending> start_reduce_scatter(std::span<const ShardedTensor> xs, SumOrder order,
+                                                                      const Stream& s);
+  /// Starts, in place: parts[r] of each tensor becomes rank r's. Otherwise as start_reduce_scatter.
+  [[nodiscard]] virtual std::unique_ptr<Pending> start_all_gather(std::span<const ShardedTensor> xs, const Stream& s);
   virtual void barrier() = 0;
   /// Ranks with the same color form a group, ordered by key (ties: by rank). Collective over this group.
   [[nodiscard]] virtual std::unique_ptr<Communicator> split(int color, int key, std::string name) = 0;

@@ -9,6 +9,7 @@
 
 #include "comm/arguments.h"
 #include "comm/reduce.h"
+#include "runtime/device/cpu/thread_pool.h"
 
 namespace r1::comm {
 namespace {
@@ -114,6 +115,91 @@ class ComposedPending final : public Pending {
   ComposedCommunicator& comm_;
   ComposedCommunicator::Lease lease_;
   std::vector<uint64_t> own_receives_;
+  bool done_ = false;
+};
+
+// A sum or gather of sharded tensors under way: all messages are posted at once, the sums are formed when it is waited for.
+class ShardedPending final : public Pending {
+ public:
+  ShardedPending(ComposedCommunicator& c, const char* operation) : comm_(c), lease_(c, operation) { ++comm_.pending_; }
+  ~ShardedPending() override {
+    --comm_.pending_;
+    if (done_ && received_.capacity() != 0) comm_.spare_.push_back(std::move(received_));
+  }
+  void reduce(std::span<const ShardedTensor> xs, SumOrder order) {
+    order_ = order;
+    const int n = comm_.size(), own = comm_.rank_;
+    size_t bytes = 0;
+    for (const ShardedTensor& x : xs)
+      bytes += x.parts[static_cast<size_t>(own)].bytes() * static_cast<size_t>(n - 1);
+    if (!comm_.spare_.empty()) {
+      received_ = std::move(comm_.spare_.back());
+      comm_.spare_.pop_back();
+    }
+    received_.resize(bytes);
+    char* to = received_.data();
+    for (const ShardedTensor& x : xs) {  // receives first, so that what arrives early finds its place
+      const Tensor& mine = x.parts[static_cast<size_t>(own)];
+      if (mine.numel() == 0) continue;
+      Sum sum{.own = mine, .received = to};
+      for (int k = 1; k < n; ++k, to += mine.bytes())
+        lease_->recv(Channel::kCollectives, to, mine.bytes(), (own - k + n) % n);
+      sums_.push_back(sum);
+    }
+    for (const ShardedTensor& x : xs)
+      for (int k = 1; k < n; ++k) {
+        const Tensor& part = x.parts[static_cast<size_t>((own + k) % n)];
+        if (part.numel() != 0) lease_->send(Channel::kCollectives, part.data, part.bytes(), (own + k) % n);
+      }
+  }
+  void gather(std::span<const ShardedTensor> xs) {
+    const int n = comm_.size(), own = comm_.rank_;
+    for (const ShardedTensor& x : xs)
+      for (int k = 1; k < n; ++k) {
+        const int from = (own - k + n) % n;
+        const Tensor& part = x.parts[static_cast<size_t>(from)];
+        if (part.numel() != 0) lease_->recv(Channel::kCollectives, part.data, part.bytes(), from);
+      }
+    for (const ShardedTensor& x : xs) {
+      const Tensor& mine = x.parts[static_cast<size_t>(own)];
+      if (mine.numel() == 0) continue;
+      for (int k = 1; k < n; ++k) lease_->send(Channel::kCollectives, mine.data, mine.bytes(), (own + k) % n);
+    }
+  }
+  void wait() override {
+    if (done_) return;
+    comm_.check_open("wait");
+    lease_.finish();
+    const int n = comm_.size(), own = comm_.rank_;
+    std::vector<const void*> sources(static_cast<size_t>(n));
+    for (const Sum& sum : sums_) {
+      sources[static_cast<size_t>(own)] = sum.own.data;
+      for (int k = 1; k < n; ++k)
+        sources[static_cast<size_t>((own - k + n) % n)] = sum.received + static_cast<size_t>(k - 1) * sum.own.bytes();
+      // In tiles over the pool: a stage's gradients are summed here, every step.
+      const int64_t elem = dtype_bytes(sum.own.dtype);
+      parallel_ranges(sum.own.numel(), kSumTile, [&](int64_t begin, int64_t end) {
+        std::vector<const void*> at(sources);
+        for (const void*& p : at) p = static_cast<const char*>(p) + begin * elem;
+        char* out = static_cast<char*>(sum.own.data) + begin * elem;
+        if (order_ == SumOrder::kTree) sum_in_tree(sum.own.dtype, at, out, end - begin);
+        else reduce_in_order(sum.own.dtype, ReduceOp::kSum, at, out, end - begin);
+      });
+    }
+    done_ = true;
+  }
+
+ private:
+  static constexpr int64_t kSumTile = 1 << 16;
+  struct Sum {
+    Tensor own;
+    const char* received = nullptr;  ///< own.bytes() from rank - 1, rank - 2, ...
+  };
+  ComposedCommunicator& comm_;
+  ComposedCommunicator::Lease lease_;
+  std::vector<char> received_;
+  std::vector<Sum> sums_;
+  SumOrder order_ = SumOrder::kRank;
   bool done_ = false;
 };
 
@@ -403,6 +489,29 @@ std::unique_ptr<Pending> ComposedCommunicator::start(std::span<const Transfer> t
                                                      const Stream&) {
   for (const Transfer& t : transfers) check_message("start", t.tensor, t.peer);
   return std::make_unique<ComposedPending>(*this, transfers);
+}
+
+std::unique_ptr<Pending> ComposedCommunicator::start_reduce_scatter(std::span<const ShardedTensor> xs, SumOrder order,
+                                                                    const Stream&) {
+  check_open("start_reduce_scatter");
+  for (const ShardedTensor& x : xs) {
+    check_sharded(*this, "start_reduce_scatter", x);
+    for (const Tensor& part : x.parts) check_tensor(*this, "start_reduce_scatter", part);
+  }
+  auto pending = std::make_unique<ShardedPending>(*this, "start_reduce_scatter");
+  pending->reduce(xs, order);
+  return pending;
+}
+
+std::unique_ptr<Pending> ComposedCommunicator::start_all_gather(std::span<const ShardedTensor> xs, const Stream&) {
+  check_open("start_all_gather");
+  for (const ShardedTensor& x : xs) {
+    check_sharded(*this, "start_all_gather", x);
+    for (const Tensor& part : x.parts) check_tensor(*this, "start_all_gather", part);
+  }
+  auto pending = std::make_unique<ShardedPending>(*this, "start_all_gather");
+  pending->gather(xs);
+  return pending;
 }
 
 void ComposedCommunicator::barrier() {

@@ -55,6 +55,9 @@ class ComposedCommunicator : public Communicator {
   void recv(const Tensor& x, int peer, const Stream& s) override;
   [[nodiscard]] std::unique_ptr<Pending> start(std::span<const Transfer> transfers,
                                                const Stream& s) override;
+  [[nodiscard]] std::unique_ptr<Pending> start_reduce_scatter(std::span<const ShardedTensor> xs, SumOrder order,
+                                                              const Stream& s) override;
+  [[nodiscard]] std::unique_ptr<Pending> start_all_gather(std::span<const ShardedTensor> xs, const Stream& s) override;
   void barrier() override;
   [[nodiscard]] std::unique_ptr<Communicator> split(int color, int key, std::string name) override;
   void close() override;
@@ -91,6 +94,7 @@ class ComposedCommunicator : public Communicator {
 
  private:
   friend class ComposedPending;
+  friend class ShardedPending;
   class Lease;
 
   void check_open(const char* operation) const;
@@ -120,6 +124,7 @@ class ComposedCommunicator : public Communicator {
   int pending_ = 0;  // started transfers not yet waited for
   SelfQueue own_queue_{*this};
   std::vector<std::unique_ptr<Batch>> idle_;
+  std::vector<std::vector<char>> spare_;  // what started sums received into, for reuse
   struct Free {
     void operator()(char* p) const noexcept;
   };

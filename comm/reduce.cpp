@@ -1,7 +1,9 @@
 #include "comm/reduce.h"
 
 #include <algorithm>
+#include <bit>
 #include <type_traits>
+#include <vector>
 
 namespace r1::comm {
 namespace {
@@ -74,6 +76,32 @@ void reduce(ReduceOp op, std::span<const void* const> sources, void* out, int64_
   }
 }
 
+/// acc[0, n) = the pairwise sum of the sources' elements from `begin`; `spare` holds the right halves, one block a level.
+template <class T>
+void tree(std::span<const void* const> sources, int64_t begin, int64_t n, typename T::Acc* acc, typename T::Acc* spare) {
+  if (sources.size() == 1) {
+    const auto* from = static_cast<const typename T::Stored*>(sources[0]) + begin;
+    for (int64_t i = 0; i < n; ++i) acc[i] = T::load(from[i]);
+    return;
+  }
+  const size_t half = sources.size() / 2;
+  tree<T>(sources.first(half), begin, n, acc, spare);
+  tree<T>(sources.subspan(half), begin, n, spare, spare + kBlock);
+  for (int64_t i = 0; i < n; ++i) acc[i] += spare[i];
+}
+
+template <class T>
+void tree_sum(std::span<const void* const> sources, void* out, int64_t numel) {
+  typename T::Acc acc[kBlock];
+  std::vector<typename T::Acc> spare(static_cast<size_t>(kBlock) * (std::bit_width(sources.size()) + 1));
+  for (int64_t begin = 0; begin < numel; begin += kBlock) {
+    const int64_t n = std::min(kBlock, numel - begin);
+    tree<T>(sources, begin, n, acc, spare.data());
+    auto* dst = static_cast<typename T::Stored*>(out) + begin;
+    for (int64_t i = 0; i < n; ++i) dst[i] = T::store(acc[i]);
+  }
+}
+
 }  // namespace
 
 bool reducible(DType t) { return t != DType::kU8; }
@@ -95,6 +123,28 @@ void reduce_in_order(DType dtype, ReduceOp op, std::span<const void* const> sour
       return reduce<Int<int32_t>>(op, sources, out, numel);
     case DType::kI64:
       return reduce<Int<int64_t>>(op, sources, out, numel);
+    case DType::kU8:
+      break;
+  }
+  R1_CHECK(false, "no reduction of {} is defined", dtype_name(dtype));
+}
+
+void sum_in_tree(DType dtype, std::span<const void* const> sources, void* out, int64_t numel) {
+  if (numel == 0) return;
+  R1_CHECK(!sources.empty(), "a reduction of no sources");
+  switch (dtype) {
+    case DType::kF32:
+      return tree_sum<F32>(sources, out, numel);
+    case DType::kF64:
+      return tree_sum<F64>(sources, out, numel);
+    case DType::kBF16:
+      return tree_sum<BF16>(sources, out, numel);
+    case DType::kF16:
+      return tree_sum<F16>(sources, out, numel);
+    case DType::kI32:
+      return tree_sum<Int<int32_t>>(sources, out, numel);
+    case DType::kI64:
+      return tree_sum<Int<int64_t>>(sources, out, numel);
     case DType::kU8:
       break;
   }

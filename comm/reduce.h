@@ -19,4 +19,8 @@ namespace r1::comm {
 void reduce_in_order(DType dtype, ReduceOp op, std::span<const void* const> sources, void* out,
                      int64_t numel);
 
+/// out[i] = the sum of sources[r][i], formed pairwise over halves of the sources (SumOrder::kTree). Types as above, each partial
+/// sum kept in the accumulator's type. `out` may be one of the sources.
+void sum_in_tree(DType dtype, std::span<const void* const> sources, void* out, int64_t numel);
+
 }  // namespace r1::comm

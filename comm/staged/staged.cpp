@@ -109,6 +109,13 @@ class StagedCommunicator : public Communicator {
     auto inner = inner_->start(host, {});
     return std::make_unique<StagedPending>(std::move(received), std::move(sent), std::move(inner));
   }
+  [[nodiscard]] std::unique_ptr<Pending> start_reduce_scatter(std::span<const ShardedTensor> xs, SumOrder order,
+                                                              const Stream& s) override {
+    return sharded(xs, s, true, [&](std::span<const ShardedTensor> host) { return inner_->start_reduce_scatter(host, order, {}); });
+  }
+  [[nodiscard]] std::unique_ptr<Pending> start_all_gather(std::span<const ShardedTensor> xs, const Stream& s) override {
+    return sharded(xs, s, false, [&](std::span<const ShardedTensor> host) { return inner_->start_all_gather(host, {}); });
+  }
   void barrier() override { inner_->barrier(); }
   [[nodiscard]] std::unique_ptr<Communicator> split(int color, int key, std::string name) override {
     return std::make_unique<StagedCommunicator>(inner_->split(color, key, std::move(name)));
@@ -116,6 +123,24 @@ class StagedCommunicator : public Communicator {
   void close() override { inner_->close(); }
 
  private:
+  /// Host copies of all parts; a sum reads all and returns the own one, a gather reads the own one and returns the others.
+  template <class Start>
+  std::unique_ptr<Pending> sharded(std::span<const ShardedTensor> xs, const Stream& s, bool sum, const Start& start) {
+    std::vector<Staged> received, sent;
+    std::vector<ShardedTensor> host;
+    for (const ShardedTensor& x : xs) {
+      ShardedTensor h;
+      for (int r = 0; r < static_cast<int>(x.parts.size()); ++r) {
+        auto& list = (r == rank()) == sum ? received : sent;
+        list.emplace_back(x.parts[static_cast<size_t>(r)], sum || r == rank(), s);
+        h.parts.push_back(list.back().host());
+      }
+      host.push_back(std::move(h));
+    }
+    auto inner = start(std::span<const ShardedTensor>(host));
+    return std::make_unique<StagedPending>(std::move(received), std::move(sent), std::move(inner));
+  }
+
   std::unique_ptr<Communicator> inner_;
 };
 

@@ -402,23 +402,6 @@ void check_ranges(const Schedule& s) {
 
 std::string Action::str() const { return fmt::format("{}{}{}", stage, name_of(kind), microbatch); }
 
-std::string Action::words() const {
-  const auto text = [&](std::string_view what) {
-    return fmt::format("{} of stage {}, micro-batch {}", what, stage, microbatch);
-  };
-  switch (kind) {
-    case ActionKind::kForward: return text("forward");
-    case ActionKind::kBackward: return text("backward");
-    case ActionKind::kBackwardInput: return text("input gradient");
-    case ActionKind::kBackwardWeight: return text("weight gradient");
-    case ActionKind::kSendForward: return text("sending the activation");
-    case ActionKind::kRecvForward: return text("waiting for the activation");
-    case ActionKind::kSendBackward: return text("sending the gradient");
-    case ActionKind::kRecvBackward: return text("waiting for the gradient");
-  }
-  throw InternalError("action kind {}", static_cast<int>(kind));
-}
-
 Action parse_action(std::string_view text) {
   const char* at = text.data();
   const char* const end = at + text.size();

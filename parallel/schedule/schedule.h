@@ -27,8 +27,6 @@ struct Action {
   int microbatch = 0;
   /// "2F0", "2B0", "2I0", "2W0", "2SF0", "2RF0", "2SB0", "2RB0".
   [[nodiscard]] std::string str() const;
-  /// For people: "forward of stage 2, micro-batch 0".
-  [[nodiscard]] std::string words() const;
   friend bool operator==(const Action&, const Action&) = default;
 };
 /// Inverse of Action::str; throws UsageError naming the text.

@@ -10,6 +10,7 @@ namespace {
 
 /// Elements between the starts of two parameter blocks: 512 bytes in fp32, 256 in bf16.
 constexpr int64_t kParamAlign = 128;
+constexpr int64_t kStateAlign = 64;   ///< elements between the starts of two shards: the arena's alignment in fp32
 constexpr int64_t kPlanAlign = 256;  ///< bytes; the arena's alignment
 
 /// Parts of `total` cut evenly on multiples of `quantum` where there is enough of it: tile-sized shards for the GEMMs.
@@ -309,6 +310,31 @@ ParamLayout param_layout(const std::vector<ParamSpec>& params, int tp_rank) {
   return out;
 }
 
+Interval state_rows(const ParamSpec& p, int tp_rank, int shard, int shards) {
+  return even_part(p.shard.local_shape(tp_rank).front(), shard, shards);
+}
+
+StateLayout state_layout(const std::vector<ParamSpec>& params, int tp_rank, int shard, int shards) {
+  StateLayout out;
+  if (shards == 1) {
+    ParamLayout all = param_layout(params, tp_rank);
+    for (const ParamSpec& p : params) out.rows.push_back(state_rows(p, tp_rank, 0, 1));
+    out.offsets = std::move(all.offsets);
+    out.elems = all.elems;
+    return out;
+  }
+  for (const ParamSpec& p : params) {
+    const std::vector<int64_t> shape = p.shard.local_shape(tp_rank);
+    int64_t row = 1;
+    for (size_t d = 1; d < shape.size(); ++d) row *= shape[d];
+    out.rows.push_back(state_rows(p, tp_rank, shard, shards));
+    out.offsets.push_back(out.elems);
+    out.elems += (out.rows.back().size() * row + kStateAlign - 1) / kStateAlign * kStateAlign;
+  }
+  out.elems = (out.elems + kParamAlign - 1) / kParamAlign * kParamAlign;
+  return out;
+}
+
 int64_t shared_gradient_elems(const std::vector<ParamSpec>& params) {
   int64_t n = 0;
   for (const ParamSpec& p : params) {
@@ -330,8 +356,8 @@ RankPlan::Bytes RankPlan::bytes() const {
   Bytes b;
   for (const Chunk& c : chunks) {
     b.weights += c.param_elems * dtype_bytes(format.weights);
-    b.gradients += c.param_elems * dtype_bytes(format.gradients);
-    b.optimizer += c.param_elems * (2 * dtype_bytes(format.moments) + (format.master ? 4 : 0));
+    b.gradients += (c.param_elems + c.tied_head_elems) * gradient_slots() * dtype_bytes(format.gradients);
+    b.optimizer += c.state_elems * (2 * dtype_bytes(format.moments) + (format.master ? 4 : 0));
     b.activations += c.in_flight * laid_out_bytes(c.slot) + c.stash * laid_out_bytes(c.stash_slot);
   }
   b.scratch = laid_out_bytes(scratch);
@@ -340,9 +366,10 @@ RankPlan::Bytes RankPlan::bytes() const {
 
 RankPlan plan_rank(const ModelSpec& spec, const MeshShape& mesh, const MeshCoord& coord, const Schedule& schedule,
                    int64_t tokens, Recompute recompute, const NumericFormat& format, const DeviceNeeds& needs,
-                   bool training) {
+                   bool training, int zero, std::optional<RowTree> row_tree) {
   const ModelConfig& c = spec.config();
-  RankPlan plan{.mesh = mesh, .coord = coord, .tokens = tokens, .recompute = recompute, .format = format};
+  RankPlan plan{.mesh = mesh, .coord = coord, .tokens = tokens, .recompute = recompute, .format = format, .zero = zero,
+                .row_tree = std::move(row_tree)};
   const int tp_rank = coord.tp;
   const DType act = format.weights;
   const Simulation sim = simulate(schedule, {});
@@ -352,7 +379,11 @@ RankPlan plan_rank(const ModelSpec& spec, const MeshShape& mesh, const MeshCoord
     const auto s = static_cast<size_t>(stage);
     RankPlan::Chunk chunk;
     chunk.stage = stage;
-    chunk.param_elems = param_layout(spec.stage_params(stage), tp_rank).elems;
+    const std::vector<ParamSpec> params = spec.stage_params(stage);
+    chunk.param_elems = param_layout(params, tp_rank).elems;
+    chunk.state_elems = state_layout(params, tp_rank, plan.shards() == 1 ? 0 : coord.dp, plan.shards()).elems;
+    if (plan.row_tree && c.tied_embeddings && spec.stages()[s].embedding && spec.stages()[s].head)
+      chunk.tied_head_elems = params.front().shard.local_elems(tp_rank);
     chunk.in_flight = sim.peak_in_flight.at(s);
     chunk.stash = training ? sim.peak_stash.at(s) : 0;
     split = split || chunk.stash > 0;

@@ -7,6 +7,7 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -14,6 +15,7 @@
 #include "parallel/schedule/schedule.h"
 #include "parallel/shard/shard.h"
 #include "parallel/spec/model_config.h"
+#include "parallel/spec/row_tree.h"
 
 namespace r1::parallel {
 
@@ -127,9 +129,15 @@ struct RankPlan {
   int64_t tokens = 0;                      ///< T of a micro-batch
   Recompute recompute = Recompute::kNone;
   NumericFormat format;
+  int zero = 1;                            ///< 1: optimizer state cut over dp
+  std::optional<RowTree> row_tree;         ///< --deterministic: how gradients are summed over rows
+  [[nodiscard]] int gradient_slots() const { return row_tree ? row_tree->slots : 1; }
+  [[nodiscard]] int shards() const { return zero == 0 ? 1 : mesh.dp; }
   struct Chunk {
     int stage = 0;
     int64_t param_elems = 0;               ///< of the flat parameter block, padding included
+    int64_t tied_head_elems = 0;           ///< of a tied head's own gradient where this chunk is both ends (row tree only)
+    int64_t state_elems = 0;               ///< of the flat optimizer state blocks: this dp rank's shard (see state_layout)
     int in_flight = 0;                     ///< activation slots
     int stash = 0;                         ///< weight-gradient stashes (split backward), 0 when the backward is whole
     std::vector<PlannedTensor> slot;       ///< tensors of one activation slot, see slot_layout
@@ -156,13 +164,27 @@ struct ParamLayout {
 };
 [[nodiscard]] ParamLayout param_layout(const std::vector<ParamSpec>& params, int tp_rank);
 
+/// The optimizer state that one dp rank holds: of each parameter the rows of dim 0 (of its local part) that ZeRO-1 gives it
+/// (Rajbhandari et al. 2020, "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models", stage 1). One shard holds
+/// everything, laid out like the parameters themselves.
+struct StateLayout {
+  std::vector<Interval> rows;     ///< per parameter: rows of dim 0 of the local part
+  std::vector<int64_t> offsets;   ///< per parameter: its shard in the flat state block, in elements
+  int64_t elems = 0;
+};
+[[nodiscard]] StateLayout state_layout(const std::vector<ParamSpec>& params, int tp_rank, int shard, int shards);
+/// Rows of dim 0 of a parameter's local part on tp_rank that `shard` of `shards` holds.
+[[nodiscard]] Interval state_rows(const ParamSpec& param, int tp_rank, int shard, int shards);
+
 /// Elements of a stage that several tp ranks hold: packed into one buffer for their sum.
 [[nodiscard]] int64_t shared_gradient_elems(const std::vector<ParamSpec>& params);
 
-/// What a training rank needs: parameters, gradients, optimizer state, activations at the schedule's peak, scratch.
+/// What a training rank needs: parameters, gradients, optimizer state, activations at the schedule's peak, scratch. zero = 1:
+/// the optimizer state is cut over dp, 0: every replica holds all of it. `row_tree`: gradients have its slots.
 [[nodiscard]] RankPlan plan_rank(const ModelSpec& spec, const MeshShape& mesh, const MeshCoord& coord,
                                  const Schedule& schedule, int64_t tokens, Recompute recompute,
-                                 const NumericFormat& format, const DeviceNeeds& needs, bool training = true);
+                                 const NumericFormat& format, const DeviceNeeds& needs, bool training = true,
+                                 int zero = 1, std::optional<RowTree> row_tree = {});
 
 /// Index of tensors in Chunk::slot and Chunk::stash_slot; -1 where there is none.
 struct SlotLayout {

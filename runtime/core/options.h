@@ -65,7 +65,7 @@ struct JobConfig {
   int virtual_stages = 1;
   int64_t micro_batch = 1;
   std::string recompute;
-  int zero = 0;
+  int zero = 1;  ///< 1: optimizer state cut over dp
   std::string comm;
   bool schedule_print = false;
   // optimisation
@@ -79,6 +79,7 @@ struct JobConfig {
   std::vector<std::string> no_decay;  ///< of "norm", "bias", "embedding"
   double clip = 0;                    ///< 0: off
   int64_t max_skipped_steps = 0;
+  double spike_sigmas = 0;  ///< 0: off
   // output
   std::string output, resume, save_mode;
   std::vector<std::string> resume_allow;
@@ -99,7 +100,7 @@ struct JobConfig {
   std::vector<std::string> sbatch_option, setup, volume;
   int nodes = 0, gpus_per_node = 0;  ///< 0: auto
   double save_before = 0;            ///< seconds
-  bool submit = false, query = false;
+  bool submit = false;
   // planning
   std::string cluster, catalogue, html;
   double price = 0;  ///< USD an hour; 0: the catalogue's

@@ -33,6 +33,7 @@ constexpr KernelTable kCpuTable{
     .adamw_step = cpu::adamw_step,
     .sum_of_squares = cpu::sum_of_squares,
     .sum_into = cpu::sum_into,
+    .exact_total = cpu::exact_total,
     .clip_factor = cpu::clip_factor,
     .add_into = cpu::add_into,
     .add = cpu::add,

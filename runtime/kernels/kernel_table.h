@@ -42,6 +42,7 @@ struct KernelTable {
   R1_KERNEL(adamw_step);
   R1_KERNEL(sum_of_squares);
   R1_KERNEL(sum_into);
+  R1_KERNEL(exact_total);
   R1_KERNEL(clip_factor);
   R1_KERNEL(add_into);
   R1_KERNEL(add);

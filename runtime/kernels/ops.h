@@ -157,15 +157,19 @@ void argmax(const Tensor& logits, int64_t vocab_begin, const Tensor& best, const
 struct AdamWArgs {
   double lr = 0, beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weight_decay = 0;  ///< double: 1 - 0.999F is off by 1.3e-5
   int64_t step = 1;
-  uint64_t seed = 0;  ///< stochastic rounding of bf16 states, keyed by (seed, step, element)
+  uint64_t seed = 0;  ///< stochastic rounding of bf16 states, keyed by (seed, step, first_element + index)
+  int64_t first_element = 0;  ///< number of the first element: a shard rounds as it would within the whole
 };
 /// grad_scale: fp32 scalar on the device (so that clipping needs no host round trip); 0 skips the step (weights unchanged).
 void adamw_step(const Tensor& p, const Tensor& master, const Tensor& g, const Tensor& m, const Tensor& v,
                 const Tensor& grad_scale, const AdamWArgs& args, const Stream& s);
-/// out[0] += sum of squares of x (fp64 accumulation, fixed order). out [1] fp64.
-void sum_of_squares(const Tensor& x, const Tensor& out, const Stream& s);
-/// out[0] += sum of x (fp64 accumulation, fixed order). x fp32, out [1] fp64.
-void sum_into(const Tensor& x, const Tensor& out, const Stream& s);
+/// words += sum of squares of x [R, C], whatever the order of rows over calls and ranks (exact_sum.h): each row is summed in fp64
+/// in a fixed order, and the rows' sums are added without rounding. x fp32 or bf16, words [kExactWords] int64.
+void sum_of_squares(const Tensor& x, const Tensor& words, const Stream& s);
+/// words += the sum of the elements of x, without rounding. x fp32, words as above.
+void sum_into(const Tensor& x, const Tensor& words, const Stream& s);
+/// out[0] = the value of words (exact_sum.h). out [1] fp64.
+void exact_total(const Tensor& words, const Tensor& out, const Stream& s);
 /// Factor of gradient clipping by the global norm: factor = min(1, max_norm / (norm + 1e-6)) as torch.nn.utils.clip_grad_norm_
 /// forms it, norm = sqrt(sum_squares[0]). max_norm <= 0: 1. A norm that is not finite gives 0, which makes adamw_step skip.
 /// sum_squares [1] fp64, factor [1] fp32: both on the device, so that clipping needs no host round trip.

@@ -1,4 +1,5 @@
 #include "runtime/kernels/checks.h"
+#include "runtime/kernels/exact_sum.h"
 #include "runtime/kernels/kernel_table.h"
 
 namespace r1::kernels {
@@ -34,13 +35,13 @@ void adamw_step(const Tensor& p, const Tensor& master, const Tensor& g, const Te
   kernel_table(s.device.kind).adamw_step(p, master, g, m, v, grad_scale, args, s);
 }
 
-void sum_of_squares(const Tensor& x, const Tensor& out, const Stream& s) {
+void sum_of_squares(const Tensor& x, const Tensor& words, const Stream& s) {
   const checks::Call call("sum_of_squares", s);
-  call.memory("x", x);
+  call.rank("x", x, 2);
   call.dtype("x", x, {DType::kF32, DType::kBF16});
-  same_count(call, "out", out, 1);
-  call.dtype("out", out, {DType::kF64});
-  kernel_table(s.device.kind).sum_of_squares(x, out, s);
+  same_count(call, "words", words, kExactWords);
+  call.dtype("words", words, {DType::kI64});
+  kernel_table(s.device.kind).sum_of_squares(x, words, s);
 }
 
 void add_into(const Tensor& dst, const Tensor& src, const Stream& s) {

@@ -1,11 +1,12 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <vector>
+#include <mutex>
 
 #include "runtime/core/error.h"
 #include "runtime/device/cpu/thread_pool.h"
 #include "runtime/kernels/cpu_kernels.h"
+#include "runtime/kernels/exact_sum.h"
 #include "runtime/kernels/rounding.h"
 #include "runtime/kernels/simd_cpu.h"
 
@@ -131,7 +132,7 @@ void adamw_step(const Tensor& p, const Tensor& master, const Tensor& g, const Te
         if (t.dtype != DType::kBF16) return write_block(t, b, n, values);
         for (int64_t i = 0; i < n; ++i)
           at<uint16_t>(t, b)[i] =
-              stochastic_bf16(values[i], adamw_random(args.seed, args.step, b + i)[word]);
+              stochastic_bf16(values[i], adamw_random(args.seed, args.step, args.first_element + b + i)[word]);
       };
       if (with_master) {
         write_block(master, b, n, weight);
@@ -145,32 +146,36 @@ void adamw_step(const Tensor& p, const Tensor& master, const Tensor& g, const Te
   });
 }
 
-void sum_of_squares(const Tensor& x, const Tensor& out, const Stream&) {
-  const int64_t n = x.numel();
-  std::vector<double> partial(static_cast<size_t>((n + kTile - 1) / kTile));
-  parallel_ranges(n, kTile, [&](int64_t begin, int64_t end) {
-    simd::VD total{};
-    const auto add_squares = [&](const float* values, int64_t count) {
-      simd::for_lanes(count, [&](int64_t i, auto... part) {
-        const simd::VD v = simd::widen(simd::load(values + i, part...));
-        total += v * v;
-      });
-    };
-    if (x.dtype == DType::kF32) {
-      add_squares(at<float>(x, begin), end - begin);
-    } else {
-      float block[kBlock];
-      for (int64_t b = begin; b < end; b += kBlock) {
-        const int64_t count = std::min(kBlock, end - b);
-        read_block(x, b, count, block);
-        add_squares(block, count);
+void sum_of_squares(const Tensor& x, const Tensor& words, const Stream&) {
+  const int64_t rows = x.dim(0), columns = x.dim(1);
+  if (rows == 0 || columns == 0) return;
+  const int64_t rows_of_task = std::max<int64_t>(1, kTile / columns);
+  std::mutex mutex;
+  parallel_ranges(rows, rows_of_task, [&](int64_t begin, int64_t end) {
+    int64_t sum[kExactWords] = {};
+    for (int64_t r = begin; r < end; ++r) {
+      simd::VD total{};
+      const auto add_squares = [&](const float* values, int64_t count) {
+        simd::for_lanes(count, [&](int64_t i, auto... part) {
+          const simd::VD v = simd::widen(simd::load(values + i, part...));
+          total += v * v;
+        });
+      };
+      if (x.dtype == DType::kF32) {
+        add_squares(at<float>(x, r * columns), columns);
+      } else {
+        float block[kBlock];
+        for (int64_t b = 0; b < columns; b += kBlock) {
+          const int64_t count = std::min(kBlock, columns - b);
+          read_block(x, r * columns + b, count, block);
+          add_squares(block, count);
+        }
       }
+      exact_add(sum, simd::sum(total));
     }
-    partial[static_cast<size_t>(begin / kTile)] = simd::sum(total);
+    const std::scoped_lock lock(mutex);  // integers: whichever task comes first
+    for (int i = 0; i < kExactWords; ++i) words.ptr<int64_t>()[i] += sum[i];
   });
-  double total = 0;
-  for (const double part : partial) total += part;
-  *out.ptr<double>() += total;
 }
 
 void add_into(const Tensor& dst, const Tensor& src, const Stream&) {

@@ -1,16 +1,34 @@
 #include "runtime/kernels/checks.h"
+#include "runtime/kernels/exact_sum.h"
 #include "runtime/kernels/kernel_table.h"
 
 namespace r1::kernels {
 
-void sum_into(const Tensor& x, const Tensor& out, const Stream& s) {
+namespace {
+
+void check_words(const checks::Call& call, const Tensor& words) {
+  call.memory("words", words);
+  call.dtype("words", words, {DType::kI64});
+  call.require(words.numel() == kExactWords, "words has {} elements, expected {}", words.numel(), kExactWords);
+}
+
+}  // namespace
+
+void sum_into(const Tensor& x, const Tensor& words, const Stream& s) {
   const checks::Call call("sum_into", s);
   call.memory("x", x);
   call.dtype("x", x, {DType::kF32});
+  check_words(call, words);
+  kernel_table(s.device.kind).sum_into(x, words, s);
+}
+
+void exact_total(const Tensor& words, const Tensor& out, const Stream& s) {
+  const checks::Call call("exact_total", s);
+  check_words(call, words);
   call.memory("out", out);
   call.dtype("out", out, {DType::kF64});
   call.require(out.numel() == 1, "out has {} elements, expected 1", out.numel());
-  kernel_table(s.device.kind).sum_into(x, out, s);
+  kernel_table(s.device.kind).exact_total(words, out, s);
 }
 
 void clip_factor(const Tensor& sum_squares, float max_norm, const Tensor& factor, const Stream& s) {

@@ -2,14 +2,19 @@
 #include <cmath>
 
 #include "runtime/kernels/cpu_kernels.h"
+#include "runtime/kernels/exact_sum.h"
 
 namespace r1::kernels::cpu {
 
-void sum_into(const Tensor& x, const Tensor& out, const Stream&) {
-  double sum = 0;
+void sum_into(const Tensor& x, const Tensor& words, const Stream&) {
   const float* v = x.ptr<float>();
-  for (int64_t i = 0; i < x.numel(); ++i) sum += static_cast<double>(v[i]);
-  out.ptr<double>()[0] += sum;
+  auto* to = words.ptr<int64_t>();
+  for (int64_t i = 0; i < x.numel(); ++i)
+    exact_add(to, static_cast<double>(v[i]));
+}
+
+void exact_total(const Tensor& words, const Tensor& out, const Stream&) {
+  out.ptr<double>()[0] = exact_value(words.ptr<int64_t>());
 }
 
 void clip_factor(const Tensor& sum_squares, float max_norm, const Tensor& factor, const Stream&) {

@@ -17,27 +17,49 @@ Tensor flat(const Buffer& b, DType dtype, int64_t elems) {
 
 }  // namespace
 
-StageParameters::StageParameters(const parallel::ModelSpec& spec, int stage, int tp_rank,
-                                 const parallel::NumericFormat& format, Device device, bool training, const Stream& s)
-    : stage_(stage), tp_rank_(tp_rank), specs_(spec.stage_params(stage)), layout_(param_layout(specs_, tp_rank)) {
+StageParameters::StageParameters(const parallel::ModelSpec& spec, int stage, int tp_rank, const parallel::NumericFormat& format,
+                                 Device device, const Holds& holds, const Stream& s)
+    : stage_(stage), tp_rank_(tp_rank), shards_(holds.shards), specs_(spec.stage_params(stage)),
+      layout_(param_layout(specs_, tp_rank)),
+      state_layout_(parallel::state_layout(specs_, tp_rank, holds.shard, holds.shards)) {
   DeviceBackend& backend = backend_of(device.kind);
-  const auto make = [&](Buffer& buffer, DType dtype) {
-    buffer = Buffer(device, static_cast<size_t>(layout_.elems * dtype_bytes(dtype)));
+  const auto make = [&](Buffer& buffer, DType dtype, int64_t elems) {
+    buffer = Buffer(device, static_cast<size_t>(elems * dtype_bytes(dtype)));
     backend.fill_zero(buffer.data(), buffer.bytes(), s);
-    return flat(buffer, dtype, layout_.elems);
+    return flat(buffer, dtype, elems);
   };
-  weights_ = make(weight_buffer_, format.weights);
-  if (!training) return;
-  gradients_ = make(gradient_buffer_, format.gradients);
-  if (format.master) master_ = make(master_buffer_, DType::kF32);
-  exp_avg_ = make(exp_avg_buffer_, format.moments);
-  exp_avg_sq_ = make(exp_avg_sq_buffer_, format.moments);
+  weights_ = make(weight_buffer_, format.weights, layout_.elems);
+  if (!holds.training) return;
+  for (int k = 0; k < holds.gradient_slots; ++k) {
+    gradient_slots_.push_back(make(gradient_buffers_.emplace_back(), format.gradients, layout_.elems));
+    if (!holds.tied_head) continue;
+    const size_t embedding = index(ParamRole::kEmbedding, -1);
+    const std::vector<int64_t> shape = specs_[embedding].shard.local_shape(tp_rank);
+    tied_head_gradients_.push_back(
+        make(gradient_buffers_.emplace_back(), format.gradients, specs_[embedding].shard.local_elems(tp_rank))
+            .view(Shape{std::span<const int64_t>(shape)}));
+  }
+  if (format.master) master_ = make(master_buffer_, DType::kF32, state_layout_.elems);
+  exp_avg_ = make(exp_avg_buffer_, format.moments, state_layout_.elems);
+  exp_avg_sq_ = make(exp_avg_sq_buffer_, format.moments, state_layout_.elems);
+}
+
+Tensor StageParameters::state(const Tensor& block, size_t i) const {
+  if (block.data == nullptr) return {};
+  std::vector<int64_t> shape = specs_.at(i).shard.local_shape(tp_rank_);
+  shape.front() = state_layout_.rows[i].size();
+  Tensor t = block;
+  t.shape = Shape{std::span<const int64_t>(shape)};
+  t.data = static_cast<char*>(block.data) + state_layout_.offsets[i] * dtype_bytes(block.dtype);
+  return t;
 }
 
 Tensor StageParameters::part(const Tensor& block, size_t i) const { return fused(block, i, 1); }
 
 Tensor StageParameters::fused(const Tensor& block, size_t first, size_t count) const {
   if (block.data == nullptr) return {};
+  R1_CHECK(block.numel() == layout_.elems, "stage {}: a block of {} elements, its parameters have {}", stage_, block.numel(),
+           layout_.elems);
   const std::vector<int64_t> shape = specs_.at(first).shard.local_shape(tp_rank_);
   Shape s{std::span<const int64_t>(shape)};
   for (size_t i = first + 1; i < first + count; ++i) {
@@ -108,7 +130,7 @@ void initialise(const StageParameters& params, const parallel::ModelConfig& conf
 void set_weights(const StageParameters& params, size_t i, const float* values, const Stream& s) {
   DeviceBackend& backend = backend_of(s.device.kind);
   const Tensor w = params.part(params.weights(), i);
-  const Tensor m = params.part(params.master(), i);
+  const Tensor m = params.state(params.master(), i);
   const int64_t n = w.numel();
   if (w.dtype == DType::kF32) {
     backend.copy(w.data, values, w.bytes(), s);
@@ -121,7 +143,10 @@ void set_weights(const StageParameters& params, size_t i, const float* values, c
     backend.copy(w.data, bits.data(), w.bytes(), s);
     backend.synchronize(s);
   }
-  if (m.data != nullptr) backend.copy(m.data, values, m.bytes(), s);
+  if (m.data != nullptr && m.numel() != 0) {
+    const int64_t row = m.numel() / m.dim(0);
+    backend.copy(m.data, values + params.state_layout().rows[i].begin * row, m.bytes(), s);
+  }
   backend.synchronize(s);
 }
 

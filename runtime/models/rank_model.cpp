@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "runtime/kernels/exact_sum.h"
 #include "runtime/kernels/ops.h"
 #include "runtime/models/rope_table.h"
 
@@ -26,8 +27,8 @@ RankModel::RankModel(const parallel::ModelSpec& spec, const parallel::RankPlan& 
   scratch_ = Arena(device, arena_specs(plan_.scratch));
   for (size_t i = 0; i < plan_.scratch.size(); ++i) scratch_index_[plan_.scratch[i].name] = i;
   fill_rope_table(spec.config(), scratch("rope table"), s);
-  loss_buffer_ = Buffer(device, sizeof(double));
-  loss_sum_ = {.data = loss_buffer_.data(), .dtype = DType::kF64, .shape = {1}, .device = device};
+  loss_buffer_ = Buffer(device, kernels::kExactWords * sizeof(int64_t));
+  loss_words_ = {.data = loss_buffer_.data(), .dtype = DType::kI64, .shape = {kernels::kExactWords}, .device = device};
 
   const int tp_rank = plan.coord.tp;
   shared_.config = &spec.config();
@@ -48,7 +49,13 @@ RankModel::RankModel(const parallel::ModelSpec& spec, const parallel::RankPlan& 
   params_.reserve(plan_.chunks.size());
   chunks_.reserve(plan_.chunks.size());
   for (const auto& planned : plan_.chunks) {
-    params_.emplace_back(spec, planned.stage, tp_rank, plan_.format, device, training, s);
+    params_.emplace_back(spec, planned.stage, tp_rank, plan_.format, device,
+                         StageParameters::Holds{.training = training,
+                                                .shard = plan.shards() == 1 ? 0 : plan.coord.dp,
+                                                .shards = plan.shards(),
+                                                .gradient_slots = plan.gradient_slots(),
+                                                .tied_head = planned.tied_head_elems > 0},
+                         s);
     StageParameters& params = params_.back();
     R1_CHECK(params.elems() == planned.param_elems, "stage {}: {} elements, planned {}", planned.stage, params.elems(),
              planned.param_elems);
@@ -59,8 +66,13 @@ RankModel::RankModel(const parallel::ModelSpec& spec, const parallel::RankPlan& 
     std::vector<parallel::PlannedTensor> slot, stash;
     c.layout = slot_layout(spec, planned.stage, tp_rank, plan_.tokens, plan_.recompute, plan_.format.weights,
                            planned.stash > 0, &slot, &stash);
-    for (int64_t l = c.spec.layer_begin; l < c.spec.layer_end; ++l)
-      c.layers.emplace_back(shared_, params.layer(params.weights(), l), params.layer(params.gradients(), l));
+    c.gradients = std::make_unique<GradientSlots>(params, training ? plan_.row_tree : std::nullopt);
+    const size_t slots = std::max<size_t>(1, params.gradient_slots());
+    for (size_t k = 0; k < slots; ++k) {
+      c.layers.emplace_back();
+      for (int64_t l = c.spec.layer_begin; l < c.spec.layer_end; ++l)
+        c.layers.back().emplace_back(shared_, params.layer(params.weights(), l), params.layer(params.gradient_slot(k), l));
+    }
     for (int i = 0; i < planned.in_flight; ++i) c.slots.emplace_back(device, arena_specs(slot));
     for (int i = 0; i < planned.stash; ++i) c.stashes.emplace_back(device, arena_specs(stash));
     if (c.spec.head) {
@@ -71,13 +83,16 @@ RankModel::RankModel(const parallel::ModelSpec& spec, const parallel::RankPlan& 
             .norm = params.part(block, params.index(ParamRole::kFinalNorm, last)),
             .head = params.part(block, own ? params.index(ParamRole::kHead, last) : params.index(ParamRole::kEmbedding, -1))};
       };
-      c.head = std::make_unique<nn::LmHead>(
-          head_of(params.weights()), head_of(params.gradients()), shared_.local.vocab.begin,
-          static_cast<float>(spec.config().rms_eps), region_,
-          nn::LmHeadScratch{.norm = scratch("head norm"), .rstd = scratch("head rstd"), .gathered = optional("gathered"),
+      const nn::LmHeadScratch scratch_of_head{.norm = scratch("head norm"), .rstd = scratch("head rstd"), .gathered = optional("gathered"),
                             .partial = scratch("partial"), .logits = scratch("logits"), .stats = scratch("head stats"),
                             .all_stats = scratch("head all stats"), .lse = scratch("head lse"),
-                            .loss = scratch("token loss")});
+                            .loss = scratch("token loss")};
+      for (size_t k = 0; k < slots; ++k) {
+        nn::LmHead::Weights gradients = head_of(params.gradient_slot(k));
+        if (const Tensor tied = params.tied_head_gradient(k); tied.data != nullptr) gradients.head = tied;
+        c.heads.emplace_back(head_of(params.weights()), gradients, shared_.local.vocab.begin,
+                             static_cast<float>(spec.config().rms_eps), region_, scratch_of_head);
+      }
     }
     chunks_.push_back(std::move(c));
   }
@@ -88,7 +103,9 @@ parallel::RankPlan::Bytes RankModel::allocated() const {
   parallel::RankPlan::Bytes b;
   for (const StageParameters& p : params_) {
     b.weights += static_cast<int64_t>(p.weights().bytes());
-    if (p.gradients().data != nullptr) b.gradients += static_cast<int64_t>(p.gradients().bytes());
+    for (size_t k = 0; k < p.gradient_slots(); ++k)
+      for (const Tensor& t : {p.gradient_slot(k), p.tied_head_gradient(k)})
+        if (t.data != nullptr) b.gradients += static_cast<int64_t>(t.bytes());
     for (const Tensor& t : {p.exp_avg(), p.exp_avg_sq(), p.master()})
       if (t.data != nullptr) b.optimizer += static_cast<int64_t>(t.bytes());
   }
@@ -148,10 +165,11 @@ nn::Batch RankModel::batch(int microbatch) const { return batches_.at(static_cas
 
 void RankModel::zero_gradients(const Stream& s) {
   for (StageParameters& p : params_)
-    backend_of(device_.kind).fill_zero(p.gradients().data, p.gradients().bytes(), s);
+    for (const Tensor& t : {p.gradients(), p.tied_head_gradient(0)})
+      if (t.data != nullptr) backend_of(device_.kind).fill_zero(t.data, t.bytes(), s);
 }
 
-void RankModel::zero_loss(const Stream& s) { backend_of(device_.kind).fill_zero(loss_sum_.data, sizeof(double), s); }
+void RankModel::zero_loss(const Stream& s) { backend_of(device_.kind).fill_zero(loss_words_.data, loss_words_.bytes(), s); }
 
 void RankModel::acquire(int stage, int microbatch) {
   Chunk& c = chunk(stage);
@@ -182,7 +200,7 @@ Tensor RankModel::input(int stage, int microbatch) {
 
 Tensor RankModel::output(int stage, int microbatch) {
   Chunk& c = chunk(stage);
-  return layer_input(c, microbatch, c.layers.size());
+  return layer_input(c, microbatch, c.depth());
 }
 
 Tensor RankModel::output_gradient(int stage, int microbatch) {
@@ -249,25 +267,41 @@ void RankModel::forward(int stage, int microbatch) {
                                partial, stream_);
     region_.scatter_sum(partial, x, stream_);
   }
-  for (size_t i = 0; i < c.layers.size(); ++i)
-    c.layers[i].forward(layer_input(c, microbatch, i), b, acts(c, microbatch, i, false),
-                        layer_input(c, microbatch, i + 1), stream_);
-  if (c.head) {
+  for (size_t i = 0; i < c.depth(); ++i)
+    c.layers.front()[i].forward(layer_input(c, microbatch, i), b, acts(c, microbatch, i, false),
+                                layer_input(c, microbatch, i + 1), stream_);
+  if (!c.heads.empty()) {
+    const int64_t last = spec_.config().layers;
     const Tensor gradient = want_gradients_ ? output_gradient(stage, microbatch) : Tensor{};
     nn::LogitsSink sink;
     if (sink_) sink = [this, microbatch](int64_t first, const Tensor& logits) { sink_(microbatch, first, logits); };
-    c.head->forward(layer_input(c, microbatch, c.layers.size()), b, loss_scale_, loss_sum_, want_gradients_, gradient,
+    if (want_gradients_) c.gradients->begin(last, GradientGroup::kAll, microbatch, stream_);
+    c.heads[want_gradients_ ? c.gradients->slot(microbatch) : 0].forward(layer_input(c, microbatch, c.depth()), b, loss_scale_, loss_words_, want_gradients_, gradient,
                     sink, stream_);
+    if (!want_gradients_) return;
+    c.gradients->end(last, GradientGroup::kAll, microbatch, stream_);
+    gradients_ready(stage, last, microbatch);
   }
+}
+
+void RankModel::gradients_ready(int stage, int64_t layer, int microbatch) const {
+  if (ready_ && microbatch + 1 == static_cast<int>(batches_.size())) ready_(stage, layer);
 }
 
 void RankModel::backward(int stage, int microbatch, ActionKind kind) {
   Chunk& c = chunk(stage);
   const nn::Batch b = batch(microbatch);
   const bool split = kind != ActionKind::kBackward;
+  const GradientSlots& gradients = *c.gradients;
+  const std::vector<nn::DecoderLayer>& layers = c.layers[gradients.slot(microbatch)];
   if (kind == ActionKind::kBackwardWeight) {
-    for (size_t i = c.layers.size(); i-- > 0;)
-      c.layers[i].backward_weight(acts(c, microbatch, i, true), grads(c, microbatch, i, true), stream_);
+    for (size_t i = layers.size(); i-- > 0;) {
+      const int64_t layer = c.spec.layer_begin + static_cast<int64_t>(i);
+      gradients.begin(layer, GradientGroup::kMatrices, microbatch, stream_);
+      layers[i].backward_weight(acts(c, microbatch, i, true), grads(c, microbatch, i, true), stream_);
+      gradients.end(layer, GradientGroup::kMatrices, microbatch, stream_);
+      gradients_ready(stage, layer, microbatch);
+    }
     return;
   }
   if (split)
@@ -283,22 +317,30 @@ void RankModel::backward(int stage, int microbatch, ActionKind kind) {
   c.ring_of[microbatch] = ring;
   const Tensor out = scratch("input gradient " + std::to_string(ring));
   Tensor dy = output_gradient(stage, microbatch);
-  for (size_t i = c.layers.size(); i-- > 0;) {
+  const GradientGroup group = split ? GradientGroup::kNorms : GradientGroup::kAll;
+  for (size_t i = layers.size(); i-- > 0;) {
+    const int64_t layer = c.spec.layer_begin + static_cast<int64_t>(i);
     const nn::LayerActs a = acts(c, microbatch, i, true);
     const Tensor x = layer_input(c, microbatch, i);
-    c.layers[i].rematerialise(x, b, a, stream_);
+    layers[i].rematerialise(x, b, a, stream_);
     nn::LayerGrads g = grads(c, microbatch, i, split);
     if (!split) g.dy = dy;
     Tensor dx = out;
     if (i > 0) dx = split ? grads(c, microbatch, i - 1, true).dy : scratch(i % 2 == 0 ? "gradient 0" : "gradient 1");
-    c.layers[i].backward_input(x, b, a, g, dx, !split, stream_);
+    gradients.begin(layer, group, microbatch, stream_);
+    layers[i].backward_input(x, b, a, g, dx, !split, stream_);
+    gradients.end(layer, group, microbatch, stream_);
+    if (!split) gradients_ready(stage, layer, microbatch);
     dy = dx;
   }
   if (c.spec.embedding) {
     const StageParameters& p = params_[c.params];
-    kernels::embedding_backward(b.ids, region_.gather(dy, shared_.scratch.gathered_gradient, stream_),
-                                shared_.local.vocab.begin, p.part(p.gradients(), p.index(ParamRole::kEmbedding, -1)),
+    gradients.begin(-1, GradientGroup::kAll, microbatch, stream_);
+    kernels::embedding_backward(b.ids, region_.gather(dy, shared_.scratch.gathered_gradient, stream_), shared_.local.vocab.begin,
+                                p.part(p.gradient_slot(gradients.slot(microbatch)), p.index(ParamRole::kEmbedding, -1)),
                                 stream_);
+    gradients.end(-1, GradientGroup::kAll, microbatch, stream_);
+    gradients_ready(stage, -1, microbatch);
   }
 }
 

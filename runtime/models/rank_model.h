@@ -11,7 +11,7 @@
 #include "parallel/exec/pipeline.h"
 #include "parallel/exec/process_groups.h"
 #include "parallel/spec/model_spec.h"
-#include "runtime/models/parameters.h"
+#include "runtime/models/gradient_slots.h"
 #include "runtime/nn/decoder_layer.h"
 #include "runtime/nn/lm_head.h"
 
@@ -46,8 +46,12 @@ class RankModel : public parallel::StageRunner {
   void set_logits_sink(Sink sink) { sink_ = std::move(sink); }
   void zero_gradients(const Stream& s);
   void zero_loss(const Stream& s);
-  /// [1] fp64 on the device: sum of token losses since zero_loss (on the last stage; 0 elsewhere).
-  [[nodiscard]] Tensor loss_sum() const { return loss_sum_; }
+  /// On the device: exact sum of token losses since zero_loss (kernels/exact_sum.h; on the last stage, 0 elsewhere).
+  [[nodiscard]] Tensor loss_words() const { return loss_words_; }
+  /// Called during the last micro-batch's backward when all gradients of a unit are there: layer -1 the embedding, the number
+  /// of layers the final norm and head. What is called at all, and when, is the same on all ranks of a stage.
+  using GradientsReady = std::function<void(int stage, int64_t layer)>;
+  void set_gradients_ready(GradientsReady ready) { ready_ = std::move(ready); }
 
   // StageRunner
   void acquire(int stage, int microbatch) override;
@@ -65,8 +69,11 @@ class RankModel : public parallel::StageRunner {
     parallel::StageSpec spec;
     parallel::SlotLayout layout;
     size_t params = 0;                   ///< index in params_
-    std::vector<nn::DecoderLayer> layers;
-    std::unique_ptr<nn::LmHead> head;
+    std::unique_ptr<GradientSlots> gradients;
+    // By gradient slot: what they accumulate into differs, all else is the same.
+    std::vector<std::vector<nn::DecoderLayer>> layers;
+    std::vector<nn::LmHead> heads;  ///< empty but on the last stage
+    [[nodiscard]] size_t depth() const { return layers.front().size(); }
     std::vector<Arena> slots, stashes;
     std::map<int, size_t> slot_of, stash_of;  ///< micro-batch -> slot, stash
     std::map<int, size_t> ring_of;            ///< micro-batch -> gradient ring entry of its input gradient
@@ -77,6 +84,8 @@ class RankModel : public parallel::StageRunner {
   [[nodiscard]] nn::LayerGrads grads(Chunk& c, int microbatch, size_t layer, bool split);
   [[nodiscard]] Tensor layer_input(Chunk& c, int microbatch, size_t layer);
   [[nodiscard]] nn::Batch batch(int microbatch) const;
+  /// Schedules run the micro-batches of a stage in order: the last one completes its gradients.
+  void gradients_ready(int stage, int64_t layer, int microbatch) const;
 
   const parallel::ModelSpec& spec_;
   parallel::RankPlan plan_;
@@ -89,12 +98,13 @@ class RankModel : public parallel::StageRunner {
   nn::LayerShared shared_;
   std::vector<Chunk> chunks_;
   Buffer loss_buffer_;
-  Tensor loss_sum_;
+  Tensor loss_words_;
   size_t ring_next_ = 0;
   float loss_scale_ = 0;
   bool want_gradients_ = false;
   std::vector<nn::Batch> batches_;
   Sink sink_;
+  GradientsReady ready_;
 };
 
 }  // namespace r1::models

@@ -9,7 +9,7 @@ namespace r1::nn {
 
 namespace k = r1::kernels;
 
-void LmHead::forward(const Tensor& x, const Batch& batch, float scale, const Tensor& loss_sum, bool train,
+void LmHead::forward(const Tensor& x, const Batch& batch, float scale, const Tensor& loss_words, bool train,
                      const Tensor& gradient, const LogitsSink& sink, const Stream& s) const {
   DeviceBackend& backend = backend_of(s.device.kind);
   comm::Communicator& tp = region_.group();
@@ -50,7 +50,7 @@ void LmHead::forward(const Tensor& x, const Batch& batch, float scale, const Ten
       k::linear_backward_weight(logits, n.rows(begin, end), g_.head, s);
     }
   }
-  k::sum_into(t_.loss, loss_sum, s);
+  k::sum_into(t_.loss, loss_words, s);
   if (!train) return;
   // The normalised activations are not needed any more: their memory takes the summed gradient.
   region_.scatter_sum(dn, t_.norm, s);

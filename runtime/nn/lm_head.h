@@ -36,10 +36,10 @@ class LmHead {
          LmHeadScratch scratch)
       : w_(weights), g_(gradients), vocab_begin_(vocab_begin), eps_(rms_eps), region_(region), t_(std::move(scratch)) {}
 
-  /// loss_sum[0] (fp64 on the device) += sum of the token losses. With `train`: writes the gradient of scale * (that sum) with
+  /// loss_words += sum of the token losses (kernels::sum_into). With `train`: writes the gradient of scale * (that sum) with
   /// respect to x into `gradient` [Ts, H] (a rank may hold no tokens: Ts = 0), and accumulates the weights' gradients. The token losses stay in
   /// the scratch tensor `loss`. Chunks without a trained token are skipped unless `sink` wants them. Collective over tp.
-  void forward(const Tensor& x, const Batch& batch, float scale, const Tensor& loss_sum, bool train,
+  void forward(const Tensor& x, const Batch& batch, float scale, const Tensor& loss_words, bool train,
                const Tensor& gradient, const LogitsSink& sink, const Stream& s) const;
 
  private:

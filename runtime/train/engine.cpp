@@ -1,6 +1,9 @@
 #include "runtime/train/engine.h"
 
+#include <array>
 #include <cmath>
+
+#include "runtime/kernels/exact_sum.h"
 
 namespace r1::train {
 
@@ -12,12 +15,23 @@ parallel::Schedule schedule_of(const EngineOptions& o, int microbatches) {
   return s;
 }
 
+/// The row tree of a rank, with a slot to spare where micro-batches of filling follow its rows.
+std::optional<parallel::RowTree> tree_of(const EngineOptions& o, const parallel::MeshCoord& coord) {
+  if (o.tree_rows == 0 || !o.training) return std::nullopt;
+  parallel::RowTree tree = parallel::row_tree(o.tree_rows, o.mesh.dp, coord.dp);
+  const auto rows = static_cast<int>(tree.steps.size());
+  R1_CHECK(rows <= o.microbatches, "{} rows in {} micro-batches", rows, o.microbatches);
+  if (rows < o.microbatches) ++tree.slots;
+  return tree;
+}
+
 }  // namespace
 
 parallel::RankPlan plan_for(const parallel::ModelConfig& config, const EngineOptions& o, int world_rank) {
   const parallel::ModelSpec spec(config, o.mesh.tp, o.mesh.pp * o.virtual_stages);
   return parallel::plan_rank(spec, o.mesh, parallel::coord_of(o.mesh, world_rank), schedule_of(o, o.microbatches),
-                             o.tokens, o.recompute, o.format, o.needs, o.training);
+                             o.tokens, o.recompute, o.format, o.needs, o.training, o.zero,
+                             tree_of(o, parallel::coord_of(o.mesh, world_rank)));
 }
 
 Engine::Engine(const parallel::ModelConfig& config, const EngineOptions& o, comm::Communicator& world)
@@ -25,7 +39,7 @@ Engine::Engine(const parallel::ModelConfig& config, const EngineOptions& o, comm
       groups_(std::make_unique<parallel::ProcessGroups>(world, o.mesh, config.tied_embeddings && o.mesh.pp > 1)),
       schedule_(schedule_of(o, o.microbatches)), single_schedule_(schedule_of(o, 1)),
       plan_(parallel::plan_rank(spec_, o.mesh, groups_->coord(), schedule_, o.tokens, o.recompute, o.format, o.needs,
-                                o.training)),
+                                o.training, o.zero, tree_of(o, groups_->coord()))),
       stream_(backend_of(o.device.kind).create_stream(o.device)) {
   model_ = std::make_unique<models::RankModel>(spec_, plan_, *groups_, schedule_, o.device, stream_, o.training);
   executor_ = std::make_unique<parallel::PipelineExecutor>(groups_->pp(), schedule_, parallel::kGradientSendRing);
@@ -34,12 +48,17 @@ Engine::Engine(const parallel::ModelConfig& config, const EngineOptions& o, comm
   if (!o.training) return;
   std::vector<optim::ParamBlock> blocks;
   for (const models::StageParameters& p : model_->parameters())
-    blocks.push_back({.specs = &p.specs(), .layout = &p.layout(), .tp_rank = p.tp_rank(), .weights = p.weights(),
-                      .gradients = p.gradients(), .master = p.master(), .exp_avg = p.exp_avg(),
-                      .exp_avg_sq = p.exp_avg_sq()});
-  sync_ = std::make_unique<optim::GradientSync>(blocks, *groups_, model_->scratch("shared gradients"));
+    blocks.push_back({.stage = p.stage(), .specs = &p.specs(), .layout = &p.layout(), .state = &p.state_layout(),
+                      .tp_rank = p.tp_rank(), .shards = p.shards(), .weights = p.weights(), .gradients = p.gradients(),
+                      .master = p.master(), .exp_avg = p.exp_avg(), .exp_avg_sq = p.exp_avg_sq(),
+                      .tied_head_gradients = p.tied_head_gradient(0).data == nullptr
+                                                 ? Tensor{}
+                                                 : p.tied_head_gradient(0).view({p.tied_head_gradient(0).numel()})});
+  sync_ = std::make_unique<optim::GradientSync>(blocks, *groups_, model_->scratch("shared gradients"),
+                                               plan_.row_tree ? comm::SumOrder::kTree : comm::SumOrder::kRank);
   norm_ = std::make_unique<optim::GradientNorm>(blocks, *groups_, o.device);
-  adamw_ = std::make_unique<optim::AdamW>(blocks, o.adamw, o.device);
+  adamw_ = std::make_unique<optim::AdamW>(blocks, o.adamw, *groups_, o.device);
+  model_->set_gradients_ready([this](int stage, int64_t layer) { sync_->ready(stage, layer, stream_); });
 }
 
 Engine::~Engine() { backend_of(options_.device.kind).destroy_stream(stream_); }
@@ -52,12 +71,16 @@ double Engine::host_scalar(const Tensor& t) const {
   return v;
 }
 
-/// The loss lives on the last stage, equal on its tp ranks, and is zero elsewhere: sum over dp, then over pp.
+/// The loss lives on the last stage, equal on its tp ranks, and is zero elsewhere: sum over dp and over pp, of integers.
 double Engine::global_loss_sum() {
-  const Tensor sum = model_->loss_sum();
-  groups_->dp().all_reduce(sum, comm::ReduceOp::kSum, stream_);
-  groups_->pp().all_reduce(sum, comm::ReduceOp::kSum, stream_);
-  return host_scalar(sum);
+  const Tensor words = model_->loss_words();
+  groups_->dp().all_reduce(words, comm::ReduceOp::kSum, stream_);
+  groups_->pp().all_reduce(words, comm::ReduceOp::kSum, stream_);
+  std::array<int64_t, kernels::kExactWords> host{};
+  DeviceBackend& backend = backend_of(options_.device.kind);
+  backend.copy(host.data(), words.data, sizeof host, stream_);
+  backend.synchronize(stream_);
+  return kernels::exact_value(host.data());
 }
 
 double Engine::forward_backward(std::span<const models::HostBatch> batches, int64_t global_tokens,
@@ -70,7 +93,7 @@ double Engine::forward_backward(std::span<const models::HostBatch> batches, int6
   model_->zero_loss(stream_);
   model_->load(batches, static_cast<float>(scale), true, stream_);
   executor_->run(*model_, stream_, false, observe);
-  sync_->run(stream_);
+  sync_->finish(stream_);
   return global_loss_sum() * scale;
 }
 
@@ -81,9 +104,9 @@ double Engine::forward_only(std::span<const models::HostBatch> batches, bool sin
   return global_loss_sum();
 }
 
-double Engine::optimizer_step(double lr, int64_t step) {
+double Engine::optimizer_step(double lr, int64_t step, double loss) {
   const Tensor sum_squares = norm_->run(stream_);
-  adamw_->step(lr, step, sum_squares, stream_);
+  if (std::isfinite(loss)) adamw_->step(lr, step, sum_squares, stream_);
   return std::sqrt(host_scalar(sum_squares));
 }
 

@@ -25,6 +25,10 @@ struct EngineOptions {
   parallel::DeviceNeeds needs;
   Device device;
   bool training = true;
+  int zero = 1;                 ///< 1: the optimizer state is cut over dp (ZeRO-1)
+  /// Rows of a step over all ranks, each a micro-batch of its own: gradients are summed in a fixed tree over them
+  /// (--deterministic); 0: over micro-batches as they come.
+  int64_t tree_rows = 0;
   optim::AdamWOptions adamw;
 };
 
@@ -35,13 +39,14 @@ class Engine {
   ~Engine();
 
   /// Forward and backward of this dp rank's micro-batches, and the sums over replicas: afterwards the gradients of the mean
-  /// loss over `global_tokens` trained tokens are complete. Returns that mean loss (the same on every rank). Collective.
+  /// loss over `global_tokens` trained tokens are complete (with zero = 1 and dp > 1: those of this rank's shard). Returns that mean loss (the same on every rank). Collective.
   double forward_backward(std::span<const models::HostBatch> batches, int64_t global_tokens,
                           const parallel::ActionObserver& observe = {});
   /// Sum of token losses over all dp ranks without gradients. Collective. `single`: one micro-batch instead of a step's.
   double forward_only(std::span<const models::HostBatch> batches, bool single = false);
-  /// Global gradient norm before clipping; updates the weights unless it is not finite. step counts from 1. Collective.
-  double optimizer_step(double lr, int64_t step);
+  /// Global gradient norm before clipping; updates the weights unless it or `loss`, as forward_backward returned it, is not
+  /// finite: then they stay as they are on every rank. step counts from 1. Collective.
+  double optimizer_step(double lr, int64_t step, double loss = 0);
 
   [[nodiscard]] models::RankModel& model() { return *model_; }
   [[nodiscard]] parallel::ProcessGroups& groups() { return *groups_; }

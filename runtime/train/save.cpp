@@ -11,6 +11,7 @@
 #include "runtime/checkpoint/io.h"
 #include "runtime/core/log.h"
 #include "runtime/device/cpu/thread_pool.h"
+#include "runtime/train/weights_io.h"
 
 namespace r1::train {
 
@@ -30,10 +31,13 @@ constexpr int kWriterNice = 5;
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-std::vector<Box> owned_boxes(const ParamSpec& p, int tp_rank) {
+/// What tp rank `tp_rank` is the first to hold of a tensor, within `held`.
+std::vector<Box> owned_boxes(const ParamSpec& p, int tp_rank, const Box& held) {
   std::vector<Box> boxes;
-  for (const parallel::Interval& i : p.shard.owned(tp_rank))
-    if (i.size() > 0) boxes.push_back(checkpoint::slice_box(p.shape, p.shard.dim(), i.begin, i.end));
+  for (const parallel::Interval& i : p.shard.owned(tp_rank)) {
+    Box box = checkpoint::intersect(checkpoint::slice_box(p.shape, p.shard.dim(), i.begin, i.end), held);
+    if (box.elems() > 0) boxes.push_back(std::move(box));
+  }
   return boxes;
 }
 
@@ -46,16 +50,19 @@ constexpr std::string_view kStateNote = "state", kWeightsNote = "weights", kMode
 
 std::vector<StatePart> owned_state(Engine& engine) {
   std::vector<StatePart> parts;
-  if (engine.groups().coord().dp != 0) return parts;  // replicas hold the same
+  const bool first_replica = engine.groups().coord().dp == 0;
   const auto add = [&](const StageParameters& params, std::string_view kind, const Tensor& block) {
+    // What is not cut over dp is the same on all replicas.
+    const bool cut = params.shards() > 1 && block.data != params.weights().data;
+    if (!cut && !first_replica) return;
     for (size_t i = 0; i < params.specs().size(); ++i) {
       const ParamSpec& p = params.specs()[i];
       if (p.tied_copy) continue;
-      std::vector<Box> owned = owned_boxes(p, params.tp_rank());
+      Box held = cut ? state_box(params, i) : checkpoint::box_of(p.shard, params.tp_rank());
+      std::vector<Box> owned = owned_boxes(p, params.tp_rank(), held);
       if (owned.empty()) continue;
-      parts.push_back({.tensor = p.name, .kind = kind, .global_shape = p.shape,
-                       .held = checkpoint::box_of(p.shard, params.tp_rank()), .owned = std::move(owned),
-                       .memory = params.part(block, i)});
+      parts.push_back({.tensor = p.name, .kind = kind, .global_shape = p.shape, .held = std::move(held),
+                       .owned = std::move(owned), .memory = cut ? params.state(block, i) : params.part(block, i)});
     }
   };
   const auto& stages = engine.model().parameters();
@@ -67,11 +74,13 @@ std::vector<StatePart> owned_state(Engine& engine) {
 }
 
 int64_t snapshot_bytes(const parallel::RankPlan& plan) {
-  if (plan.coord.dp != 0) return 0;
-  const int64_t exact = plan.format.master ? dtype_bytes(DType::kF32) : dtype_bytes(plan.format.weights);
+  const bool first_replica = plan.coord.dp == 0;
   int64_t bytes = 0;
-  for (const parallel::RankPlan::Chunk& c : plan.chunks)
-    bytes += c.param_elems * (exact + 2 * dtype_bytes(plan.format.moments));
+  for (const parallel::RankPlan::Chunk& c : plan.chunks) {
+    if (first_replica && !plan.format.master) bytes += c.param_elems * dtype_bytes(plan.format.weights);
+    if (first_replica || plan.shards() > 1)
+      bytes += c.state_elems * (2 * dtype_bytes(plan.format.moments) + (plan.format.master ? dtype_bytes(DType::kF32) : 0));
+  }
   return bytes;
 }
 
@@ -84,12 +93,13 @@ uint64_t checkpoint_bytes(const parallel::ModelConfig& config, const parallel::N
 int CheckpointSaver::StopHook::before(checkpoint::Syscall& call) {
   using checkpoint::SyscallKind;
   const bool removes = call.kind == SyscallKind::kUnlink || call.kind == SyscallKind::kRmdir;
+  if (tick_) tick_();
   if (stop.load() && !removes) return ECANCELED;
   return inner_ != nullptr ? inner_->before(call) : 0;
 }
 
 CheckpointSaver::CheckpointSaver(Engine& engine, const checkpoint::HfModelDir& source, SaveOptions options)
-    : engine_(engine), source_(source), options_(std::move(options)), hook_(options_.hook), parts_(owned_state(engine)) {
+    : engine_(engine), source_(source), options_(std::move(options)), hook_(options_.hook, options_.tick), parts_(owned_state(engine)) {
   if (!options_.snapshot) return;
   size_t bytes = 0;
   for (const StatePart& p : parts_) {

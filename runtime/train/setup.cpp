@@ -81,8 +81,6 @@ parallel::MeshShape mesh_of(const RankContext& ctx, int ranks_per_host) {
   const JobConfig& cfg = ctx.config;
   const parallel::MeshShape mesh{.pp = cfg.pp, .dp = cfg.dp, .tp = cfg.tp};
   parallel::check_mesh(mesh, ctx.world.size(), ranks_per_host);
-  const parallel::MeshCoord at = parallel::coord_of(mesh, ctx.world.rank());
-  ctx.status.set_identity(ctx.world.rank(), ctx.world.size(), fmt::format("pp {} dp {} tp {}", at.pp, at.dp, at.tp));
   return mesh;
 }
 
@@ -134,6 +132,8 @@ EngineOptions engine_options(const JobConfig& cfg, const parallel::ModelConfig& 
   o.recompute = cfg.recompute.empty() || cfg.recompute == "all" ? parallel::Recompute::kNone
                                                                  : parallel::parse_recompute(cfg.recompute);
   o.training = training;
+  o.zero = cfg.zero;
+  o.tree_rows = cfg.deterministic ? rows.batch : 0;
   o.device = device;
   o.format = numeric_format(cfg, device);
   o.needs = parallel::device_needs(device.kind == DeviceKind::kCuda, model, mesh.tp, rows.tokens());

@@ -133,7 +133,9 @@ void write_stage_weights(Engine& engine, const fs::path& dir, Written& out) {
   for (const StageParameters& params : engine.model().parameters())
     for (size_t i = 0; i < params.specs().size(); ++i) {
       if (params.specs()[i].tied_copy) continue;
-      const Tensor block = params.master().data != nullptr ? params.master() : params.weights();
+      // A master that is cut over dp is on no rank whole.
+      const bool master = params.master().data != nullptr && params.shards() == 1;
+      const Tensor block = master ? params.master() : params.weights();
       file.write(params.specs()[i], checkpoint::kKindWeight, gather_parameter(engine, params, block, i), dtype);
     }
   file.finish(out);
@@ -197,6 +199,14 @@ void load_weights(std::span<const StageParameters> stages, const checkpoint::HfM
     }
 }
 
+checkpoint::Box state_box(const StageParameters& params, size_t i) {
+  checkpoint::Box box = checkpoint::box_of(params.specs()[i].shard, params.tp_rank());
+  const parallel::Interval rows = params.state_layout().rows[i];
+  box.start.front() += rows.begin;
+  box.size.front() = rows.size();
+  return box;
+}
+
 void load_checkpoint_state(Engine& engine, const checkpoint::CheckpointReader& reader) {
   DeviceBackend& backend = backend_of(engine.stream().device.kind);
   for (const StageParameters& params : engine.model().parameters())
@@ -208,13 +218,15 @@ void load_checkpoint_state(Engine& engine, const checkpoint::CheckpointReader& r
                    [&](float* dst) { reader.read(kind, p.name, p.shard, params.tp_rank(), DType::kF32, dst); });
       for (const auto& [state, block] : {std::pair{checkpoint::kKindExpAvg, params.exp_avg()},
                                          std::pair{checkpoint::kKindExpAvgSq, params.exp_avg_sq()}}) {
-        const Tensor t = params.part(block, i);
+        const Tensor t = params.state(block, i);
+        if (t.numel() == 0) continue;
+        const checkpoint::Box box = state_box(params, i);
         if (t.device.kind == DeviceKind::kCpu) {
-          reader.read(state, p.name, p.shard, params.tp_rank(), t.dtype, t.data);
+          reader.read_box(state, p.name, p.shape, box, t.dtype, t.data);
           continue;
         }
         std::vector<char> bytes(t.bytes());
-        reader.read(state, p.name, p.shard, params.tp_rank(), t.dtype, bytes.data());
+        reader.read_box(state, p.name, p.shape, box, t.dtype, bytes.data());
         backend.copy(t.data, bytes.data(), bytes.size(), engine.stream());
         backend.synchronize(engine.stream());
       }

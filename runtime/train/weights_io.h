@@ -19,6 +19,8 @@ namespace r1::train {
 void check_model_dir(const checkpoint::HfModelDir& dir, const parallel::ModelConfig& config);
 /// Reads this rank's slices of all weights.
 void load_weights(Engine& engine, const checkpoint::HfModelDir& dir);
+/// The box of the global tensor whose optimizer state this rank holds of parameter i: its shard of its local part.
+[[nodiscard]] checkpoint::Box state_box(const models::StageParameters& params, size_t i);
 /// The same for stages without an engine.
 void load_weights(std::span<const models::StageParameters> stages, const checkpoint::HfModelDir& dir, const Stream& s);
 /// Reads weights and optimizer state of a committed checkpoint of any layout, bit for bit.

@@ -358,6 +358,48 @@ void reduce_scatter(Communicator& c) {
     }
 }
 
+ShardedTensor sharded(const Host& x, std::span<const int64_t> counts) {
+  ShardedTensor s;
+  for (int r = 0; r < static_cast<int>(counts.size()); ++r)
+    s.parts.push_back(x.part(before(counts, r), counts[static_cast<size_t>(r)]));
+  return s;
+}
+// Element i of the tree's sum over ranks [first, last).
+float tree_sum(std::span<const Host> ranks, int64_t i) {
+  if (ranks.size() == 1) return static_cast<float>(get(ranks[0], i));
+  const size_t half = ranks.size() / 2;
+  return tree_sum(ranks.first(half), i) + tree_sum(ranks.subspan(half), i);
+}
+
+// Sums under way together, with another collective between their start and their end, and the gather of the results.
+void start_sharded(Communicator& c) {
+  for (DType dtype : kReducible)
+    for (int shape = 0; shape < kCountShapes; ++shape) {
+      const auto counts = counts_of(c.size(), shape), even = counts_of(c.size(), 1);
+      const auto in = inputs(c, dtype, sum(counts), "sharded"), in2 = inputs(c, DType::kF32, sum(even), "tree");
+      Host x = filled(dtype, sum(counts), "sharded", c.rank()), y = filled(DType::kF32, sum(even), "tree", c.rank());
+      const ShardedTensor a = sharded(x, counts), b = sharded(y, even);
+      auto first = c.start_reduce_scatter({&a, 1}, SumOrder::kRank, {});
+      auto second = c.start_reduce_scatter({&b, 1}, SumOrder::kTree, {});
+      Host between = filled(DType::kI64, 3, "between", c.rank());
+      c.all_reduce(between, ReduceOp::kSum, {});
+      first->wait();
+      second->wait();
+      check_sum("start_reduce_scatter", a.parts[static_cast<size_t>(c.rank())], in, before(counts, c.rank()));
+      const Tensor own = b.parts[static_cast<size_t>(c.rank())];
+      for (int64_t i = 0; i < own.numel(); ++i)
+        require(get(own, i) == static_cast<double>(tree_sum(in2, before(even, c.rank()) + i)), "element {} is not the tree's sum", i);
+      const ShardedTensor both[] = {a, b};
+      c.start_all_gather(both, {})->wait();
+      for (int r = 0; r < c.size(); ++r)
+        check_sum("start_all_gather", a.parts[static_cast<size_t>(r)], in, before(counts, r));
+      for (int64_t i = 0; i < sum(even); ++i)
+        require(get(y, i) == static_cast<double>(tree_sum(in2, i)), "gathered element {} is not the tree's sum", i);
+      x.check_guards("start_all_gather");
+      y.check_guards("start_all_gather");
+    }
+}
+
 void broadcast(Communicator& c) {
   for (DType dtype : kAll)
     for (int64_t n : sizes(dtype))
@@ -724,6 +766,7 @@ const std::vector<Case>& conformance_cases() {
       {"all_reduce_special_values", all_reduce_special_values},
       {"all_gather", all_gather},
       {"reduce_scatter", reduce_scatter},
+      {"start_sharded", start_sharded},
       {"broadcast", broadcast},
       {"all_to_all", all_to_all},
       {"send_recv", send_recv},

@@ -29,6 +29,25 @@ TEST(Reduce, SumsInTheOrderOfTheSources) {
   }
 }
 
+std::vector<float> in_tree(const std::vector<std::vector<float>>& in) {
+  std::vector<const void*> sources;
+  for (const auto& v : in) sources.push_back(v.data());
+  std::vector<float> out(in[0].size());
+  sum_in_tree(DType::kF32, sources, out.data(), static_cast<int64_t>(out.size()));
+  return out;
+}
+
+// Four ranks sum as two pairs, and so as two ranks that hold the pairs' sums; three as one and two.
+TEST(Reduce, ATreeSumsPairsOfHalves) {
+  for (size_t n : {1u, 7u, 1024u, 3000u}) {
+    const std::vector<float> one(n, 1.0f), tiny(n, 0x1p-24f);
+    EXPECT_EQ(in_tree({one, tiny}), one);
+    EXPECT_EQ(in_tree({one, one, tiny, tiny}), std::vector<float>(n, 2.0f));
+    EXPECT_EQ(in_tree({tiny, tiny, one, one}), in_tree({in_tree({tiny, tiny}), in_tree({one, one})}));
+    EXPECT_EQ(in_tree({one, tiny, tiny}), std::vector<float>(n, 1 + 0x1p-23f)) << "1 + (2^-24 + 2^-24)";
+  }
+}
+
 // 256 + 1 + 1 in bf16 steps stays 256 (steps of 2 there, ties to even); accumulated in fp32 it is
 // 258.
 TEST(Reduce, AccumulatesBF16InFP32) {

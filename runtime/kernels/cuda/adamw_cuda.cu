@@ -17,6 +17,7 @@ struct Step {
   float decay, beta1, one_minus_beta1, beta2, one_minus_beta2, inverse_correction2, eps,
       minus_step_size;
   uint2 seed, step;
+  int64_t first_element;
 };
 
 __device__ __forceinline__ uint4 philox(uint4 c, uint2 k) {
@@ -82,7 +83,7 @@ __global__ void __launch_bounds__(kThreads)
     var.v[j] = var.v[j] * a.beta2 + x * x * a.one_minus_beta2;
     w.v[j] += a.minus_step_size * (mean.v[j] / (sqrtf(var.v[j]) / a.inverse_correction2 + a.eps));
     if constexpr (kRandomP || kRandomM) {  // the words of rounding.h: 0 for p, 1 for m, 2 for v
-      const auto e = static_cast<uint64_t>(i + j);
+      const auto e = static_cast<uint64_t>(a.first_element + i + j);
       const uint4 random = philox(
           {static_cast<uint32_t>(e), static_cast<uint32_t>(e >> 32), a.step.x, a.step.y}, a.seed);
       if constexpr (kRandomP) w.v[j] = stochastic(w.v[j], random.x);
@@ -130,7 +131,8 @@ void adamw_step(const Tensor& p, const Tensor& master, const Tensor& g, const Te
       .eps = static_cast<float>(args.eps),
       .minus_step_size = static_cast<float>(-args.lr / (1.0 - std::pow(args.beta1, t))),
       .seed = {static_cast<uint32_t>(args.seed), static_cast<uint32_t>(args.seed >> 32)},
-      .step = {static_cast<uint32_t>(count), static_cast<uint32_t>(count >> 32)}};
+      .step = {static_cast<uint32_t>(count), static_cast<uint32_t>(count >> 32)},
+      .first_element = args.first_element};
   const bool vector = all_aligned16(p.data, master.data, g.data, m.data, v.data);
   const auto blocks = static_cast<unsigned>(ceil_div(n, int64_t{kThreads} * kVec));
   dispatch(p.dtype, [&](auto* pt) {

@@ -30,6 +30,7 @@ constexpr KernelTable kCudaTable{
     .adamw_step = cuda::adamw_step,
     .sum_of_squares = cuda::sum_of_squares,
     .sum_into = cuda::sum_into,
+    .exact_total = cuda::exact_total,
     .clip_factor = cuda::clip_factor,
     .add_into = cuda::add_into,
     .add = cuda::add,

@@ -4,6 +4,7 @@
 #include <functional>
 #include <numeric>
 
+#include "runtime/kernels/exact_sum.h"
 #include "tests/runtime/cuda/support.h"
 
 namespace r1::cuda::test {
@@ -513,6 +514,28 @@ TEST_F(CudaKernels, SwiGluOfExtremeGates) {
   expect_same(h, "h");
 }
 
+// ---------------------------------------------------------------- argmax
+
+TEST_F(CudaKernels, Argmax) {
+  for (const DType t : kTypes)
+    for (const auto& [rows, vocab] :
+         {std::array<int64_t, 2>{1, 1}, {3, 31}, {5, 513}, {2, 4099}, {1, 151936}, {3, 0}, {0, 9}}) {
+      SCOPED_TRACE(text(t, {rows, vocab}));
+      const Rng rng(7, "ties");
+      std::vector<float> values(static_cast<size_t>(rows * vocab));
+      for (size_t i = 0; i < values.size(); ++i)
+        values[i] = static_cast<float>(rng.below(i, 200)) - 150.0F;  // many equal ones
+      const Both logits({rows, vocab}, t, values), best = Both::output({2, rows}, DType::kF32);
+      both([&](Side s, const Stream& stream) {
+        kernels::argmax(logits(s), 4096, best(s), stream);
+      });
+      expect_same(best, "best", {0, 0});
+    }
+  const Both logits({1, 3}, DType::kF32, {1, std::nanf(""), 9}), best = Both::output({2, 1}, DType::kF32);
+  gpu([&](Side s, const Stream& stream) { kernels::argmax(logits(s), 0, best(s), stream); });
+  EXPECT_TRUE(std::isnan(best.gpu()[0]));
+}
+
 // ---------------------------------------------------------------- cross-entropy
 
 TEST_F(CudaKernels, CrossEntropyOverParts) {
@@ -704,10 +727,17 @@ TEST_F(CudaKernels, SumOfSquares) {
     for (const int64_t n :
          {int64_t{0}, int64_t{1}, int64_t{7}, int64_t{1000}, int64_t{100003}, int64_t{3000000}}) {
       SCOPED_TRACE(text(t, {n}));
-      const auto x = Both::normal("x", {n}, t);
+      const int64_t columns = n % 8 == 0 ? 8 : 1;
+      const auto x = Both::normal("x", {n / columns, columns}, t);
       const auto out = Both::doubles({1}, {2.5});
-      gpu([&](Side s, const Stream& stream) { kernels::sum_of_squares(x(s), out(s), stream); });
-      double want = 2.5;
+      Buffer words(gpu_device(), kernels::kExactWords * sizeof(int64_t));
+      const Tensor sum{.data = words.data(), .dtype = DType::kI64, .shape = {kernels::kExactWords}, .device = gpu_device()};
+      gpu([&](Side s, const Stream& stream) {
+        backend_of(DeviceKind::kCuda).fill_zero(sum.data, sum.bytes(), stream);
+        kernels::sum_of_squares(x(s), sum, stream);
+        kernels::exact_total(sum, out(s), stream);
+      });
+      double want = 0;
       for (const float f : x.cpu()) want += static_cast<double>(f) * static_cast<double>(f);
       EXPECT_NEAR(out.gpu()[0], want, want * 1e-12);
     }

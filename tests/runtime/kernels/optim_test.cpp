@@ -1,3 +1,4 @@
+#include "runtime/kernels/exact_sum.h"
 #include "runtime/kernels/rounding.h"
 #include "tests/runtime/kernels/support.h"
 
@@ -100,20 +101,65 @@ TEST(StochasticRounding, IsExactOnBf16ValuesAndKeepsTheSpecialOnes) {
   EXPECT_EQ(bf16_to_float(stochastic_bf16(1.0F + 0x1p-8F, 0x8000U)), 1.0F + 0x1p-7F);
 }
 
-TEST(SumOfSquares, AddsInFp64) {
+Block<int64_t> no_words() { return Block<int64_t>({kExactWords}, std::vector<int64_t>(kExactWords, 0)); }
+double value_of(const Block<int64_t>& words) {
+  Block<double> out({1}, std::vector<double>{-1});
+  exact_total(words, out, {});
+  return out[0];
+}
+
+TEST(SumOfSquares, AddsRowsWithoutRounding) {
   for (const int64_t n : kCounts) {
-    const Floats x = normal("x", {n}, 100);
-    Block<double> out({1}, std::vector<double>{3.5});
-    double want = 3.5;
-    for (const float f : x) want += static_cast<double>(f) * static_cast<double>(f);
-    sum_of_squares(x, out, {});
-    EXPECT_NEAR(out[0], want, 1e-13 * want) << n;
+    const Floats x = normal("x", {n, 3}, 100);
+    Block<int64_t> words = no_words();
+    long double want = 0;
+    for (const float f : x) want += static_cast<long double>(f) * static_cast<long double>(f);
+    sum_of_squares(x, words, {});
+    EXPECT_NEAR(value_of(words), static_cast<double>(want), 1e-14 * static_cast<double>(want)) << n;
   }
-  Block<uint16_t> half({5});
+  Block<uint16_t> half({1, 5});
   std::fill(half.begin(), half.end(), float_to_bf16(1.5F));
-  Block<double> out({1}, std::vector<double>{0});
-  sum_of_squares(half, out, {});
-  EXPECT_EQ(out[0], 5 * 2.25);
+  Block<int64_t> words = no_words();
+  sum_of_squares(half, words, {});
+  EXPECT_EQ(value_of(words), 5 * 2.25);
+}
+
+TEST(SumOfSquares, DoesNotDependOnTheOrderOfRows) {
+  // 32 decades apart: any rounding between rows would show.
+  std::vector<float> values;
+  for (int i = 0; i < 200; ++i) values.push_back(std::ldexp(1.0F + 0.01F * static_cast<float>(i), (i * 37) % 200 - 100));
+  Block<int64_t> forward = no_words(), backward = no_words();
+  for (size_t i = 0; i < values.size(); ++i) {
+    sum_of_squares(Floats({1, 1}, {values[i]}), forward, {});
+    sum_of_squares(Floats({1, 1}, {values[values.size() - 1 - i]}), backward, {});
+  }
+  EXPECT_TRUE(std::equal(forward.begin(), forward.end(), backward.begin()));
+  EXPECT_GT(value_of(forward), 0);
+}
+
+TEST(ExactSum, TakesWhatFp32CanHold) {
+  const std::vector<double> cases{0.0, 0x1p-298, 0x1p-149, 1.0, -1.0, 3.5e38, -2.5e-30, 0x1.fffffffffffffp+255, 0x1p+287};
+  for (const double v : cases) {
+    int64_t words[kExactWords] = {};
+    exact_add(words, v);
+    EXPECT_EQ(exact_value(words), v);
+    exact_add(words, 1.0);
+    exact_add(words, -v);
+    EXPECT_EQ(exact_value(words), 1.0) << v << ": what was added and taken away leaves no trace";
+  }
+  int64_t words[kExactWords] = {};
+  for (int i = 0; i < 1000000; ++i) exact_add(words, 0.1F);
+  EXPECT_EQ(exact_value(words), 1e6 * static_cast<double>(0.1F));
+}
+
+TEST(ExactSum, NotFiniteAddendsAreSeen) {
+  const double inf = std::numeric_limits<double>::infinity();
+  int64_t words[kExactWords] = {};
+  exact_add(words, 2.0);
+  exact_add(words, inf);
+  EXPECT_EQ(exact_value(words), inf);
+  exact_add(words, std::nan(""));
+  EXPECT_TRUE(std::isnan(exact_value(words)));
 }
 
 TEST(Elementwise, AddAddIntoScale) {
@@ -219,12 +265,14 @@ TEST(OptimThreads, ResultsDoNotDependOnTheirNumber) {
   const Floats x = normal("x", {n}), g = normal("g", {n});
   expect_same_for_any_threads([&] {
     Floats p = x, m = filled({n}, 0), v = filled({n}, 0);
-    Block<double> norm({1}, std::vector<double>{0});
+    Block<int64_t> norm = no_words();
     adamw_step(p, none(), g, m, v, scalar(0.9F), {.lr = 0.1, .step = 2}, {});
-    sum_of_squares(p, norm, {});
+    Tensor rows = p;
+    rows.shape = {n / 7, 7};
+    sum_of_squares(rows, norm, {});
     auto all = concat({&p, &m, &v});
-    all.resize(all.size() + 2);
-    std::memcpy(&all[all.size() - 2], norm.begin(), sizeof(double));
+    all.resize(all.size() + 2 * kExactWords);
+    std::memcpy(&all[all.size() - 2 * kExactWords], norm.begin(), kExactWords * sizeof(int64_t));
     return all;
   });
 }

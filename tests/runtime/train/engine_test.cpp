@@ -5,6 +5,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
+#include <map>
+#include <mutex>
+#include <optional>
+#include <utility>
 
 #include "comm/local/local.h"
 #include "runtime/core/rng.h"
@@ -85,15 +90,16 @@ TEST(Engine, GradientsAgreeWithCentralDifferences) {
 
 TEST(Engine, AllocatesExactlyWhatThePlanSays) {
   const parallel::ModelConfig c = tiny("Qwen3ForCausalLM", true);
-  const parallel::MeshShape meshes[] = {{1, 1, 1}, {1, 1, 3}, {2, 1, 1}, {2, 1, 2}, {4, 1, 1}, {1, 2, 2}};
+  const parallel::MeshShape meshes[] = {{1, 1, 1}, {1, 1, 3}, {2, 1, 1}, {2, 1, 2}, {4, 1, 1}, {1, 2, 2}, {2, 3, 1}};
   for (const parallel::MeshShape& mesh : meshes)
     for (const char* schedule : {"gpipe", "1f1b", "zb-h1", "interleaved"})
       for (const parallel::Recompute r : {parallel::Recompute::kNone, parallel::Recompute::kFull}) {
         if (std::string(schedule) == "interleaved" && mesh.pp > 2) continue;  // four layers
         SCOPED_TRACE(mesh.str() + " " + schedule + " " + recompute_name(r));
         comm::run_ranks(mesh.world(), [&](comm::Communicator& world) {
-          const EngineOptions o{.mesh = mesh, .schedule = schedule, .virtual_stages = std::string(schedule) == "interleaved" ? 2 : 1,
+          EngineOptions o{.mesh = mesh, .schedule = schedule, .virtual_stages = std::string(schedule) == "interleaved" ? 2 : 1,
                                 .microbatches = 3, .tokens = 11, .recompute = r};
+          if (r == parallel::Recompute::kFull) o.tree_rows = 3 * mesh.dp - 1;  // --deterministic, a row short
           Engine engine(c, o, world);
           const auto planned = plan_for(c, o, world.rank()).bytes(), allocated = engine.model().allocated();
           EXPECT_EQ(allocated.weights, planned.weights);
@@ -101,9 +107,155 @@ TEST(Engine, AllocatesExactlyWhatThePlanSays) {
           EXPECT_EQ(allocated.optimizer, planned.optimizer);
           EXPECT_EQ(allocated.activations, planned.activations);
           EXPECT_EQ(allocated.scratch, planned.scratch);
+          // Adam's two moments: a shard is a dp-th, but for what does not divide and for alignment.
+          int64_t elems = 0, rows = 0;
+          for (const models::StageParameters& p : engine.model().parameters())
+            for (const parallel::ParamSpec& s : p.specs()) {
+              elems += s.shard.local_elems(p.tp_rank());
+              rows += s.shape.back() + 128;
+            }
+          if (mesh.dp > 1) {
+            EXPECT_LE(planned.optimizer, 8 * (elems / mesh.dp + rows));
+          }
           engine.close();
         });
       }
+}
+
+/// Losses, norms and the weights after some steps of a job.
+struct Outcome {
+  std::vector<double> losses, norms;
+  std::map<std::string, std::vector<float>> weights;  ///< by name and tp rank
+  friend bool operator==(const Outcome&, const Outcome&) = default;
+};
+
+Outcome train(const parallel::ModelConfig& c, EngineOptions o, const std::vector<models::HostBatch>& rows, int steps = 3) {
+  Outcome out;
+  std::mutex mutex;
+  o.adamw = {.weight_decay = 0.1, .clip = 0.5};
+  int64_t trained = 0;
+  for (const models::HostBatch& b : rows) trained += b.trained_tokens;
+  comm::run_ranks(o.mesh.world(), [&](comm::Communicator& world) {
+    Engine engine(c, o, world);
+    initialise(engine, 3);
+    const parallel::Interval mine = parallel::even_part(static_cast<int64_t>(rows.size()), engine.groups().coord().dp, o.mesh.dp);
+    std::vector<models::HostBatch> batches(rows.begin() + mine.begin, rows.begin() + mine.end);
+    while (static_cast<int>(batches.size()) < o.microbatches) append_masked_row(batches.emplace_back(), o.tokens, 0);
+    for (int step = 1; step <= steps; ++step) {
+      const double loss = engine.forward_backward(batches, trained);
+      const double norm = engine.optimizer_step(1e-2, step);
+      if (world.rank() != 0) continue;
+      out.losses.push_back(loss);
+      out.norms.push_back(norm);
+    }
+    for (const models::StageParameters& p : engine.model().parameters())
+      for (size_t i = 0; i < p.specs().size(); ++i) {
+        const std::vector<float> values = models::host_values(p, p.weights(), i, engine.stream());
+        const std::scoped_lock lock(mutex);
+        const auto [at, first] = out.weights.emplace(fmt::format("{} tp {}", p.specs()[i].name, p.tp_rank()), values);
+        EXPECT_TRUE(first || at->second == values) << at->first << " differs between replicas or ends";
+      }
+    engine.close();
+  });
+  return out;
+}
+
+TEST(Engine, ShardedOptimizerIsBitEqualToAWholeOne) {
+  const std::vector<parallel::MeshShape> meshes{{1, 2, 1}, {1, 3, 1}, {2, 2, 1}, {1, 2, 4}, {2, 2, 2}};
+  for (const bool tied : {false, true})
+    for (const parallel::MeshShape& mesh : meshes)
+      for (const char* schedule : {"1f1b", "zb-h1", "interleaved"}) {
+        const bool interleaved = std::string(schedule) == "interleaved";
+        if (interleaved && mesh.pp == 1) continue;
+        SCOPED_TRACE(mesh.str() + " " + schedule + (tied ? " tied" : ""));
+        const parallel::ModelConfig c = tiny("Qwen3ForCausalLM", tied);
+        std::vector<models::HostBatch> rows;
+        for (uint64_t r = 0; r < static_cast<uint64_t>(2 * mesh.dp); ++r) rows.push_back(make_batch(c, 1, 11, 20 + r));
+        EngineOptions o{.mesh = mesh, .schedule = schedule, .virtual_stages = interleaved ? 2 : 1, .microbatches = 2, .tokens = 11};
+        o.zero = 0;
+        const Outcome whole = train(c, o, rows);
+        o.zero = 1;
+        EXPECT_TRUE(train(c, o, rows) == whole);
+        EXPECT_GT(whole.losses.front(), whole.losses.back()) << "nothing was learnt";
+        EXPECT_GT(whole.norms.front(), 0.5) << "nothing was clipped";
+      }
+}
+
+TEST(Engine, DeterministicIsBitEqualOverLayouts) {
+  struct Case {
+    int pp, dp;
+    const char* schedule;
+    parallel::Recompute recompute;
+    int zero;
+  };
+  using parallel::Recompute;
+  const std::vector<Case> cases{{1, 1, "1f1b", Recompute::kNone, 1},      {2, 1, "1f1b", Recompute::kNone, 1},
+                                {4, 1, "gpipe", Recompute::kFull, 1},     {2, 1, "zb-h1", Recompute::kSelective, 1},
+                                {2, 1, "interleaved", Recompute::kCheap, 1}, {1, 2, "1f1b", Recompute::kNone, 1},
+                                {1, 4, "1f1b", Recompute::kNone, 0},      {2, 2, "zb-h1", Recompute::kFull, 1},
+                                {2, 4, "interleaved", Recompute::kNone, 1}, {1, 8, "gpipe", Recompute::kNone, 1}};
+  for (const int tp : {1, 2, 4})  // four ranks cut inside the groups of query heads: kv heads are replicated
+    for (const bool tied : {false, true})
+      for (const size_t batch : {size_t{8}, size_t{5}}) {
+        const parallel::ModelConfig c = tiny("Qwen3ForCausalLM", tied);
+        std::vector<models::HostBatch> rows;
+        for (size_t r = 0; r < batch; ++r) rows.push_back(make_batch(c, 1, 11, 40 + r));
+        std::optional<Outcome> first;
+        for (const Case& k : cases) {
+          if (tp > 1 && k.pp * k.dp > 4) continue;
+          SCOPED_TRACE(fmt::format("tp {} tied {} rows {}: pp {} dp {} {} recompute {}", tp, tied, batch, k.pp, k.dp, k.schedule,
+                                   recompute_name(k.recompute)));
+          const auto microbatches = static_cast<int>((batch + static_cast<size_t>(k.dp) - 1) / static_cast<size_t>(k.dp));
+          EngineOptions o{.mesh = {.pp = k.pp, .dp = k.dp, .tp = tp}, .schedule = k.schedule,
+                          .virtual_stages = std::string(k.schedule) == "interleaved" ? 2 : 1, .microbatches = microbatches,
+                          .tokens = 11, .recompute = k.recompute, .zero = k.zero};
+          o.tree_rows = static_cast<int64_t>(batch);
+          const Outcome now = train(c, o, rows);
+          if (!first) first = now;
+          EXPECT_TRUE(now.losses == first->losses);
+          EXPECT_TRUE(now.norms == first->norms);
+          EXPECT_TRUE(now.weights == first->weights);
+        }
+        EXPECT_GT(first->losses.front(), first->losses.back()) << "nothing was learnt";
+      }
+}
+
+TEST(Engine, ALossThatIsNotFiniteLeavesTheWeights) {
+  const parallel::ModelConfig c = tiny("Qwen2ForCausalLM", false);
+  std::vector<models::HostBatch> rows;
+  for (uint64_t r = 0; r < 4; ++r) rows.push_back(make_batch(c, 1, 11, 60 + r));
+  comm::run_ranks(4, [&](comm::Communicator& world) {
+    EngineOptions o{.mesh = {.pp = 2, .dp = 2}, .microbatches = 2, .tokens = 11};
+    Engine engine(c, o, world);
+    initialise(engine, 3);
+    const auto mine = static_cast<ptrdiff_t>(2 * engine.groups().coord().dp);
+    const auto state = [&] {
+      std::vector<float> all;
+      for (const models::StageParameters& p : engine.model().parameters())
+        for (const Tensor& t : {p.weights(), p.exp_avg(), p.exp_avg_sq()}) all.insert(all.end(), t.ptr<float>(), t.ptr<float>() + t.numel());
+      return all;
+    };
+    const auto step = [&](int64_t n) {
+      const double loss = engine.forward_backward({rows.begin() + mine, rows.begin() + mine + 2}, 40);
+      return std::pair{loss, engine.optimizer_step(1e-2, n, loss)};
+    };
+    EXPECT_TRUE(std::isfinite(step(1).second));
+    // One infinite element of one gradient on one rank of one replica: every rank must skip.
+    const std::vector<float> before = state();
+    float* infinite = nullptr;
+    float saved = 0;
+    for (const models::StageParameters& p : engine.model().parameters())
+      if (p.holds(parallel::ParamRole::kDown, 2) && engine.groups().coord().dp == 1)
+        infinite = p.part(p.weights(), p.index(parallel::ParamRole::kDown, 2)).ptr<float>() + 5;
+    if (infinite != nullptr) saved = std::exchange(*infinite, std::numeric_limits<float>::infinity());
+    const auto [loss, norm] = step(2);
+    if (infinite != nullptr) *infinite = saved;
+    EXPECT_FALSE(std::isfinite(loss) && std::isfinite(norm));
+    EXPECT_TRUE(state() == before);
+    EXPECT_TRUE(std::isfinite(step(3).second));
+    EXPECT_FALSE(state() == before) << "training goes on";
+    engine.close();
+  });
 }
 
 TEST(Engine, RanksWithoutTokensTakePart) {
