@@ -4,6 +4,7 @@
 #include <functional>
 #include <numeric>
 
+#include "runtime/kernels/exact_sum.h"
 #include "tests/runtime/cuda/support.h"
 
 namespace r1::cuda::test {
