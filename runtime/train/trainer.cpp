@@ -582,7 +582,7 @@ ExitCode Job::run() {
                         human_duration(seconds_since(job_start))));
   if (source_->built_in) {
     ctx_.status.set_phase("sampling an answer");
-    print_sample(ctx_, *engine_, *data_, *tokenizer_, rows_);
+    print_sample(ctx_, *engine_, *data_, *tokenizer_);
   }
   const std::string checkpoint = (output_ / checkpoint::step_directory(progress_.step)).string();
   say(ctx_, fmt::format("\nThe checkpoint is a Hugging Face directory: {}\n"
