@@ -75,7 +75,7 @@ class Communicator {
   /// Starts, in place: parts[rank()] of each tensor becomes the sum of that part over all ranks, formed in `order`; the other
   /// parts hold nothing of use afterwards. wait() returns when the sums may be read and the parts written (on a device: orders `s`
   /// after them). Tensors and views must stay until then; `xs` itself need not. Operations started on a group run in that order
-  /// on every rank. The base class runs to the end before it returns, and knows no kTree; a backend that can overlaps.
+  /// on every rank. The base class runs to the end before it returns, kTree on the host; a backend that can overlaps.
   [[nodiscard]] virtual std::unique_ptr<Pending> start_reduce_scatter(std::span<const ShardedTensor> xs, SumOrder order,
                                                                       const Stream& s);
   /// Starts, in place: parts[r] of each tensor becomes rank r's. Otherwise as start_reduce_scatter.

@@ -92,7 +92,7 @@ Command local_mpirun(const std::string& mpirun, const RankProgram& program,
 }
 
 std::vector<std::string> exported_variables(const std::vector<std::string>& names) {
-  static constexpr const char* kPrefixes[] = {"NCCL_", "UCX_",      "CUDA_", "OMP_",
+  static constexpr const char* kPrefixes[] = {"NCCL_", "NVSHMEM_", "TORCH_", "UCX_", "CUDA_", "OMP_",
                                               "GOMP_", "OPENBLAS_", "MKL_",  "R1RUN_"};
   static constexpr const char* kNames[] = {"LD_LIBRARY_PATH", "TZ", "LANG", "LC_ALL", "HF_HOME"};
   static constexpr const char* kSecret[] = {"TOKEN", "SECRET", "PASS", "KEY", "CREDENTIAL", "AUTH"};
@@ -174,6 +174,37 @@ Command cluster_mpirun(const std::string& mpirun, const RankProgram& program,
   for (const auto& name : exported) c.argv.insert(c.argv.end(), {"-x", name});
   add_program(&c, program);
   return c;
+}
+
+void use_placement(Command* command, const Placement& placement, const Cluster& cluster,
+                   const Topology& topology) {
+  for (const std::string& w : placement.warnings)
+    if (w.find("crosses") == std::string::npos) command->warnings.push_back(w);  // said already
+  std::vector<std::string>& argv = command->argv;
+  const bool known = std::ranges::any_of(
+      placement.ranks, [](const RankPlace& r) { return !r.environment.empty(); });
+  if (known) {
+    command->environment.emplace_back(kPlacementVariable, placement_table(placement, cluster));
+    argv.insert(argv.begin() + 1, {"-x", kPlacementVariable});
+  }
+  const bool bound = std::ranges::all_of(placement.ranks,
+                                         [](const RankPlace& r) { return !r.cpus.empty(); });
+  if (!bound && placement.default_order) return;
+  const auto at = std::ranges::find(argv, "--map-by");
+  R1_CHECK(at != argv.end() && argv.end() - at >= 4, "no mapping to replace in {}", argv.front());
+  if (bound) {
+    command->file = openmpi_rankfile(placement, cluster, topology);
+    argv.insert(argv.erase(at, at + 4), {"--rankfile", kFileInArguments});
+    return;
+  }
+  // Hosts one a line in rank order: mpirun's sequential mapper takes them as they come.
+  for (const RankPlace& r : placement.ranks)
+    command->file += cluster.hosts[static_cast<size_t>(r.host)].name + "\n";
+  *(at + 1) = "seq";
+  const auto hosts = std::ranges::find(argv, "--host");
+  R1_CHECK(hosts != argv.end(), "no hosts in {}", argv.front());
+  *hosts = "--hostfile";
+  *(hosts + 1) = kFileInArguments;
 }
 
 Command slurm_srun(const std::string& srun, const RankProgram& program, const Cluster& allocation,

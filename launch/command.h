@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "launch/hostfile.h"
+#include "launch/placement.h"
 #include "parallel/mesh/mesh.h"
 
 namespace r1::launch {
@@ -37,7 +38,11 @@ struct Command {
   std::vector<std::pair<std::string, std::string>>
       environment;                    ///< for the launcher process itself
   std::vector<std::string> warnings;  ///< for people, before the start
+  /// A file that the launcher reads at its start (a rankfile, hosts in rank order): its path stands
+  /// for kFileInArguments in argv. Empty: none.
+  std::string file;
 };
+inline constexpr const char* kFileInArguments = "@FILE@";
 
 /// mpirun for all ranks on this machine.
 [[nodiscard]] Command local_mpirun(const std::string& mpirun, const RankProgram& program,
@@ -55,6 +60,12 @@ struct Command {
                                      const Cluster& cluster, const parallel::MeshShape& mesh,
                                      const Keepalive& keepalive, bool root,
                                      const std::vector<std::string>& exported);
+
+/// Puts the ranks of cluster_mpirun's command where a placement says: by a rankfile where cores are
+/// known, by the order of hosts where only that differs from the launcher's own; and gives the
+/// ranks' parents the table of what to set.
+void use_placement(Command* command, const Placement& placement, const Cluster& cluster,
+                   const Topology& topology);
 
 /// srun inside a Slurm allocation. Throws UsageError when the ranks do not fit the allocation.
 [[nodiscard]] Command slurm_srun(const std::string& srun, const RankProgram& program,

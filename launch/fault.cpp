@@ -82,6 +82,7 @@ std::string describe(const FaultRecord& r) {
   if (!r.coordinates.empty()) line += fmt::format(" mesh={}", quoted_line(r.coordinates));
   if (r.step >= 0) line += fmt::format(" step={}", r.step);
   if (!r.phase.empty()) line += fmt::format(" phase={}", quoted_line(r.phase));
+  if (!r.operation.empty()) line += fmt::format(" op={}", quoted_line(r.operation));
   if (r.detected_s > 0) line += fmt::format(" detected={:.1f}s", r.detected_s);
   if (r.checkpoint_step >= 0) line += fmt::format(" ckpt={}", r.checkpoint_step);
   line += fmt::format(" code={}", r.code);
@@ -103,6 +104,7 @@ std::string to_json_line(const FaultRecord& r) {
                    {"mesh", r.coordinates},
                    {"step", r.step},
                    {"phase", r.phase},
+                   {"op", r.operation},
                    {"ckpt", r.checkpoint_step},
                    {"detected_s", r.detected_s},
                    {"time_s", r.time_s}};
@@ -126,6 +128,7 @@ std::optional<FaultRecord> from_json_line(std::string_view line) {
     r.coordinates = j.at("mesh").get<std::string>();
     r.step = j.at("step").get<int64_t>();
     r.phase = j.at("phase").get<std::string>();
+    r.operation = j.value("op", std::string());
     r.checkpoint_step = j.at("ckpt").get<int64_t>();
     r.detected_s = j.at("detected_s").get<double>();
     r.time_s = j.at("time_s").get<double>();

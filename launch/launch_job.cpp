@@ -1,12 +1,19 @@
 #include "launch/launch_job.h"
 
+#include <fmt/format.h>
 #include <hwloc.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstdio>
+#include <cstring>
+#include <optional>
 #include <utility>
 
+#include "launch/placement.h"
+#include "launch/plan.h"
 #include "launch/process.h"
 #include "launch/restart.h"
 #include "launch/shim.h"
@@ -38,6 +45,17 @@ std::string program_for(const std::string& name, const Request& request, const E
   return *path;
 }
 
+/// Puts ranks where the hostfile's topologies say they belong; without any, the launcher's order
+/// stands.
+void place_ranks(const Request& request, const Cluster& cluster, Command* command) {
+  const Topology topology = annotated_topology(cluster, Catalogue::built_in());
+  if (topology.hosts.empty()) return;
+  // A tier says what kind of host it is, not how this one numbers its cores and adapters.
+  const Placement placement = place(cluster, topology, mesh_of(request),
+                                    planned_traffic(request.config), {.bind = false});
+  use_placement(command, placement, cluster, topology);
+}
+
 Command command_for(const Request& request, const Destination& destination,
                     const Environment& env) {
   const RankProgram program{.path = executable_dir() + "/r1run",
@@ -48,10 +66,13 @@ Command command_for(const Request& request, const Destination& destination,
   switch (destination.kind) {
     case Destination::Kind::kThisMachine:
       return local_mpirun(program_for("mpirun", request, env), program, local_machine(), keepalive);
-    case Destination::Kind::kMpirun:
-      return cluster_mpirun(program_for("mpirun", request, env), program, destination.cluster,
-                            mesh_of(request), keepalive, geteuid() == 0,
-                            exported_variables(env.names()));
+    case Destination::Kind::kMpirun: {
+      Command command = cluster_mpirun(program_for("mpirun", request, env), program,
+                                       destination.cluster, mesh_of(request), keepalive,
+                                       geteuid() == 0, exported_variables(env.names()));
+      place_ranks(request, destination.cluster, &command);
+      return command;
+    }
     case Destination::Kind::kSrun:
       return slurm_srun(program_for("srun", request, env), program, destination.cluster,
                         mesh_of(request));
@@ -68,7 +89,28 @@ void warn(const Command& command) {
   for (const auto& w : command.warnings) std::fprintf(stderr, "r1run: warning: %s\n", w.c_str());
 }
 
-JobOutcome supervise_command(const Request& request, const Command& command, int hosts) {
+/// A file without a name that lives as long as this process: the launcher reads it at its start.
+class UnnamedFile {
+ public:
+  explicit UnnamedFile(const std::string& text) : fd_(memfd_create("r1run", MFD_CLOEXEC)) {
+    if (fd_ < 0 || ::write(fd_, text.data(), text.size()) != static_cast<ssize_t>(text.size()))
+      throw StorageError("a file for the launcher cannot be made: {}", std::strerror(errno));
+  }
+  UnnamedFile(const UnnamedFile&) = delete;
+  UnnamedFile& operator=(const UnnamedFile&) = delete;
+  ~UnnamedFile() { ::close(fd_); }
+  [[nodiscard]] std::string path() const { return fmt::format("/proc/{}/fd/{}", getpid(), fd_); }
+
+ private:
+  int fd_;
+};
+
+JobOutcome supervise_command(const Request& request, Command command, int hosts) {
+  std::optional<UnnamedFile> file;
+  if (!command.file.empty()) {
+    file.emplace(command.file);
+    std::ranges::replace(command.argv, std::string(kFileInArguments), file->path());
+  }
   SuperviseOptions options;
   options.hosts = hosts;
   options.peer_timeout_s = request.config.peer_timeout;
@@ -137,10 +179,18 @@ int launch(const Request& request, const Destination& destination, const Environ
            Announce announce) {
   const bool alone = is_alone(request, destination);
   if (request.config.dry_run) {
-    const Command command =
+    Command command =
         alone ? Command{.argv = single_rank(request), .environment = {}, .warnings = {}}
               : command_for(request, destination, env);
     warn(command);
+    if (!command.file.empty()) {
+      // As lines that can be run as they are.
+      std::printf("cat > r1run.hosts <<'END'\n%sEND\n", command.file.c_str());
+      std::ranges::replace(command.argv, std::string(kFileInArguments), std::string("r1run.hosts"));
+    }
+    for (const auto& [name, value] : command.environment)
+      if (name == kPlacementVariable)
+        std::printf("%s\n", shell_line({"export", fmt::format("{}={}", name, value)}).c_str());
     std::printf("%s\n", shell_line(command.argv).c_str());
     return 0;
   }

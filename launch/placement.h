@@ -50,13 +50,22 @@ struct Placement {
 struct PlacementOptions {
   /// At most so many arrangements are all tried; more are searched by construction and exchange.
   int64_t exhaustive = 50'000;
-  bool bind_cpus = true;
+  bool bind = true;  ///< name cores, adapters and environment; otherwise hosts and GPUs alone
 };
 
 /// Throws UsageError when the mesh has more ranks than the cluster has slots. `topology` may know fewer hosts than the
 /// cluster, or none: what is unknown is not bound and costs what an ordinary machine of its kind would.
 [[nodiscard]] Placement place(const Cluster& cluster, const Topology& topology, const parallel::MeshShape& mesh,
                               const parallel::StepTraffic& traffic, const PlacementOptions& options = {});
+
+class PlannedCluster;
+/// Hosts of a described machine ("host-0", ...) with so many slots each, and the topology that its description promises.
+[[nodiscard]] Cluster planned_hosts(const PlannedCluster& machine, int slots);
+[[nodiscard]] Topology planned_topology(const PlannedCluster& machine, const Cluster& hosts);
+class Catalogue;
+/// What a hostfile's annotations say about its hosts: `topology=FILE` (beside the hostfile), else `tier=NAME` of the catalogue.
+/// Hosts without either are not in it. Throws UsageError, DataError.
+[[nodiscard]] Topology annotated_topology(const Cluster& hosts, const Catalogue& catalogue);
 
 /// Cost of a given assignment: slot of each world rank, slots numbered host by host in file order.
 [[nodiscard]] PlacementCost placement_cost(const Cluster& cluster, const Topology& topology, const parallel::MeshShape& mesh,

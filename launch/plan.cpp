@@ -133,12 +133,7 @@ void add_warnings(PlanReport& r, const JobConfig& cfg) {
     r.warnings.push_back(fmt::format("{} ranks on {} GPU{}: {} share each, correct but slower than one rank a GPU; better: {}",
                                      job.mesh.world(), devices, devices == 1 ? "" : "s", r.ranks_per_device, better));
   }
-  const int here = r.cluster.ranks_per_host(job.mesh);
-  if (job.mesh.tp > 1 && (job.mesh.tp > here || here % job.mesh.tp != 0))
-    r.warnings.push_back(fmt::format("tensor-parallel groups of {} cross hosts of {} ranks: every layer waits for {}", job.mesh.tp,
-                                     here, r.cluster.network.title));
-  else if (job.mesh.tp > 1 && r.cluster.gpu() && !r.cluster.peer.name.starts_with("NVLink"))
-    r.warnings.push_back(fmt::format("tensor-parallel groups have no NVLink: their sums take {}", r.cluster.peer.title));
+  for (const std::string& w : r.placement.warnings) r.warnings.push_back(w);
   if (r.cluster.gpu() && d.bf16_flops <= 0)
     r.warnings.push_back(fmt::format("{} has no bf16 arithmetic: weights and activations are fp32 and no tensor cores are used",
                                      d.title));
@@ -201,10 +196,10 @@ parallel::ModelConfig planned_model(const std::string& model, std::string* name)
 }
 
 PlanReport make_plan(const JobConfig& cfg, const std::string& model_name, const parallel::ModelConfig& model,
-                     const PlannedCluster& cluster) {
+                     const PlannedCluster& cluster, const Cluster* hosts, const Topology* topology) {
   PlanReport r{.model_name = model_name, .model = model, .cluster = cluster};
   JobShape job = shape_of(cfg, model, cluster);
-  const parallel::SearchSpace space = space_of(cfg, !cfg.cluster.empty() || !cfg.hostfile.empty());
+  const parallel::SearchSpace space = space_of(cfg, !cfg.cluster.empty() || !cfg.hostfile.empty() || !cfg.host.empty());
   job.mesh = {.pp = std::max(1, cfg.pp), .dp = std::max(1, cfg.dp), .tp = std::max(1, cfg.tp)};
   r.searched = space.any();
   if (r.searched) {
@@ -223,7 +218,7 @@ PlanReport make_plan(const JobConfig& cfg, const std::string& model_name, const 
   r.stages = spec.stages();
   for (int pp = 0; pp < job.mesh.pp; ++pp)
     for (int tp = 0; tp < job.mesh.tp; ++tp) {
-      PlannedRank rank{.coord = {.pp = pp, .dp = 0, .tp = tp}};
+      PlannedRank rank{.coord = {.pp = pp, .dp = job.mesh.dp - 1, .tp = tp}};  // the replica that holds most
       rank.plan = parallel::plan_rank(spec, job, r.schedule, rank.coord);
       rank.memory = parallel::memory_items(rank.plan);
       rank.shard = spec.local(tp);
@@ -245,6 +240,11 @@ PlanReport make_plan(const JobConfig& cfg, const std::string& model_name, const 
     if (cfg.price <= 0) r.assumptions.push_back("price: " + cluster.price_note);
   }
   r.flags = layout_flags(job);
+  r.hosts = hosts != nullptr ? *hosts : planned_hosts(cluster, cluster.ranks_per_host(job.mesh));
+  if (hosts != nullptr && hosts->total_slots() < job.mesh.world())
+    throw UsageError("{} needs {} ranks but {} offers {} slots", job.mesh.str(), job.mesh.world(), hosts->source, hosts->total_slots());
+  r.placement = place(r.hosts, topology != nullptr && !topology->hosts.empty() ? *topology : planned_topology(cluster, r.hosts), job.mesh,
+                      parallel::step_traffic(spec, job));
   add_warnings(r, cfg);
   if (!r.fits()) r.remedies = parallel::remedies(model, job, cluster, 6);
   return r;
@@ -252,10 +252,15 @@ PlanReport make_plan(const JobConfig& cfg, const std::string& model_name, const 
 
 namespace {
 
-std::vector<PlannedCluster> machines_of(const JobConfig& cfg) {
+/// Machines to plan for; `hosts` and `topology` are set where a hostfile names them.
+std::vector<PlannedCluster> machines_of(const JobConfig& cfg, std::optional<Cluster>* hosts, Topology* topology) {
   Catalogue catalogue = Catalogue::built_in();
   if (!cfg.catalogue.empty()) catalogue.add(read_file(cfg.catalogue), cfg.catalogue);
-  if (!cfg.hostfile.empty()) return {hosts_of_file(read_hostfile(cfg.hostfile), cfg.cluster, catalogue)};
+  if (!cfg.hostfile.empty() || !cfg.host.empty()) {
+    *hosts = cfg.hostfile.empty() ? parse_host_list(cfg.host, "--host") : read_hostfile(cfg.hostfile);
+    *topology = annotated_topology(**hosts, catalogue);
+    return {hosts_of_file(**hosts, cfg.cluster, catalogue)};
+  }
   if (!cfg.cluster.empty()) return catalogue.clusters(cfg.cluster);
   if (cfg.device == "cuda")
     throw UsageError("plan --device cuda: which GPUs? Name them with --cluster, such as --cluster 4xA100-80");
@@ -274,11 +279,32 @@ void write_result(const std::string& path, const std::string& text) {
 
 }  // namespace
 
+parallel::StepTraffic planned_traffic(const JobConfig& cfg) {
+  parallel::ModelConfig model;
+  try {
+    std::string name;
+    model = planned_model(cfg.model, &name);
+  } catch (const Error&) {
+    model = *model_by_name("R1-Distill-Qwen-7B");  // the ranks will say what is wrong with the model
+  }
+  JobShape job;
+  job.mesh = {.pp = cfg.pp, .dp = cfg.dp, .tp = cfg.tp};
+  job.virtual_stages = cfg.virtual_stages;
+  job.batch = std::max<int64_t>(1, cfg.batch);
+  job.micro_batch = std::max<int64_t>(1, cfg.micro_batch);
+  job.seq_len = cfg.seq_len > 0 ? cfg.seq_len : std::min<int64_t>(1024, model.max_positions);
+  if (job.stages() > model.layers) return {};  // refused where it can be explained
+  return parallel::step_traffic(parallel::ModelSpec(model, job.mesh.tp, job.stages()), job);
+}
+
 int run_plan(const JobConfig& cfg) {
   std::string name;
   const parallel::ModelConfig model = planned_model(cfg.model, &name);
   std::vector<PlanReport> reports;
-  for (const PlannedCluster& machine : machines_of(cfg)) reports.push_back(make_plan(cfg, name, model, machine));
+  std::optional<Cluster> hosts;
+  Topology topology;
+  for (const PlannedCluster& machine : machines_of(cfg, &hosts, &topology))
+    reports.push_back(make_plan(cfg, name, model, machine, hosts ? &*hosts : nullptr, &topology));
   const bool one = reports.size() == 1;
   if (cfg.json != "-" && cfg.html != "-")
     std::printf("%s", (one ? plan_text(reports.front()) : comparison_text(reports)).c_str());

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "launch/catalogue.h"
+#include "launch/placement.h"
 #include "parallel/cost/fit.h"
 #include "parallel/cost/search.h"
 #include "runtime/core/options.h"
@@ -39,8 +40,8 @@ struct PlanReport {
   std::vector<std::string> warnings, assumptions;
   std::optional<double> usd_per_hour, usd_per_million_tokens;
   std::string flags;                         ///< the layout as options of r1run train
-  std::vector<std::string> host_names;       ///< empty: hosts are numbered
-  std::vector<int> rank_of_place;            ///< world rank on each device, host by host; -1: none; empty: in order
+  Cluster hosts;                             ///< with the slots that the layout uses
+  Placement placement;
 
   [[nodiscard]] bool fits() const { return chosen.fits; }
   /// The sentence of a refusal: what is needed, what there is, and the cheapest changes.
@@ -51,9 +52,10 @@ struct PlanReport {
 /// given. Throws UsageError, DataError.
 [[nodiscard]] parallel::ModelConfig planned_model(const std::string& model, std::string* name);
 
-/// Plans one job on one machine. Throws UsageError.
+/// Plans one job on one machine. `hosts` and `topology` are known where a hostfile and its topologies are; otherwise they
+/// follow from the machine's description. Throws UsageError.
 [[nodiscard]] PlanReport make_plan(const JobConfig& config, const std::string& model_name, const parallel::ModelConfig& model,
-                                   const PlannedCluster& cluster);
+                                   const PlannedCluster& cluster, const Cluster* hosts = nullptr, const Topology* topology = nullptr);
 
 /// The layout as options.
 [[nodiscard]] std::string layout_flags(const parallel::JobShape& job);
@@ -68,5 +70,9 @@ struct PlanReport {
 
 /// The subcommand: prints the plan, writes --json and --html. Returns the exit code: 69 when it does not fit.
 [[nodiscard]] int run_plan(const JobConfig& config);
+
+/// Bytes of a step of a job that is about to start, for placing it; where the model cannot be read, those of a model of a
+/// few billion parameters: proportions are what counts.
+[[nodiscard]] parallel::StepTraffic planned_traffic(const JobConfig& config);
 
 }  // namespace r1::launch

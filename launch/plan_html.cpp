@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <map>
 
 #include "launch/plan.h"
 #include "runtime/core/human.h"
@@ -155,29 +156,43 @@ std::string stage_color(int pp, int of) { return fmt::format("hsl({:.0f},{}%,{}%
 
 std::string placement_picture(const PlanReport& r) {
   const parallel::MeshShape& mesh = r.chosen.job.mesh;
-  const int per_host = std::max(1, r.cluster.ranks_per_host(mesh)), hosts = (mesh.world() + per_host - 1) / per_host;
-  const int shown = std::min(hosts, 16), across = std::min(per_host, 8), down = (std::min(per_host, 64) + across - 1) / across;
-  const double cell_w = 76, cell_h = 46, host_w = cell_w * across + 24, host_h = cell_h * down + 42;
-  const int columns = std::max(1, std::min(shown, static_cast<int>(1100 / (host_w + 14))));
-  const int rows = (shown + columns - 1) / columns;
-  const double width = columns * (host_w + 14), height = rows * (host_h + 14);
+  // Ranks of each host that has any, by device.
+  std::map<int, std::vector<int>> ranks_of;
+  for (size_t rank = 0; rank < r.placement.ranks.size(); ++rank) ranks_of[r.placement.ranks[rank].host].push_back(static_cast<int>(rank));
+  size_t widest = 1;
+  for (auto& [host, ranks] : ranks_of) {
+    std::ranges::stable_sort(ranks, {}, [&](int k) { return r.placement.ranks[static_cast<size_t>(k)].gpu; });
+    widest = std::max(widest, ranks.size());
+  }
+  const size_t hosts = ranks_of.size(), shown = std::min<size_t>(hosts, 16), across = std::min<size_t>(widest, 8), down = (std::min<size_t>(widest, 64) + across - 1) / across;
+  const double cell_w = 80, cell_h = 58, host_w = cell_w * static_cast<double>(across) + 24, host_h = cell_h * static_cast<double>(down) + 42;
+  const auto columns = std::max<size_t>(1, std::min(shown, static_cast<size_t>(1100 / (host_w + 14))));
+  const double width = static_cast<double>(columns) * (host_w + 14), height = static_cast<double>((shown + columns - 1) / columns) * (host_h + 14);
   std::string out = fmt::format("<div class=\"scroll\"><svg width=\"{0:.0f}\" height=\"{1:.0f}\" viewBox=\"0 0 {0:.0f} {1:.0f}\" role=\"img\" aria-label=\"ranks on hosts\" font-size=\"11\">\n", width, height);
-  for (int h = 0; h < shown; ++h) {
-    const double x = h % columns * (host_w + 14) + 1, y = h / columns * (host_h + 14) + 1;
-    out += fmt::format("<rect x=\"{:.0f}\" y=\"{:.0f}\" width=\"{:.0f}\" height=\"{:.0f}\" rx=\"8\" fill=\"#fafbfd\" stroke=\"#c9d1dc\"/><text x=\"{:.0f}\" y=\"{:.0f}\" fill=\"#5b6577\">{}</text>\n", x, y, host_w,
-                       host_h, x + 12, y + 18, escaped(h < static_cast<int>(r.host_names.size()) ? r.host_names[static_cast<size_t>(h)] : fmt::format("host {}", h)));
-    for (int i = 0; i < std::min(per_host, 64) && h * per_host + i < mesh.world(); ++i) {
-      const int rank = r.rank_of_place.empty() ? h * per_host + i : r.rank_of_place[static_cast<size_t>(h * per_host + i)];
-      if (rank < 0) continue;
-      const parallel::MeshCoord c = parallel::coord_of(mesh, rank);
-      const double cx = x + 12 + i % across * cell_w, cy = y + 28 + i / across * cell_h;
-      out += fmt::format("<rect x=\"{:.0f}\" y=\"{:.0f}\" width=\"{:.0f}\" height=\"{:.0f}\" rx=\"5\" fill=\"{}\" stroke=\"#8a94a6\" stroke-width=\"0.6\"><title>rank {}: {}</title></rect>"
-                         "<text x=\"{:.0f}\" y=\"{:.0f}\" text-anchor=\"middle\" font-weight=\"600\">{}</text><text x=\"{:.0f}\" y=\"{:.0f}\" text-anchor=\"middle\" fill=\"#3a4353\" font-size=\"10\">{}.{}.{}</text>\n",
-                         cx, cy, cell_w - 6, cell_h - 6, stage_color(c.pp, mesh.pp), rank, c.str(), cx + cell_w / 2 - 3, cy + 17, rank, cx + cell_w / 2 - 3, cy + 31, c.pp, c.dp, c.tp);
+  size_t h = 0;
+  for (const auto& [host, ranks] : ranks_of) {
+    if (h >= shown) break;
+    const double x = static_cast<double>(h % columns) * (host_w + 14) + 1, y = static_cast<double>(h / columns) * (host_h + 14) + 1;
+    ++h;
+    out += fmt::format("<rect x=\"{:.0f}\" y=\"{:.0f}\" width=\"{:.0f}\" height=\"{:.0f}\" rx=\"8\" fill=\"#fafbfd\" stroke=\"#c9d1dc\"/><text x=\"{:.0f}\" y=\"{:.0f}\" fill=\"#5b6577\">{}</text>\n", x, y, host_w, host_h, x + 12, y + 18,
+                       escaped(r.hosts.hosts[static_cast<size_t>(host)].name));
+    for (size_t i = 0; i < std::min<size_t>(ranks.size(), 64); ++i) {
+      const RankPlace& p = r.placement.ranks[static_cast<size_t>(ranks[i])];
+      const parallel::MeshCoord c = parallel::coord_of(mesh, ranks[i]);
+      const double cx = x + 12 + static_cast<double>(i % across) * cell_w, cy = y + 28 + static_cast<double>(i / across) * cell_h;
+      const auto line = [&](double at, const char* style, const std::string& text) {
+        return fmt::format("<text x=\"{:.0f}\" y=\"{:.0f}\" text-anchor=\"middle\" {}>{}</text>", cx + cell_w / 2 - 3, cy + at, style, escaped(text));
+      };
+      out += fmt::format("<rect x=\"{:.0f}\" y=\"{:.0f}\" width=\"{:.0f}\" height=\"{:.0f}\" rx=\"5\" fill=\"{}\" stroke=\"#8a94a6\" stroke-width=\"0.6\"><title>rank {}: {}{}{}</title></rect>", cx, cy, cell_w - 6, cell_h - 6, stage_color(c.pp, mesh.pp), ranks[i],
+                         c.str(), p.cpus.empty() ? "" : ", CPUs " + p.cpus.list(), p.nics.empty() ? "" : escaped(", adapter " + p.nics.front()));
+      out += line(16, "font-weight=\"600\"", fmt::format("rank {}", ranks[i])) + line(30, "fill=\"#3a4353\" font-size=\"10\"", fmt::format("{}.{}.{}", c.pp, c.dp, c.tp)) +
+             line(43, "fill=\"#3a4353\" font-size=\"10\"", p.gpu >= 0 ? fmt::format("GPU {}", p.gpu) : p.cpus.empty() ? std::string("CPU") : fmt::format("{} cores", p.cpus.count())) + "\n";
     }
   }
   out += "</svg></div>\n";
-  out += fmt::format("<div class=\"legend\"><span>number: world rank; below it pp.dp.tp; one colour a stage{}</span></div>\n", shown < hosts ? fmt::format("; the first {} of {} hosts", shown, hosts) : "");
+  out += fmt::format("<div class=\"legend\"><span>below the world rank: pp.dp.tp; one colour a stage; {}{}</span></div>\n",
+                     r.placement.default_order ? "ranks in the launcher's order" : fmt::format("placed by search: {} of communication a step, {} in the launcher's order", human_duration(r.placement.cost.seconds()), human_duration(r.placement.default_cost.seconds())),
+                     shown < hosts ? fmt::format("; the first {} of {} hosts", shown, hosts) : "");
   return out;
 }
 

@@ -74,6 +74,24 @@ void add_shards(std::string& out, const PlanReport& r) {
   }
 }
 
+void add_placement(std::string& out, const PlanReport& r) {
+  const Placement& p = r.placement;
+  const auto order = p.default_order ? std::string("the launcher's order")
+                                     : fmt::format("by search; {} in the launcher's order", human_duration(p.default_cost.seconds()));
+  out += fmt::format("\nplacement      {} of communication a step before any overlap (tp {}, pp {}, dp {}); {}\n", human_duration(p.cost.seconds()),
+                     human_duration(p.cost.tp), human_duration(p.cost.pp), human_duration(p.cost.dp), order);
+  out += fmt::format("  {:>5} {:<18} {:<18} {:>4} {:>5} {:<20} {}\n", "rank", "", "host", "GPU", "NUMA", "CPUs", "adapters");
+  const size_t most = 32;
+  for (size_t i = 0; i < std::min(p.ranks.size(), most); ++i) {
+    const RankPlace& k = p.ranks[i];
+    out += fmt::format("  {:>5} {:<18} {:<18} {:>4} {:>5} {:<20} {}\n", i, parallel::coord_of(p.mesh, static_cast<int>(i)).str(),
+                       r.hosts.hosts[static_cast<size_t>(k.host)].name, k.gpu >= 0 ? std::to_string(k.gpu) : "-",
+                       k.numa >= 0 ? std::to_string(k.numa) : "-", k.cpus.empty() ? "not bound" : k.cpus.list(),
+                       k.nics.empty() ? "-" : fmt::format("{}", fmt::join(k.nics, ",")));
+  }
+  if (p.ranks.size() > most) out += fmt::format("  ... {} more; --json has them all\n", p.ranks.size() - most);
+}
+
 void add_memory(std::string& out, const PlanReport& r) {
   std::vector<RankGroup> list = groups(r);
   const size_t all = list.size();
@@ -194,6 +212,18 @@ nlohmann::ordered_json report_json(const PlanReport& r) {
   if (r.usd_per_million_tokens) j["usd_per_million_tokens"] = *r.usd_per_million_tokens;
   j["ranks"] = nlohmann::ordered_json::array();
   for (const PlannedRank& k : r.ranks) j["ranks"].push_back(rank_json(r, k));
+  nlohmann::ordered_json places = nlohmann::ordered_json::array();
+  for (const RankPlace& p : r.placement.ranks) {
+    nlohmann::ordered_json environment = nlohmann::ordered_json::object();
+    for (const auto& [name, value] : p.environment) environment[name] = value;
+    places.push_back({{"host", r.hosts.hosts[static_cast<size_t>(p.host)].name}, {"local_rank", p.local_rank}, {"gpu", p.gpu},
+                      {"gpu_uuid", p.gpu_uuid}, {"numa", p.numa}, {"cpus", p.cpus.list()}, {"nics", p.nics}, {"environment", environment}});
+  }
+  const auto cost = [](const PlacementCost& c) {
+    return nlohmann::ordered_json{{"seconds", c.seconds()}, {"tp", c.tp}, {"pp", c.pp}, {"dp", c.dp}};
+  };
+  j["placement"] = {{"cost", cost(r.placement.cost)}, {"launchers_order", r.placement.default_order},
+                    {"cost_of_launchers_order", cost(r.placement.default_cost)}, {"ranks", places}};
   j["schedule"] = parallel::print(r.schedule);
   j["warnings"] = r.warnings;
   j["assumptions"] = r.assumptions;
@@ -211,7 +241,10 @@ nlohmann::ordered_json report_json(const PlanReport& r) {
 
 std::string layout_flags(const parallel::JobShape& job) {
   std::string s = fmt::format("--pp {} --dp {} --tp {} --micro-batch {} --recompute {}", job.mesh.pp, job.mesh.dp, job.mesh.tp,
-                              job.micro_batch, job.recompute.size() > 1 ? "auto" : job.recompute_text());
+                              job.micro_batch, job.recompute_text().find('|') != std::string::npos ? "auto" : job.recompute_text());
+  s += fmt::format(" --batch {} --seq-len {}", job.batch, job.seq_len);
+  if (job.gpu && job.format.moments == DType::kBF16) s += " --state-dtype bf16";
+  if (job.gpu && job.format.weights == DType::kF32) s += " --dtype fp32";
   if (job.mesh.pp > 1 && job.schedule != "1f1b") s += " --schedule " + job.schedule;
   if (job.virtual_stages > 1) s += fmt::format(" --virtual-stages {}", job.virtual_stages);
   if (job.zero > 0) s += " --zero 1";
@@ -239,6 +272,7 @@ std::string plan_text(const PlanReport& r) {
                      dtype_name(job.format.moments), job.format.master ? ", fp32 master weights" : "",
                      job.zero > 0 ? ", optimizer state cut over dp" : "");
   out += fmt::format("as options     {}\n", r.flags);
+  add_placement(out, r);
   add_shards(out, r);
   add_memory(out, r);
   add_time(out, r);

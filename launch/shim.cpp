@@ -15,6 +15,7 @@
 #include <optional>
 
 #include "launch/control.h"
+#include "launch/placement.h"
 #include "launch/process.h"
 #include "runtime/core/options.h"
 #include "runtime/core/rank_status.h"
@@ -87,6 +88,10 @@ class Shim {
     // without.
     if (getenv("OMPI_MCA_mpi_yield_when_idle") == nullptr)
       spawn_options.set_environment.emplace_back("OMPI_MCA_mpi_yield_when_idle", "1");
+    // What the placement chose for this rank; what the user has set stays.
+    if (const char* table = getenv(kPlacementVariable); table != nullptr && is_rank(o_.where))
+      for (const auto& [name, value] : placement_environment(table, host_, o_.where.local_rank))
+        if (getenv(name.c_str()) == nullptr) spawn_options.set_environment.emplace_back(name, value);
     child_ = spawn(argv, spawn_options);
     shield.restore_for(child_);
     pidfd_ = open_pidfd(child_);
@@ -187,6 +192,8 @@ class Shim {
     r.coordinates = s.coordinates;
     r.step = s.step;
     r.phase = s.phase;
+    const FlightData flight = status_.flight(0);
+    if (flight.operation) r.operation = describe(*flight.operation, flight);
     r.checkpoint_step = s.checkpoint_step;
     r.detected_s = detected_s_;
     r.time_s = wall_clock_s();

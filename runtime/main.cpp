@@ -8,7 +8,9 @@
 #include <exception>
 #include <optional>
 
+#include "comm/recorded/recorded.h"
 #include "comm/staged/staged.h"
+#include "comm/watch/hub.h"
 #include "runtime/core/log.h"
 #include "runtime/train/commands.h"
 
@@ -42,6 +44,24 @@ void install_handlers() {
   _exit(static_cast<int>(code));
 }
 
+/// Starts the control thread. Collective over the world.
+std::unique_ptr<comm::Watch> make_watch(const JobConfig& config, comm::Communicator& world, RankStatusWriter& status) {
+  char host[256] = {};
+  gethostname(host, sizeof host - 1);
+  const comm::WatchOptions options{.rank = world.rank(), .size = world.size(), .host = host,
+                                   .peer_timeout_s = config.peer_timeout, .stall_timeout_s = config.stall_timeout,
+                                   .stall_report = config.output.empty() ? "" : config.output + "/stall-report.txt"};
+  const bool one_host = train::ranks_on_this_host(world) == world.size();
+  comm::HubOffer offer;
+  if (world.rank() == 0) offer = comm::make_hub(options, one_host);
+  const std::string text = train::broadcast_text(world, offer.text);
+  return std::make_unique<comm::Watch>(options, std::move(offer.hub), text, status, [&status](const comm::Leave& l) {
+    if (!status.has_parent() && l.kind != ReportKind::kSecondary) fmt::print(stderr, "r1run: {}\n", l.why);
+    status.report(l.kind, l.code, l.why);
+    _exit(static_cast<int>(l.code));
+  });
+}
+
 bool under_mpi() { return std::getenv("OMPI_COMM_WORLD_SIZE") != nullptr || std::getenv("PMIX_RANK") != nullptr; }
 
 }  // namespace
@@ -50,6 +70,7 @@ int main(int argc, char** argv) {
   install_handlers();  // before MPI: the default action of USR1 would kill
   std::optional<comm::MpiWorld> mpi;
   std::unique_ptr<RankStatusWriter> status;
+  std::unique_ptr<comm::Watch> watch;
   try {
     status = RankStatusWriter::from_environment();
   } catch (const std::exception& e) {
@@ -74,7 +95,7 @@ int main(int argc, char** argv) {
     std::unique_ptr<comm::Communicator> world;
     if (under_mpi() && train::needs_ranks(call.command)) {
       mpi.emplace(&argc, &argv);
-      world = comm::make_staged(mpi->world(train::stop_check(config, g_signals)));
+      world = comm::make_recorded(comm::make_staged(mpi->world(train::stop_check(config, g_signals))), status->flight());
     } else {
       world = comm::make_self("world");
     }
@@ -82,9 +103,12 @@ int main(int argc, char** argv) {
     status->join_control(train::broadcast_text(*world, world->rank() == 0 ? status->control_offer() : std::string()));
     log::setup(world->rank() == 0 ? "r1run" : fmt::format("r1run: rank {}", world->rank()),
                world->rank() == 0 ? spdlog::level::info : spdlog::level::warn);
-    const train::RankContext ctx{config, *world, *status, g_signals, std::getenv("R1RUN_TERMINAL") != nullptr};
+    if (train::needs_ranks(call.command)) watch = make_watch(config, *world, *status);
+    const train::RankContext ctx{config, *world, *status, g_signals, std::getenv("R1RUN_TERMINAL") != nullptr, watch.get(),
+                                 train::stop_check(config, g_signals)};
     const ExitCode code = train::run_command(ctx);
     status->report(ReportKind::kFinished, code, "");
+    watch.reset();
     world->close();
     world.reset();
     std::fflush(nullptr);

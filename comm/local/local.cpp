@@ -340,26 +340,6 @@ class LocalCommunicator final : public Communicator {
     return pending;
   }
 
-  std::unique_ptr<Pending> start_reduce_scatter(std::span<const ShardedTensor> xs, SumOrder order, const Stream& stream) override {
-    if (order == SumOrder::kRank) return Communicator::start_reduce_scatter(xs, order, stream);
-    for (const ShardedTensor& x : xs) {
-      check_sharded(*this, "start_reduce_scatter", x);
-      for (int r = 0; r < size(); ++r) {
-        const Tensor& part = x.parts[static_cast<size_t>(r)];
-        check_tensor(*this, "start_reduce_scatter", part);
-        collective({.operation = "start_reduce_scatter", .dtype = part.dtype, .numel = part.numel(), .root = r, .in = part},
-                   [&](std::span<const Slot> slots) {
-                     if (r != rank_ || part.numel() == 0) return std::string();
-                     sources_.clear();
-                     for (const Slot& s : slots) sources_.push_back(s.in.data);
-                     sum_in_tree(part.dtype, sources_, part.data, part.numel());
-                     return std::string();
-                   });
-      }
-    }
-    return Communicator::start_reduce_scatter({}, SumOrder::kRank, stream);
-  }
-
   void barrier() override {
     collective({.operation = "barrier"}, [](std::span<const Slot>) { return std::string(); });
   }

@@ -108,12 +108,12 @@ Placement place(const Cluster& cluster, const Topology& topology, const parallel
       // Instances of a partitioned GPU are devices of their own: one a rank, in turn.
       if (!gpu.mig.empty()) place.gpu_uuid = gpu.mig[local / c.topology->gpus.size() % gpu.mig.size()].uuid;
     }
-    if (options.bind_cpus) place.cpus = c.cpus[local];
-    if (c.topology != nullptr && !c.far_nic[local])
+    if (options.bind) place.cpus = c.cpus[local];
+    if (options.bind && c.topology != nullptr && !c.far_nic[local])
       for (const int nic : c.nics[local]) place.nics.push_back(nic_text(c.topology->nics[static_cast<size_t>(nic)]));
     out.ranks.push_back(std::move(place));
   }
-  set_environment(out.ranks, slots, slot_of_rank);
+  if (options.bind) set_environment(out.ranks, slots, slot_of_rank);
   out.warnings = placement::warnings_of(slots, cluster, mesh, slot_of_rank);
   return out;
 }

@@ -7,6 +7,7 @@
 #include <limits>
 #include <map>
 #include <numeric>
+#include <random>
 
 #include "launch/placement/slots.h"
 
@@ -211,6 +212,10 @@ std::vector<int> fill_plain(const Units& units, const std::vector<int>& order, c
   return slot_of_rank;
 }
 
+/// Ranks up to which exchanges are tried: an evaluation then takes microseconds.
+constexpr int kMostExchanged = 64;
+constexpr size_t kMostStarts = 16;
+
 /// The best assignment so far.
 struct Best {
   const Slots* slots = nullptr;
@@ -218,8 +223,10 @@ struct Best {
   const StepTraffic* traffic = nullptr;
   std::vector<int> assignment;
   PlacementCost cost;
+  std::vector<std::vector<int>> constructed;  ///< every candidate, as starting points for exchanges
   bool consider(const std::vector<int>& candidate) {
     if (candidate.empty()) return false;
+    if (mesh->world() <= kMostExchanged && constructed.size() < kMostStarts) constructed.push_back(candidate);
     const PlacementCost c = cost_of(*slots, *mesh, *traffic, candidate);
     if (!assignment.empty() && !cheaper(c, cost)) return false;
     assignment = candidate;
@@ -282,9 +289,6 @@ void improve(Best& best, int slots, int64_t evaluations) {
   }
 }
 
-/// Ranks up to which exchanges are tried: an evaluation then takes microseconds.
-constexpr int kMostExchanged = 64;
-
 }  // namespace
 
 PlacementCost cost_of(const Slots& slots, const MeshShape& mesh, const StepTraffic& traffic, const std::vector<int>& slot_of_rank) {
@@ -321,7 +325,7 @@ PlacementCost cost_of(const Slots& slots, const MeshShape& mesh, const StepTraff
 
 std::vector<int> search(const Slots& slots, const MeshShape& mesh, const StepTraffic& traffic, const PlacementOptions& options) {
   const int world = mesh.world(), all = static_cast<int>(slots.all().size());
-  Best best{.slots = &slots, .mesh = &mesh, .traffic = &traffic, .assignment = {}, .cost = {}};
+  Best best{.slots = &slots, .mesh = &mesh, .traffic = &traffic, .assignment = {}, .cost = {}, .constructed = {}};
   std::vector<int> in_order(static_cast<size_t>(world));
   std::iota(in_order.begin(), in_order.end(), 0);
   best.consider(in_order);
@@ -343,7 +347,23 @@ std::vector<int> search(const Slots& slots, const MeshShape& mesh, const StepTra
         }
     }
   }
-  if (world <= kMostExchanged) improve(best, all, 20'000);
+  if (world > kMostExchanged) return best.assignment;
+  // The slowest part decides, so exchanges get stuck on plateaus: several starts, some of them random (the same each time).
+  std::vector<std::vector<int>> starts = best.constructed;
+  std::mt19937 random(1);
+  std::vector<int> shuffled(static_cast<size_t>(all));
+  std::iota(shuffled.begin(), shuffled.end(), 0);
+  for (int i = 0; i < (world <= 16 ? 32 : 4); ++i) {
+    std::shuffle(shuffled.begin(), shuffled.end(), random);
+    starts.emplace_back(shuffled.begin(), shuffled.begin() + world);
+  }
+  starts.push_back(best.assignment);
+  for (const std::vector<int>& start : starts) {
+    Best local{.slots = &slots, .mesh = &mesh, .traffic = &traffic, .assignment = start, .cost = cost_of(slots, mesh, traffic, start),
+               .constructed = {}};
+    improve(local, all, 5'000);
+    best.consider(local.assignment);
+  }
   return best.assignment;
 }
 

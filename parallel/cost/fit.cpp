@@ -29,7 +29,8 @@ double price(Recompute policy) {
 }  // namespace
 
 JobBytes::JobBytes(const ModelSpec& spec, const JobShape& job, const Schedule& schedule) : mesh_(job.mesh) {
-  // Most tp ranks have shards of the same sizes, and so the same bytes.
+  // Most tp ranks have shards of the same sizes, and so the same bytes. The last replica holds the largest part of a cut
+  // optimizer state.
   using Sizes = std::array<int64_t, 5>;
   for (int pp = 0; pp < mesh_.pp; ++pp) {
     std::map<Sizes, int64_t> known;
@@ -39,7 +40,7 @@ JobBytes::JobBytes(const ModelSpec& spec, const JobShape& job, const Schedule& s
                       token_part(job.tokens(), tp, mesh_.tp).size()};
       auto it = known.find(key);
       if (it == known.end())
-        it = known.emplace(key, plan_rank(spec, job, schedule, {.pp = pp, .dp = 0, .tp = tp}).bytes().total()).first;
+        it = known.emplace(key, plan_rank(spec, job, schedule, {.pp = pp, .dp = mesh_.dp - 1, .tp = tp}).bytes().total()).first;
       bytes_.push_back(it->second);
     }
   }

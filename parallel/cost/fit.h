@@ -17,7 +17,7 @@ struct MemoryDomain {
   std::vector<int> ranks;      ///< world ranks
 };
 
-/// Planned bytes of every rank. Ranks with the same (pp, tp) coordinates have the same plan: it is made once.
+/// Planned bytes of every rank; of the dp replicas of one (pp, tp) those of the largest.
 class JobBytes {
  public:
   JobBytes(const ModelSpec& spec, const JobShape& job, const Schedule& schedule);

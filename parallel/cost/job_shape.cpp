@@ -111,7 +111,7 @@ Schedule schedule_of(const JobShape& job) {
 
 RankPlan plan_rank(const ModelSpec& spec, const JobShape& job, const Schedule& schedule, const MeshCoord& coord) {
   return plan_rank(spec, job.mesh, coord, schedule, job.tokens(), job.recompute_of(coord.pp), job.format,
-                   device_needs(job.gpu, spec.config(), job.mesh.tp, job.tokens()));
+                   device_needs(job.gpu, spec.config(), job.mesh.tp, job.tokens()), job.training, job.zero);
 }
 
 const std::vector<std::string>& memory_categories() {

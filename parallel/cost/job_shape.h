@@ -31,8 +31,9 @@ struct JobShape {
   int64_t batch = 8, micro_batch = 1, seq_len = 1024;  ///< rows, rows, tokens
   std::vector<Recompute> recompute{Recompute::kNone};  ///< one for all, or one for each pipeline rank
   NumericFormat format;
-  int zero = 0;                                        ///< 1: optimizer state cut over dp
+  int zero = 1;                                        ///< 1: optimizer state cut over dp, 0: not
   bool gpu = true;
+  bool training = true;
 
   [[nodiscard]] int microbatches() const { return microbatches_of(batch, micro_batch, mesh.dp); }
   [[nodiscard]] int64_t tokens() const { return micro_batch * seq_len; }  ///< T of a micro-batch

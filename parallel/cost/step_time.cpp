@@ -174,7 +174,8 @@ StepTraffic step_traffic(const ModelSpec& spec, const JobShape& job) {
     t.pp_bytes = t.pp_operations * block / job.mesh.tp;
   }
   if (job.mesh.dp > 1)
-    t.dp_bytes = rank_params(spec, job, 0) * d(dtype_bytes(job.format.gradients)) * 2 * (job.mesh.dp - 1) / job.mesh.dp;
+    t.dp_bytes = rank_params(spec, job, 0) * (job.mesh.dp - 1) / job.mesh.dp *
+                 (job.zero > 0 ? d(dtype_bytes(job.format.gradients)) + act : 2 * d(dtype_bytes(job.format.gradients)));
   return t;
 }
 

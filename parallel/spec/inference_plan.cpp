@@ -16,17 +16,20 @@ int64_t rank_layers(const ModelSpec& spec, const MeshShape& mesh, int pp) {
   return n;
 }
 
-PlannedTensor cache_tensor(const ModelSpec& spec, int tp_rank, const InferenceShape& shape, const char* name, int64_t blocks) {
+PlannedTensor cache_tensor(const ModelSpec& spec, int tp_rank, const InferenceShape& shape, const char* name,
+                           int64_t blocks) {
   return {name, {blocks, shape.block_size, spec.local(tp_rank).kv_heads.size(), spec.config().head_dim}, shape.dtype};
 }
 
 }  // namespace
 
-int64_t kv_block_bytes(const ModelSpec& spec, const MeshShape& mesh, const MeshCoord& coord, const InferenceShape& shape) {
+int64_t kv_block_bytes(const ModelSpec& spec, const MeshShape& mesh, const MeshCoord& coord,
+                       const InferenceShape& shape) {
   return 2 * rank_layers(spec, mesh, coord.pp) * cache_tensor(spec, coord.tp, shape, "", 1).bytes();
 }
 
-InferencePlan plan_inference(const ModelSpec& spec, const MeshShape& mesh, const MeshCoord& coord, const InferenceShape& shape) {
+InferencePlan plan_inference(const ModelSpec& spec, const MeshShape& mesh, const MeshCoord& coord,
+                             const InferenceShape& shape) {
   const ModelConfig& c = spec.config();
   const LocalShape local = spec.local(coord.tp);
   InferencePlan plan{.mesh = mesh, .coord = coord, .shape = shape};
@@ -36,10 +39,14 @@ InferencePlan plan_inference(const ModelSpec& spec, const MeshShape& mesh, const
     head = head || spec.stages()[static_cast<size_t>(stage)].head;
   }
   for (int64_t l = 0; l < rank_layers(spec, mesh, coord.pp); ++l)
-    for (const char* name : {"keys", "values"}) plan.cache.push_back(cache_tensor(spec, coord.tp, shape, name, shape.blocks));
+    for (const char* name : {"keys", "values"})
+      plan.cache.push_back(cache_tensor(spec, coord.tp, shape, name, shape.blocks));
 
-  const int64_t t = shape.pass_tokens, nq = local.q_heads.size(), nkv = local.kv_heads.size(), qkv = (nq + 2 * nkv) * c.head_dim;
-  const auto add = [&](const char* name, std::vector<int64_t> dims, DType dtype) { plan.scratch.push_back({name, std::move(dims), dtype}); };
+  const int64_t t = shape.pass_tokens, nq = local.q_heads.size(), nkv = local.kv_heads.size(),
+                qkv = (nq + 2 * nkv) * c.head_dim;
+  const auto add = [&](const char* name, std::vector<int64_t> dims, DType dtype) {
+    plan.scratch.push_back({name, std::move(dims), dtype});
+  };
   add("stream", {t, c.hidden}, shape.dtype);
   // A stage's output is sent while the next pass is computed.
   add("output 0", {t, c.hidden}, shape.dtype);

@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <charconv>
 #include <cstring>
+#include <limits>
 #include <utility>
 
 #include "runtime/checkpoint/checkpoint.h"
@@ -216,6 +217,11 @@ std::vector<CheckpointPlace> list_checkpoints(const fs::path& root) {
 }
 
 std::optional<fs::path> latest_checkpoint(const fs::path& root) {
+  const auto place = newest_checkpoint(root, std::numeric_limits<int64_t>::max());
+  return place ? std::optional(place->path) : std::nullopt;
+}
+
+std::optional<CheckpointPlace> newest_checkpoint(const fs::path& root, int64_t below) {
   std::vector<CheckpointPlace> candidates = list_checkpoints(root);
   for (const std::string& name : list_names(root))
     if (const auto step = replaced_step(name); step && is_real_directory(root / name))
@@ -224,8 +230,9 @@ std::optional<fs::path> latest_checkpoint(const fs::path& root) {
   std::stable_sort(candidates.begin(), candidates.end(),
                    [](const auto& a, const auto& b) { return a.step > b.step; });
   for (const CheckpointPlace& c : candidates) {
+    if (c.step >= below) continue;
     const auto defect = defect_of(c);
-    if (!defect) return c.path;
+    if (!defect) return c;
     log::warn("passing over a checkpoint that is not valid: {}", *defect);
   }
   return std::nullopt;

@@ -65,6 +65,8 @@ struct CheckpointPlace {
 /// by time. Those passed over are warned about with the reason. Nothing when `root` does not exist
 /// or holds none.
 [[nodiscard]] std::optional<fs::path> latest_checkpoint(const fs::path& root);
+/// The same among steps below `below`: for when reading shows that the newest is damaged.
+[[nodiscard]] std::optional<CheckpointPlace> newest_checkpoint(const fs::path& root, int64_t below);
 
 struct Retention {
   int keep_last = 0;       ///< newest N; 0 keeps all

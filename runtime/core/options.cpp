@@ -614,6 +614,12 @@ void check_combinations(JobConfig& cfg) {
   if (has("init") && !cfg.init.empty() && cfg.model.empty()) {
     throw UsageError("{}: needs --model DIR with a config.json", shown("init"));
   }
+  if (has("task") && cfg.task.empty()) {
+    for (const char* name : {"samples", "prompt", "max-new-tokens", "temperature", "top-k", "top-p", "min-p",
+                             "repetition-penalty", "max-batch", "context", "kv-blocks", "prefill-chunk"}) {
+      if (cfg.is_set(name)) throw UsageError("{}: only with --task; loss and perplexity sample nothing", shown(name));
+    }
+  }
   if (has("hostfile") && !cfg.hostfile.empty() && !cfg.host.empty()) {
     throw UsageError("{} and {}: give one of them", shown("hostfile"), shown("host"));
   }

@@ -100,7 +100,7 @@ int64_t monotonic_ns() noexcept {
 }
 
 detail::StatusPage* map_page(int fd) {
-  void* p = mmap(nullptr, detail::kStatusPageBytes, PROT_READ | PROT_WRITE,
+  void* p = mmap(nullptr, detail::kStatusFileBytes, PROT_READ | PROT_WRITE,
                  fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED, fd, 0);
   if (p == MAP_FAILED)
     throw InternalError("cannot map the rank's status page (descriptor {}): {}", fd,
@@ -137,28 +137,51 @@ std::string control_text(const detail::SeqBlock<detail::kControlBytes>& block) {
 
 }  // namespace
 
-RankStatusWriter::RankStatusWriter() : page_(map_page(-1)) {}
+namespace {
+
+void* flight_of(detail::StatusPage* page) noexcept {
+  return reinterpret_cast<char*>(page) + detail::kStatusPageBytes;
+}
+
+}  // namespace
+
+RankStatusWriter::RankStatusWriter()
+    : page_(map_page(-1)), flight_(std::make_unique<FlightRecorder>(flight_of(page_))) {}
+
+const void* RankStatusWriter::flight_memory() const noexcept { return flight_of(page_); }
+
+RankStatusWriter::ProgressNow RankStatusWriter::progress() const {
+  Progress p{};
+  const bool consistent = load(page_->progress, &p);
+  return {p.count, text_of(p.phase, sizeof p.phase, consistent)};
+}
+
+void RankStatusWriter::tick() noexcept {
+  const SpinGuard guard(busy_);
+  write_progress();
+}
 
 RankStatusWriter::RankStatusWriter(int fd) : has_parent_(true) {
   struct stat st {};
   if (fstat(fd, &st) != 0)
     throw InternalError("{}={}: not an open descriptor: {}", kRankStatusFdVariable, fd,
                         std::strerror(errno));
-  if (st.st_size != static_cast<off_t>(detail::kStatusPageBytes))
+  if (st.st_size != static_cast<off_t>(detail::kStatusFileBytes))
     throw InternalError(
         "{}={}: not a status page ({} bytes, {} expected): r1run and r1run-rank of different "
         "builds?",
-        kRankStatusFdVariable, fd, static_cast<int64_t>(st.st_size), detail::kStatusPageBytes);
+        kRankStatusFdVariable, fd, static_cast<int64_t>(st.st_size), detail::kStatusFileBytes);
   page_ = map_page(fd);
   if (page_->magic != detail::kStatusMagic || page_->version != detail::kStatusVersion) {
-    munmap(page_, detail::kStatusPageBytes);
+    munmap(page_, detail::kStatusFileBytes);
     throw InternalError(
         "{}={}: status page of another version: r1run and r1run-rank of different builds?",
         kRankStatusFdVariable, fd);
   }
+  flight_ = std::make_unique<FlightRecorder>(flight_of(page_));
 }
 
-RankStatusWriter::~RankStatusWriter() { munmap(page_, detail::kStatusPageBytes); }
+RankStatusWriter::~RankStatusWriter() { munmap(page_, detail::kStatusFileBytes); }
 
 std::unique_ptr<RankStatusWriter> RankStatusWriter::from_environment() {
   const char* text = std::getenv(kRankStatusFdVariable);
@@ -239,7 +262,7 @@ RankStatusReader::RankStatusReader() {
   fd_ = memfd_create("r1run-rank-status", MFD_CLOEXEC);
   if (fd_ < 0)
     throw InternalError("cannot create the rank's status page: {}", std::strerror(errno));
-  if (ftruncate(fd_, static_cast<off_t>(detail::kStatusPageBytes)) != 0) {
+  if (ftruncate(fd_, static_cast<off_t>(detail::kStatusFileBytes)) != 0) {
     const int error = errno;
     close(fd_);
     throw InternalError("cannot size the rank's status page: {}", std::strerror(error));
@@ -252,12 +275,16 @@ RankStatusReader::RankStatusReader() {
 }
 
 RankStatusReader::~RankStatusReader() {
-  munmap(page_, detail::kStatusPageBytes);
+  munmap(page_, detail::kStatusFileBytes);
   close(fd_);
 }
 
 void RankStatusReader::offer_control(std::string_view offer) noexcept {
   store(page_->control_offer, control_of(offer));
+}
+
+FlightData RankStatusReader::flight(size_t recent) const {
+  return read_flight(flight_of(page_), recent);
 }
 
 RankStatus RankStatusReader::read() const {

@@ -15,6 +15,7 @@
 #include <string_view>
 
 #include "runtime/core/error.h"
+#include "runtime/core/flight_recorder.h"
 
 namespace r1 {
 
@@ -50,7 +51,9 @@ namespace detail {
 
 inline constexpr size_t kStatusPageBytes = 8192;
 inline constexpr uint32_t kStatusMagic = 0x52315354;  // "R1ST"
-inline constexpr uint32_t kStatusVersion = 1;
+inline constexpr uint32_t kStatusVersion = 2;
+/// The page, and the flight recorder behind it.
+inline constexpr size_t kStatusFileBytes = kStatusPageBytes + kFlightBytes;
 
 /// A block of N bytes under a sequence lock: odd while it is being written. Words are relaxed
 /// atomics, so that a torn read is a wrong value that the sequence number reveals, never undefined
@@ -104,6 +107,19 @@ class RankStatusWriter {
   /// What is being done now, at most 199 bytes; longer text is cut.
   void set_phase(std::string_view phase) noexcept;
   void set_checkpoint(int64_t step) noexcept;
+  /// Counts progress where there is no new phase: long reading or writing.
+  void tick() noexcept;
+
+  /// The rank's flight recorder; for the training thread alone.
+  [[nodiscard]] FlightRecorder& flight() noexcept { return *flight_; }
+  /// What read_flight() takes.
+  [[nodiscard]] const void* flight_memory() const noexcept;
+  struct ProgressNow {
+    uint64_t count = 0;
+    std::string phase;
+  };
+  /// What was written last, read without a lock.
+  [[nodiscard]] ProgressNow progress() const;
 
   /// The rank's last words, message at most 3,000 bytes. A primary report is never replaced; a
   /// secondary one only by a primary. Call it last, just before leaving with `code`.
@@ -120,6 +136,7 @@ class RankStatusWriter {
   void write_progress() noexcept;
 
   detail::StatusPage* page_ = nullptr;
+  std::unique_ptr<FlightRecorder> flight_;
   bool has_parent_ = false;
   mutable std::atomic_flag busy_ = ATOMIC_FLAG_INIT;  // writers of one process take turns
   int64_t step_ = -1, checkpoint_step_ = -1;
@@ -142,6 +159,8 @@ class RankStatusReader {
   /// Reads the page. A block whose writer died in the middle of a write is taken as it stands, with
   /// its text cut at the first byte that is not printable.
   [[nodiscard]] RankStatus read() const;
+  /// The rank's flight recorder, as it is or was left.
+  [[nodiscard]] FlightData flight(size_t recent = detail::kFlightRecords) const;
   /// Puts the address of this rank's control hub on the page, for the rank to broadcast. At most
   /// 500 bytes.
   void offer_control(std::string_view offer) noexcept;

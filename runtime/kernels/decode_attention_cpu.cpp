@@ -195,8 +195,10 @@ void decode_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_ca
   const std::vector<HeadGroup> groups = head_groups(args.kv_of_q);
   const int64_t token_stride = kv_heads * dim, partial_stride = chunks * partial_size;
   // A task reads whole cache rows, all heads of a token after the other: they lie in one piece.
+  // Chunk by chunk: the rows of q that are tokens of one prompt find the chunk in the second-level
+  // cache after the first of them.
   parallel_for(sequences * chunks, [&](int64_t task) {
-    const int64_t b = task / chunks, i = task % chunks;
+    const int64_t b = task % sequences, i = task / sequences;
     const int64_t first = i * kChunk,
                   last = std::min<int64_t>(context_lens.ptr<int32_t>()[b], first + kChunk);
     if (first >= last) return;

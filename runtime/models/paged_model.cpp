@@ -10,9 +10,15 @@ namespace r1::models {
 
 using parallel::ParamRole;
 
-PagedModel::PagedModel(const parallel::ModelSpec& spec, const parallel::InferencePlan& plan, parallel::ProcessGroups& groups,
-                       std::span<const StageParameters> params, Device device, const Stream& s)
-    : spec_(spec), plan_(plan), groups_(groups), device_(device), stream_(s), scratch_(device, arena_specs(plan.scratch)),
+PagedModel::PagedModel(const parallel::ModelSpec& spec, const parallel::InferencePlan& plan,
+                       parallel::ProcessGroups& groups, std::span<const StageParameters> params, Device device,
+                       const Stream& s)
+    : spec_(spec),
+      plan_(plan),
+      groups_(groups),
+      device_(device),
+      stream_(s),
+      scratch_(device, arena_specs(plan.scratch)),
       cache_(device, arena_specs(plan.cache)) {
   for (size_t i = 0; i < plan_.scratch.size(); ++i) index_[plan_.scratch[i].name] = i;
   fill_rope_table(spec.config(), scratch("rope table"), s);
@@ -23,16 +29,28 @@ PagedModel::PagedModel(const parallel::ModelSpec& spec, const parallel::Inferenc
   shared_.tp = &groups.tp();
   shared_.cos_sin = scratch("rope table");
   shared_.attention_rows = plan.shape.attention_rows;
-  shared_.scratch = {.norm = scratch("norm"), .rstd = scratch("rstd"), .qkv = scratch("qkv"), .qkv_raw = optional("qkv raw"),
-                     .qk_rstd = optional("qk rstd"), .attention = scratch("attention"), .partial = scratch("partial"),
-                     .gate_up = scratch("gate_up"), .swiglu = scratch("swiglu"), .workspace = optional("workspace")};
+  shared_.scratch = {.norm = scratch("norm"),
+                     .rstd = scratch("rstd"),
+                     .qkv = scratch("qkv"),
+                     .qkv_raw = optional("qkv raw"),
+                     .qk_rstd = optional("qk rstd"),
+                     .attention = scratch("attention"),
+                     .partial = scratch("partial"),
+                     .gate_up = scratch("gate_up"),
+                     .swiglu = scratch("swiglu"),
+                     .workspace = optional("workspace")};
   R1_CHECK(params.size() == plan.chunks.size(), "{} stages, planned {}", params.size(), plan.chunks.size());
   size_t layer = 0;
   for (size_t i = 0; i < params.size(); ++i) {
-    R1_CHECK(params[i].stage() == plan.chunks[i].stage && params[i].elems() == plan.chunks[i].param_elems, "stage {}", params[i].stage());
-    Chunk c{.stage = params[i].stage(), .spec = spec.stages()[static_cast<size_t>(params[i].stage())], .params = &params[i], .layers = {}};
+    R1_CHECK(params[i].stage() == plan.chunks[i].stage && params[i].elems() == plan.chunks[i].param_elems, "stage {}",
+             params[i].stage());
+    Chunk c{.stage = params[i].stage(),
+            .spec = spec.stages()[static_cast<size_t>(params[i].stage())],
+            .params = &params[i],
+            .layers = {}};
     for (int64_t l = c.spec.layer_begin; l < c.spec.layer_end; ++l, ++layer)
-      c.layers.emplace_back(shared_, params[i].layer(params[i].weights(), l), cache_.at(2 * layer), cache_.at(2 * layer + 1));
+      c.layers.emplace_back(shared_, params[i].layer(params[i].weights(), l), cache_.at(2 * layer),
+                            cache_.at(2 * layer + 1));
     chunks_.push_back(std::move(c));
   }
 }
@@ -58,13 +76,14 @@ parallel::InferencePlan::Bytes PagedModel::allocated() const {
 nn::PagedBatch PagedModel::upload(const HostPass& pass) {
   DeviceBackend& backend = backend_of(device_.kind);
   const int64_t tokens = pass.tokens();
-  R1_CHECK(tokens > 0 && tokens <= plan_.shape.pass_tokens, "a pass of {} tokens, planned {}", tokens, plan_.shape.pass_tokens);
+  R1_CHECK(tokens > 0 && tokens <= plan_.shape.pass_tokens, "a pass of {} tokens, planned {}", tokens,
+           plan_.shape.pass_tokens);
   if (device_.kind != DeviceKind::kCpu) backend.synchronize(stream_);
   held_ = pass;
   const auto put = [&](const char* name, const auto& values, Shape shape) {
     Tensor t = scratch(name);
-    R1_CHECK(shape.numel() == static_cast<int64_t>(values.size()) && shape.numel() <= t.numel(), "{}: {} of {}", name, shape.str(),
-             t.shape.str());
+    R1_CHECK(shape.numel() == static_cast<int64_t>(values.size()) && shape.numel() <= t.numel(), "{}: {} of {}", name,
+             shape.str(), t.shape.str());
     t.shape = shape;
     backend.copy(t.data, values.data(), t.bytes(), stream_);
     return t;
@@ -80,15 +99,18 @@ nn::PagedBatch PagedModel::upload(const HostPass& pass) {
 
 void PagedModel::embed(const Chunk& c, const nn::PagedBatch& batch, const Tensor& x) {
   const StageParameters& p = *c.params;
-  kernels::embedding_forward(batch.ids, p.part(p.weights(), p.index(ParamRole::kEmbedding, -1)), shared_.local.vocab.begin, x, stream_);
+  kernels::embedding_forward(batch.ids, p.part(p.weights(), p.index(ParamRole::kEmbedding, -1)),
+                             shared_.local.vocab.begin, x, stream_);
   groups_.tp().all_reduce(x, comm::ReduceOp::kSum, stream_);  // one rank has the row, the others zeros
 }
 
 void PagedModel::run_chunk(const Chunk& c, const nn::PagedBatch& batch) {
   const int pp = groups_.mesh().pp, here = groups_.coord().pp;
   const Tensor x = scratch("stream").rows(0, batch.tokens);
-  if (c.spec.embedding) embed(c, batch, x);
-  else groups_.pp().recv(x, (here + pp - 1) % pp, stream_);
+  if (c.spec.embedding)
+    embed(c, batch, x);
+  else
+    groups_.pp().recv(x, (here + pp - 1) % pp, stream_);
   bool pending = false;
   for (const nn::PagedLayer& layer : c.layers) {
     layer.forward(x, pending, batch, stream_);
@@ -130,10 +152,12 @@ void PagedModel::logits(std::span<const int64_t> rows, const std::function<void(
   gather(partial, norm);
   const StageParameters& p = *c.params;
   const int64_t last = spec_.config().layers;
-  const Tensor head = p.part(p.weights(), p.holds(ParamRole::kHead, last) ? p.index(ParamRole::kHead, last) : p.index(ParamRole::kEmbedding, -1));
+  const Tensor head = p.part(p.weights(), p.holds(ParamRole::kHead, last) ? p.index(ParamRole::kHead, last)
+                                                                          : p.index(ParamRole::kEmbedding, -1));
   const Tensor final_norm = p.part(p.weights(), p.index(ParamRole::kFinalNorm, last));
   kernels::add(in, norm, in, stream_);
-  kernels::rmsnorm_forward(in, final_norm, static_cast<float>(spec_.config().rms_eps), norm, scratch("rstd").rows(0, count), stream_);
+  kernels::rmsnorm_forward(in, final_norm, static_cast<float>(spec_.config().rms_eps), norm,
+                           scratch("rstd").rows(0, count), stream_);
   const Tensor all = scratch("logits");
   for (int64_t first = 0; first < count; first += all.dim(0)) {
     const int64_t n = std::min(all.dim(0), count - first);

@@ -1,5 +1,5 @@
-// The part of a model that one rank holds, for generation: its stages with a paged key/value cache. Parameters are borrowed
-// (a training engine's can be used as they are); everything else is allocated from the plan at construction.
+// The part of a model that one rank holds, for generation: its stages with a paged key/value cache. Parameters are
+// borrowed (a training engine's can be used as they are); everything else is allocated from the plan at construction.
 #pragma once
 
 #include <cstdint>
@@ -42,8 +42,9 @@ class PagedModel {
   /// Bytes allocated beside the parameters, by the plan's categories (weights: those borrowed).
   [[nodiscard]] parallel::InferencePlan::Bytes allocated() const;
 
-  /// Runs the pass through this rank's stages: receives from and sends to its neighbours in the pipeline. Keys and values of
-  /// its tokens are in the cache afterwards. Collective over tp and, in the same order of passes on every rank, over pp.
+  /// Runs the pass through this rank's stages: receives from and sends to its neighbours in the pipeline. Keys and
+  /// values of its tokens are in the cache afterwards. Collective over tp and, in the same order of passes on every
+  /// rank, over pp.
   void forward(const HostPass& pass);
   /// Logits of tokens `rows` of the last pass, a chunk at a time: `use(first, logits [C, V local])` sees rows
   /// [first, first + C) of the list. Only where has_head(). Collective over tp.

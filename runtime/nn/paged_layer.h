@@ -1,7 +1,7 @@
 // A decoder layer for generation: keys and values live in a paged cache, tokens of many sequences share a pass.
 //
-// Between blocks every tp rank holds all tokens (a decode pass has fewer tokens than ranks, so cutting them as training does
-// would leave ranks idle and double the number of collectives): one all-reduce after attention, one after the MLP.
+// Between blocks every tp rank holds all tokens (a decode pass has fewer tokens than ranks, so cutting them as training
+// does would leave ranks idle and double the number of collectives): one all-reduce after attention, one after the MLP.
 //
 // Legend: T tokens of a pass, H hidden, NQ/NKV local heads, D head dim, F local ffn.
 #pragma once
@@ -15,8 +15,8 @@
 
 namespace r1::nn {
 
-/// The tokens of a pass, on the device. Tokens of one sequence need not be neighbours; a token sees what its block table
-/// row names up to its own position, so all of a pass's keys and values are stored before any is read.
+/// The tokens of a pass, on the device. Tokens of one sequence need not be neighbours; a token sees what its block
+/// table row names up to its own position, so all of a pass's keys and values are stored before any is read.
 struct PagedBatch {
   Tensor ids;           ///< [T] int32
   Tensor positions;     ///< [T] int32
@@ -48,8 +48,8 @@ class PagedLayer {
   PagedLayer(const PagedShared& shared, LayerTensors weights, Tensor keys, Tensor values)
       : shared_(shared), w_(std::move(weights)), keys_(keys), values_(values) {}
 
-  /// x [T, H] is the residual stream; `scratch.partial` is what the layer before left to be added to it (`pending`), and on
-  /// return what this one leaves. Collective over tp.
+  /// x [T, H] is the residual stream; `scratch.partial` is what the layer before left to be added to it (`pending`),
+  /// and on return what this one leaves. Collective over tp.
   void forward(const Tensor& x, bool pending, const PagedBatch& batch, const Stream& s) const;
 
  private:

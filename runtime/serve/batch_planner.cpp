@@ -13,24 +13,25 @@ int64_t Pass::tokens() const {
 }
 
 BatchPlanner::BatchPlanner(const PlannerLimits& limits) : limits_(limits), blocks_(limits.blocks) {
-  R1_CHECK(limits.sequences > 0 && limits.pass_tokens > 0 && limits.prefill_chunk > 0 && limits.block_size > 0 && limits.depth > 0 &&
-               limits.exact_rows > 0 && (!limits.exact || limits.pass_tokens >= std::max(limits.prefill_chunk, limits.exact_rows)),
+  R1_CHECK(limits.sequences > 0 && limits.pass_tokens > 0 && limits.prefill_chunk > 0 && limits.block_size > 0 &&
+               limits.depth > 0 && limits.exact_rows > 0 &&
+               (!limits.exact || limits.pass_tokens >= std::max(limits.prefill_chunk, limits.exact_rows)),
            "limits of the batch planner");
 }
 
 int64_t BatchPlanner::add(int64_t prompt, int64_t longest) {
-  R1_CHECK(prompt > 0 && longest >= prompt && blocks_of(longest) <= limits_.blocks, "a sequence of {} to {} tokens in {} blocks of {}",
-           prompt, longest, limits_.blocks, limits_.block_size);
+  R1_CHECK(prompt > 0 && longest >= prompt && blocks_of(longest) <= limits_.blocks,
+           "a sequence of {} to {} tokens in {} blocks of {}", prompt, longest, limits_.blocks, limits_.block_size);
   const int64_t id = next_id_++;
-  sequences_[id] = {.prompt = prompt, .known = prompt, .computed = 0, .under_way = false, .blocks = {}};
+  sequences_[id] = {.prompt = prompt, .known = prompt, .blocks = {}};
   waiting_.push_back(id);
   return id;
 }
 
 const std::vector<int32_t>& BatchPlanner::blocks(int64_t sequence) const { return sequences_.at(sequence).blocks; }
 
-/// Lets waiting sequences in, in order, while there is room for all their known tokens and a reserve: one block for each that
-/// runs, so that a new one does not push out an old one at once.
+/// Lets waiting sequences in, in order, while there is room for all their known tokens and a reserve: one block for
+/// each that runs, so that a new one does not push out an old one at once.
 void BatchPlanner::admit() {
   while (!waiting_.empty() && running() < limits_.sequences) {
     const int64_t id = waiting_.front();
@@ -44,26 +45,30 @@ void BatchPlanner::admit() {
   }
 }
 
-/// How many tokens of `s` its next piece takes where `room` are left in the pass. Prompts are cut at multiples of the chunk.
+/// How many tokens of `s` its next piece takes where `room` are left in the pass. Prompts are cut at multiples of the
+/// chunk.
 int64_t BatchPlanner::piece_length(const Sequence& s, int64_t room) const {
   int64_t end = s.known;
-  if (s.computed < s.prompt) {
-    end = std::min(s.prompt, (s.computed / limits_.prefill_chunk + 1) * limits_.prefill_chunk);
-    if (!limits_.exact && end == s.prompt) end = std::min(s.known, (s.computed / limits_.prefill_chunk + 1) * limits_.prefill_chunk);
+  if (s.planned < s.prompt) {
+    end = std::min(s.prompt, (s.planned / limits_.prefill_chunk + 1) * limits_.prefill_chunk);
+    if (!limits_.exact && end == s.prompt)
+      end = std::min(s.known, (s.planned / limits_.prefill_chunk + 1) * limits_.prefill_chunk);
   } else if (limits_.exact) {
-    end = std::min(end, s.computed + limits_.exact_rows);
+    end = std::min(end, s.planned + limits_.exact_rows);
   }
-  return std::min(end - s.computed, room);
+  return std::min(end - s.planned, room);
 }
 
-/// Blocks for the first `tokens` of a sequence, taken from the youngest others that are not under way when none are free.
+/// Blocks for the first `tokens` of a sequence, taken from the youngest others that are not under way when none are
+/// free.
 bool BatchPlanner::reserve(int64_t id, int64_t tokens) {
   while (!blocks_.grow(at(id).blocks, blocks_of(tokens))) {
-    const auto victim = std::find_if(running_.rbegin(), running_.rend(), [&](int64_t r) { return !at(r).under_way; });
+    const auto victim =
+        std::find_if(running_.rbegin(), running_.rend(), [&](int64_t r) { return at(r).under_way == 0; });
     if (victim == running_.rend() || *victim == id) return false;  // it is the youngest itself: it waits
     Sequence& v = at(*victim);
     blocks_.release(v.blocks);
-    v.computed = 0;
+    v.planned = 0;
     ++preemptions_;
     waiting_.push_front(*victim);
     std::erase(turn_, *victim);
@@ -74,8 +79,9 @@ bool BatchPlanner::reserve(int64_t id, int64_t tokens) {
 
 void BatchPlanner::take(int64_t id, int64_t count, Pass& pass) {
   Sequence& s = at(id);
-  s.under_way = true;
-  pass.pieces.push_back({id, s.computed, count, s.computed + count == s.known});
+  pass.pieces.push_back({id, s.planned, count, s.planned + count == s.known});
+  s.planned += count;
+  ++s.under_way;
   std::erase(turn_, id);
   turn_.push_back(id);
 }
@@ -86,7 +92,7 @@ void BatchPlanner::plan_prefill(Pass& pass) {
     const int64_t room = limits_.pass_tokens - pass.tokens();
     if (room == 0) return;
     const Sequence& s = at(id);
-    if (s.under_way || s.blocks.empty() || decoding(s)) continue;
+    if (s.planned == s.known || decoding(s)) continue;
     const int64_t count = piece_length(s, room);
     take(id, count, pass);
     if (limits_.exact) return;
@@ -95,7 +101,7 @@ void BatchPlanner::plan_prefill(Pass& pass) {
 
 void BatchPlanner::plan_decode(Pass& pass) {
   int64_t ready = 0;  // of all that decode, also those under way: each of `depth` passes takes its share
-  for (const int64_t id : running_) ready += decoding(at(id)) ? 1 : 0;
+  for (const int64_t id : running_) ready += at(id).planned + 1 >= at(id).known ? 1 : 0;
   int64_t most = std::min((ready + limits_.depth - 1) / limits_.depth, limits_.pass_tokens);
   if (limits_.exact) most = std::min(most, limits_.exact_rows);
   const std::vector<int64_t> order(turn_.begin(), turn_.end());
@@ -104,7 +110,7 @@ void BatchPlanner::plan_decode(Pass& pass) {
     // An earlier one of this loop may have pushed it out.
     if (std::find(running_.begin(), running_.end(), id) == running_.end()) continue;
     const Sequence& s = at(id);
-    if (s.under_way || s.blocks.empty() || !decoding(s)) continue;
+    if (!decoding(s)) continue;
     if (reserve(id, s.known)) take(id, 1, pass);
   }
 }
@@ -126,16 +132,16 @@ Pass BatchPlanner::next() {
 void BatchPlanner::commit(const Pass& pass) {
   for (const Piece& p : pass.pieces) {
     Sequence& s = at(p.sequence);
-    R1_CHECK(s.under_way && s.computed == p.begin, "sequence {} is not under way from token {}", p.sequence, p.begin);
-    s.under_way = false;
-    s.computed += p.count;
+    R1_CHECK(s.under_way > 0 && p.begin + p.count <= s.planned, "sequence {} is not under way from token {}",
+             p.sequence, p.begin);
+    --s.under_way;
     if (p.sample) ++s.known;
   }
 }
 
 void BatchPlanner::finish(int64_t sequence) {
   Sequence& s = at(sequence);
-  R1_CHECK(!s.under_way, "sequence {} is under way", sequence);
+  R1_CHECK(s.under_way == 0, "sequence {} is under way", sequence);
   blocks_.release(s.blocks);
   std::erase(running_, sequence);
   std::erase(turn_, sequence);

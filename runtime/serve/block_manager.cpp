@@ -6,7 +6,8 @@ namespace r1::serve {
 
 BlockManager::BlockManager(int64_t blocks) : total_(blocks), used_(static_cast<size_t>(blocks), false) {
   R1_CHECK(blocks >= 0 && blocks <= INT32_MAX, "{} cache blocks", blocks);
-  for (int64_t b = blocks; b-- > 0;) free_.push_back(static_cast<int32_t>(b));  // low numbers first: the cache fills from the front
+  for (int64_t b = blocks; b-- > 0;)
+    free_.push_back(static_cast<int32_t>(b));  // low numbers first: the cache fills from the front
 }
 
 bool BlockManager::grow(std::vector<int32_t>& held, int64_t count) {

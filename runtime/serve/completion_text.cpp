@@ -10,7 +10,8 @@ namespace {
 
 /// Tokens that AnswerParser looks for.
 bool is_marker(std::string_view token) {
-  return token == "<think>" || token == "</think>" || token == "<tool_call>" || token == "</tool_call>" || token.starts_with("<｜tool▁");
+  return token == "<think>" || token == "</think>" || token == "<tool_call>" || token == "</tool_call>" ||
+         token.starts_with("<｜tool▁");
 }
 
 }  // namespace
@@ -40,7 +41,8 @@ std::string StopFinder::push(std::string_view piece) {
 
 std::string StopFinder::finish() { return std::exchange(pending_, {}); }
 
-CompletionText::CompletionText(const text::Tokenizer& tokenizer, text::TemplateKind kind, bool thinking_open, std::vector<std::string> stops)
+CompletionText::CompletionText(const text::Tokenizer& tokenizer, text::TemplateKind kind, bool thinking_open,
+                               std::vector<std::string> stops)
     : tokenizer_(tokenizer), decoder_(tokenizer), stops_(std::move(stops)), parser_(kind, thinking_open) {
   if (thinking_open) reasoning_.emplace();
 }

@@ -31,9 +31,10 @@ class StopFinder {
 /// A completion while it streams.
 class CompletionText {
  public:
-  /// `tokenizer` must outlive it. `thinking_open`: the prompt ended inside an open thought; otherwise a completion that begins
-  /// with <think> reasons until </think>, and any other is all answer, as it is.
-  CompletionText(const text::Tokenizer& tokenizer, text::TemplateKind kind, bool thinking_open, std::vector<std::string> stops);
+  /// `tokenizer` must outlive it. `thinking_open`: the prompt ended inside an open thought; otherwise a completion that
+  /// begins with <think> reasons until </think>, and any other is all answer, as it is.
+  CompletionText(const text::Tokenizer& tokenizer, text::TemplateKind kind, bool thinking_open,
+                 std::vector<std::string> stops);
 
   struct Delta {
     std::string reasoning, answer;

@@ -19,7 +19,10 @@ Tensor words_tensor(std::vector<int32_t>& words) {
 }  // namespace
 
 Engine::Engine(models::PagedModel& model, parallel::ProcessGroups& groups, EngineOptions options)
-    : model_(model), groups_(groups), options_(std::move(options)), planner_(options_.limits),
+    : model_(model),
+      groups_(groups),
+      options_(std::move(options)),
+      planner_(options_.limits),
       chooser_(model, groups, options_.logprobs) {
   const parallel::InferenceShape& shape = model.plan().shape;
   R1_CHECK(options_.limits.pass_tokens <= shape.pass_tokens && options_.limits.sequences <= shape.sequences &&
@@ -36,10 +39,13 @@ int64_t Engine::add(Request request) {
   const auto length = static_cast<int64_t>(request.prompt.size());
   if (length == 0) throw UsageError("request {}: the prompt has no tokens", request.number);
   for (const int32_t id : request.prompt)
-    if (id < 0 || id >= vocab) throw UsageError("request {}: the prompt holds token id {}, the model has ids 0 to {}", request.number, id, vocab - 1);
+    if (id < 0 || id >= vocab)
+      throw UsageError("request {}: the prompt holds token id {}, the model has ids 0 to {}", request.number, id,
+                       vocab - 1);
   if (length >= context)
-    throw UsageError("request {}: the prompt has {} tokens, which leaves no room for an answer in a context of {} (--context)",
-                     request.number, length, context);
+    throw UsageError(
+        "request {}: the prompt has {} tokens, which leaves no room for an answer in a context of {} (--context)",
+        request.number, length, context);
   R1_CHECK(request.max_new_tokens >= 1, "request {}: max_new_tokens {}", request.number, request.max_new_tokens);
   request.max_new_tokens = std::min(request.max_new_tokens, context - length);
   State state{.tokens = request.prompt, .seen = {}, .in_seen = {}};
@@ -92,7 +98,9 @@ void Engine::start(Pass pass) {
       if (!p.sample) continue;
       const State& state = states_[static_cast<size_t>(state_of_[static_cast<size_t>(p.sequence)])];
       const Request& r = state.request;
-      rows.push_back({.row = row - 1, .params = &r.sampling, .seen = state.seen,
+      rows.push_back({.row = row - 1,
+                      .params = &r.sampling,
+                      .seen = state.seen,
                       .key = {.seed = r.sampling.seed, .request = r.number, .position = p.begin + p.count}});
     }
     u.chosen = chooser_.choose(rows);
@@ -119,7 +127,8 @@ void Engine::send_tokens(const std::vector<ChosenToken>& chosen) {
   sent_.push_back(std::move(sent));
   std::vector<comm::Transfer> transfers;
   for (int stage = 0; stage < pp - 1; ++stage)
-    transfers.push_back({.kind = comm::Transfer::Kind::kSend, .tensor = words_tensor(sent_.back().words), .peer = stage});
+    transfers.push_back(
+        {.kind = comm::Transfer::Kind::kSend, .tensor = words_tensor(sent_.back().words), .peer = stage});
   sent_.back().pending = groups_.pp().start(transfers, model_.stream());
 }
 
@@ -134,16 +143,20 @@ std::vector<ChosenToken> Engine::receive_tokens(size_t count) {
 void Engine::accept(State& state, const ChosenToken& chosen, const OnToken& on_token) {
   const Request& r = state.request;
   if (chosen.token < 0)
-    throw DataError("request {}: the logits of token {} are not finite: the weights hold NaN or infinity, or overflow in this dtype",
-                    r.number, state.tokens.size());
+    throw DataError(
+        "request {}: the logits of token {} are not finite: the weights hold NaN or infinity, or overflow in this "
+        "dtype",
+        r.number, state.tokens.size());
   state.tokens.push_back(chosen.token);
   note_seen(state, chosen.token);
   ++stats_.generated_tokens;
   TokenEvent event{.request = &state - states_.data(), .token = chosen.token, .logprob = chosen.logprob};
   const auto made = static_cast<int64_t>(state.tokens.size() - r.prompt.size());
   const std::vector<int32_t>& eos = options_.eos_ids;
-  if (!r.ignore_eos && std::find(eos.begin(), eos.end(), chosen.token) != eos.end()) event.finish = FinishReason::kStop;
-  else if (made >= r.max_new_tokens) event.finish = FinishReason::kLength;
+  if (!r.ignore_eos && std::find(eos.begin(), eos.end(), chosen.token) != eos.end())
+    event.finish = FinishReason::kStop;
+  else if (made >= r.max_new_tokens)
+    event.finish = FinishReason::kLength;
   const bool stop = on_token(event);
   if (stop || event.finish != FinishReason::kNone) planner_.finish(state.sequence);
 }
@@ -151,12 +164,14 @@ void Engine::accept(State& state, const ChosenToken& chosen, const OnToken& on_t
 void Engine::collect(const OnToken& on_token) {
   UnderWay u = std::move(under_way_.front());
   under_way_.pop_front();
-  const auto samples = static_cast<size_t>(std::count_if(u.pass.pieces.begin(), u.pass.pieces.end(), [](const Piece& p) { return p.sample; }));
+  const auto samples = static_cast<size_t>(
+      std::count_if(u.pass.pieces.begin(), u.pass.pieces.end(), [](const Piece& p) { return p.sample; }));
   if (!last_stage() && samples > 0) u.chosen = receive_tokens(samples);
   planner_.commit(u.pass);
   size_t i = 0;
   for (const Piece& p : u.pass.pieces)
-    if (p.sample) accept(states_[static_cast<size_t>(state_of_[static_cast<size_t>(p.sequence)])], u.chosen[i++], on_token);
+    if (p.sample)
+      accept(states_[static_cast<size_t>(state_of_[static_cast<size_t>(p.sequence)])], u.chosen[i++], on_token);
 }
 
 void Engine::run(const OnToken& on_token, const std::function<void()>& check) {

@@ -1,7 +1,8 @@
-// The generation engine of one rank: requests in, tokens out, by continuous batching over a paged cache on any pp x tp layout.
+// The generation engine of one rank: requests in, tokens out, by continuous batching over a paged cache on any pp x tp
+// layout.
 //
-// Every rank of a replica makes the same plans from the same tokens. The last stage chooses tokens and sends them to the other
-// stages; with pp stages up to pp passes (of different sequences) are under way.
+// Every rank of a replica makes the same plans from the same tokens. The last stage chooses tokens and sends them to
+// the other stages; with pp stages up to pp passes (of different sequences) are under way.
 #pragma once
 
 #include <deque>
@@ -24,10 +25,11 @@ struct EngineOptions {
 
 /// Counts and times of a run.
 struct EngineStats {
-  int64_t prompt_tokens = 0;     ///< computed, those computed again after a preemption included
+  int64_t prompt_tokens = 0;  ///< computed, those computed again after a preemption included
   int64_t generated_tokens = 0;
   int64_t passes = 0, preemptions = 0;
-  double prefill_seconds = 0;    ///< in passes that held a piece of a prompt (with several stages: until they were collected)
+  double prefill_seconds =
+      0;  ///< in passes that held a piece of a prompt (with several stages: until they were collected)
   double decode_seconds = 0;
 };
 
@@ -37,11 +39,11 @@ class Engine {
   Engine(models::PagedModel& model, parallel::ProcessGroups& groups, EngineOptions options);
   ~Engine();
 
-  /// Adds a request; the same on every rank of the replica. Returns its index (0, 1, ...). Throws UsageError when the prompt is
-  /// empty, holds an id outside the vocabulary or leaves no room in the context.
+  /// Adds a request; the same on every rank of the replica. Returns its index (0, 1, ...). Throws UsageError when the
+  /// prompt is empty, holds an id outside the vocabulary or leaves no room in the context.
   int64_t add(Request request);
-  /// Called with each token on every rank of the replica, in the same order. True: the caller ends this completion (a stop
-  /// string); every rank must answer the same.
+  /// Called with each token on every rank of the replica, in the same order. True: the caller ends this completion (a
+  /// stop string); every rank must answer the same.
   using OnToken = std::function<bool(const TokenEvent&)>;
   /// Runs until all requests are complete. `check` is called between passes (signals). Collective over the replica.
   void run(const OnToken& on_token, const std::function<void()>& check);

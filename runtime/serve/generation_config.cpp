@@ -59,11 +59,14 @@ GenerationConfig parse_generation_config(std::string_view json, const std::strin
 
 SamplingParams resolve_sampling(const GenerationConfig& file, const SamplingWishes& wishes, std::string* shown) {
   std::string line;
-  const auto choose = [&](const char* name, const auto& wish, const auto& in_file, bool use_file, auto fallback, auto off) {
+  const auto choose = [&](const char* name, const auto& wish, const auto& in_file, bool use_file, auto fallback,
+                          auto off) {
     auto value = fallback;
     const char* origin = "";
-    if (wish) value = static_cast<decltype(value)>(*wish), origin = " (given)";
-    else if (use_file && in_file) value = static_cast<decltype(value)>(*in_file), origin = " (generation_config.json)";
+    if (wish)
+      value = static_cast<decltype(value)>(*wish), origin = " (given)";
+    else if (use_file && in_file)
+      value = static_cast<decltype(value)>(*in_file), origin = " (generation_config.json)";
     const std::string text = value == off ? std::string("off") : fmt::format("{}", value);
     if (*origin != '\0' || value != off) line += fmt::format("{}{} {}{}", line.empty() ? "" : ", ", name, text, origin);
     return value;
@@ -71,10 +74,17 @@ SamplingParams resolve_sampling(const GenerationConfig& file, const SamplingWish
   const bool file_samples = file.do_sample.value_or(false);
   const bool narrowed = wishes.top_k || wishes.top_p || wishes.min_p;
   SamplingParams p{.seed = wishes.seed};
-  p.temperature = wishes.temperature ? *wishes.temperature : file_samples ? file.temperature.value_or(1) : narrowed ? 1 : 0;
-  p.repetition_penalty = choose("repetition-penalty", wishes.repetition_penalty, file.repetition_penalty, true, 1.0, 1.0);
+  p.temperature = wishes.temperature ? *wishes.temperature
+                  : file_samples     ? file.temperature.value_or(1)
+                  : narrowed         ? 1
+                                     : 0;
+  p.repetition_penalty =
+      choose("repetition-penalty", wishes.repetition_penalty, file.repetition_penalty, true, 1.0, 1.0);
   if (p.greedy()) {
-    line = "greedy" + std::string(wishes.temperature ? " (given)" : file.do_sample ? " (generation_config.json)" : "") +
+    line = "greedy" +
+           std::string(wishes.temperature ? " (given)"
+                       : file.do_sample   ? " (generation_config.json)"
+                                          : "") +
            (line.empty() ? "" : ", ") + line;
   } else {
     choose("temperature", wishes.temperature, file.temperature, file_samples, p.temperature, 0.0);

@@ -29,9 +29,10 @@ struct SamplingWishes {
   uint64_t seed = 0;
 };
 
-/// Wishes beat the file. Without `do_sample: true` in the file and without a wish for temperature, top-k, top-p or min-p the
-/// choice is greedy, as in transformers; a wish for one of the last three alone samples at temperature 1. `shown`: one line a
-/// person reads, with where each value comes from.
-[[nodiscard]] SamplingParams resolve_sampling(const GenerationConfig& file, const SamplingWishes& wishes, std::string* shown);
+/// Wishes beat the file. Without `do_sample: true` in the file and without a wish for temperature, top-k, top-p or
+/// min-p the choice is greedy, as in transformers; a wish for one of the last three alone samples at temperature 1.
+/// `shown`: one line a person reads, with where each value comes from.
+[[nodiscard]] SamplingParams resolve_sampling(const GenerationConfig& file, const SamplingWishes& wishes,
+                                              std::string* shown);
 
 }  // namespace r1::serve

@@ -9,11 +9,12 @@ namespace r1::serve {
 /// How the next token is chosen from its logits; applied in this order (as transformers does): repetition penalty,
 /// temperature, top-k, top-p, min-p, draw.
 struct SamplingParams {
-  double temperature = 0;         ///< 0: the most likely token (greedy); the four below it then have no effect
-  int64_t top_k = 0;              ///< among the k most likely tokens; 0: all
-  double top_p = 1;               ///< among the most likely tokens that together reach this probability
-  double min_p = 0;               ///< leave out tokens less likely than this times the most likely one
-  double repetition_penalty = 1;  ///< Keskar et al. 2019: logits of tokens seen (prompt and completion) divided by it (negative: times)
+  double temperature = 0;  ///< 0: the most likely token (greedy); the four below it then have no effect
+  int64_t top_k = 0;       ///< among the k most likely tokens; 0: all
+  double top_p = 1;        ///< among the most likely tokens that together reach this probability
+  double min_p = 0;        ///< leave out tokens less likely than this times the most likely one
+  double repetition_penalty =
+      1;  ///< Keskar et al. 2019: logits of tokens seen (prompt and completion) divided by it (negative: times)
   uint64_t seed = 0;
 
   [[nodiscard]] bool greedy() const { return temperature == 0; }

@@ -16,7 +16,8 @@ using Candidate = SampleScratch::Candidate;
 bool before(const Candidate& a, const Candidate& b) { return a.z != b.z ? a.z > b.z : a.id < b.id; }
 
 /// The penalty of Keskar et al. (2019), section 4.1, as transformers applies it: once for each distinct token.
-std::span<const float> penalised(std::span<const float> logits, double penalty, std::span<const int32_t> seen, SampleScratch& scratch) {
+std::span<const float> penalised(std::span<const float> logits, double penalty, std::span<const int32_t> seen,
+                                 SampleScratch& scratch) {
   if (penalty == 1 || seen.empty()) return logits;
   scratch.logits.assign(logits.begin(), logits.end());
   for (const int32_t id : seen) {
@@ -44,7 +45,8 @@ void keep_top_p(std::vector<Candidate>& c, double p) {
   size_t done = 0;
   for (size_t sorted = 64; done < c.size(); sorted *= 4) {
     sorted = std::min(sorted, c.size());
-    const auto begin = c.begin() + static_cast<std::ptrdiff_t>(done), end = c.begin() + static_cast<std::ptrdiff_t>(sorted);
+    const auto begin = c.begin() + static_cast<std::ptrdiff_t>(done),
+               end = c.begin() + static_cast<std::ptrdiff_t>(sorted);
     if (sorted < c.size()) std::nth_element(begin, end, c.end(), before);
     std::sort(begin, end, before);
     for (; done < sorted; ++done) {
@@ -83,8 +85,8 @@ double exponential_variate(const DrawKey& key, int32_t token) {
   return -std::log((static_cast<double>(words[id % 4]) + 0.5) * 0x1p-32);
 }
 
-int32_t sample_token(std::span<const float> raw, const SamplingParams& params, std::span<const int32_t> seen, const DrawKey& key,
-                     SampleScratch& scratch) {
+int32_t sample_token(std::span<const float> raw, const SamplingParams& params, std::span<const int32_t> seen,
+                     const DrawKey& key, SampleScratch& scratch) {
   const std::span<const float> logits = penalised(raw, params.repetition_penalty, seen, scratch);
   float largest = -std::numeric_limits<float>::infinity();
   int32_t best = -1;

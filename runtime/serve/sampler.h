@@ -1,10 +1,10 @@
 // The choice of a token from its logits.
 //
-// Random numbers are counter-based: that of a token depends on (seed, request, position, token) alone. The draw is a Gumbel
-// maximum (Gumbel 1954; Maddison et al. 2014): the token with the largest log-probability plus its own Gumbel noise. Where
-// logits differ in their last bits (another layout, another batch on a GPU), another token results only when two of these
-// sums are that close, which is about as likely as the difference is large (1e-6), whatever the vocabulary; an inverse
-// distribution function would add up the differences of all tokens before the drawn one.
+// Random numbers are counter-based: that of a token depends on (seed, request, position, token) alone. The draw is a
+// Gumbel maximum (Gumbel 1954; Maddison et al. 2014): the token with the largest log-probability plus its own Gumbel
+// noise. Where logits differ in their last bits (another layout, another batch on a GPU), another token results only
+// when two of these sums are that close, which is about as likely as the difference is large (1e-6), whatever the
+// vocabulary; an inverse distribution function would add up the differences of all tokens before the drawn one.
 #pragma once
 
 #include <cstdint>
@@ -35,9 +35,9 @@ struct SampleScratch {
   std::vector<float> logits;
 };
 
-/// The next token from `logits` [vocab]. `seen`: ids for the repetition penalty, in any order, repeated or not. -1 when the
-/// logits hold NaN or no finite value. Sums are fp64 in a fixed order.
-[[nodiscard]] int32_t sample_token(std::span<const float> logits, const SamplingParams& params, std::span<const int32_t> seen,
-                                   const DrawKey& key, SampleScratch& scratch);
+/// The next token from `logits` [vocab]. `seen`: ids for the repetition penalty, in any order, repeated or not. -1 when
+/// the logits hold NaN or no finite value. Sums are fp64 in a fixed order.
+[[nodiscard]] int32_t sample_token(std::span<const float> logits, const SamplingParams& params,
+                                   std::span<const int32_t> seen, const DrawKey& key, SampleScratch& scratch);
 
 }  // namespace r1::serve

@@ -55,7 +55,8 @@ void TokenChooser::greedy(const Tensor& logits, std::span<ChosenToken> out) {
   for (int64_t i = 0; i < c; ++i) {
     float value = 0;
     int32_t id = -1;
-    for (int r = 0; r < tp; ++r) {  // ranks hold rising parts of the vocabulary: the first of equals has the smallest id
+    for (int r = 0; r < tp;
+         ++r) {  // ranks hold rising parts of the vocabulary: the first of equals has the smallest id
       const float v = host[static_cast<size_t>(r * 2 * c + i)];
       if (std::isnan(v)) {
         id = -1;

@@ -1,5 +1,6 @@
-// From vocabulary-parallel logits to tokens, on the last stage. Greedy rows exchange one (value, id) pair a rank; rows that are
-// sampled or penalised are gathered whole, and tp rank 0 decides for all (processors of other makes may round exp differently).
+// From vocabulary-parallel logits to tokens, on the last stage. Greedy rows exchange one (value, id) pair a rank; rows
+// that are sampled or penalised are gathered whole, and tp rank 0 decides for all (processors of other makes may round
+// exp differently).
 #pragma once
 
 #include <cstdint>

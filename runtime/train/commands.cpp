@@ -71,7 +71,8 @@ comm::StopCheck stop_check(const JobConfig& config, const SignalFlags& signals) 
     if (const int signal = signals.stop.load(); signal != 0)
       throw StoppedError("stopped by signal {}; the last checkpoint is valid: run the same command with --resume auto", signal);
     const double seconds = std::chrono::duration<double>(waited).count();
-    if (config.stall_timeout > 0 && seconds > config.stall_timeout)
+    // The control thread decides first, and names the rank; this is for jobs without one.
+    if (config.stall_timeout > 0 && seconds > 3 * config.stall_timeout + 5)
       throw CommError("{} over {} has waited {:.0f} s (--stall-timeout {:.0f}s): another rank does not come", operation,
                       group.name(), seconds, config.stall_timeout);
   };

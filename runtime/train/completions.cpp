@@ -26,13 +26,16 @@ std::string to_text(const std::vector<Completion>& completions, int begin, int s
 void from_text(const std::string& text, std::vector<Completion>& completions, int begin, int step) {
   auto i = static_cast<size_t>(begin);
   for (const Json& j : Json::parse(text)) {
-    completions.at(i) = {.ids = j[1].get<std::vector<int32_t>>(), .logprobs = j[2].get<std::vector<float>>(),
+    completions.at(i) = {.ids = j[1].get<std::vector<int32_t>>(),
+                         .logprobs = j[2].get<std::vector<float>>(),
                          .finish = static_cast<FinishReason>(j[0].get<int>())};
     i += static_cast<size_t>(step);
   }
 }
 
-Tensor host_tensor(void* data, int64_t n, DType dtype) { return {.data = data, .dtype = dtype, .shape = {n}, .device = {}}; }
+Tensor host_tensor(void* data, int64_t n, DType dtype) {
+  return {.data = data, .dtype = dtype, .shape = {n}, .device = {}};
+}
 
 /// The completions of other replicas, from their first ranks to rank 0. Collective over the world.
 void gather_replicas(const RankContext& ctx, const parallel::MeshShape& mesh, std::vector<Completion>& completions) {
@@ -67,7 +70,8 @@ std::vector<Completion> run_completions(const RankContext& ctx, InferenceSession
     request_of.push_back(i);
   }
   std::vector<Completion> completions(job.requests.size());
-  std::vector<std::unique_ptr<serve::CompletionText>> texts(job.requests.size());  // every rank looks for stop strings itself
+  std::vector<std::unique_ptr<serve::CompletionText>> texts(
+      job.requests.size());  // every rank looks for stop strings itself
   const auto on_token = [&](const serve::TokenEvent& e) {
     const size_t i = request_of[static_cast<size_t>(e.request)];
     Completion& c = completions[i];
@@ -76,7 +80,8 @@ std::vector<Completion> run_completions(const RankContext& ctx, InferenceSession
     c.finish = e.finish;
     bool stopped = false;
     if (!job.stops.empty()) {
-      if (!texts[i]) texts[i] = std::make_unique<serve::CompletionText>(*session.tokenizer(), job.kind, false, job.stops);
+      if (!texts[i])
+        texts[i] = std::make_unique<serve::CompletionText>(*session.tokenizer(), job.kind, false, job.stops);
       static_cast<void>(texts[i]->push(e.token));
       stopped = texts[i]->stopped();
       if (stopped) c.finish = FinishReason::kStop;
@@ -111,11 +116,14 @@ serve::EngineStats job_stats(const RankContext& ctx, InferenceSession& session) 
 }
 
 std::string stats_line(const serve::EngineStats& s) {
-  const auto rate = [](int64_t tokens, double seconds) { return human_si(seconds > 0 ? static_cast<double>(tokens) / seconds : 0.0, "tok/s"); };
+  const auto rate = [](int64_t tokens, double seconds) {
+    return human_si(seconds > 0 ? static_cast<double>(tokens) / seconds : 0.0, "tok/s");
+  };
   std::string line = fmt::format("{} prompt tokens at {}, {} tokens generated at {}", human_count(s.prompt_tokens),
                                  rate(s.prompt_tokens, s.prefill_seconds), human_count(s.generated_tokens),
                                  rate(s.generated_tokens, s.decode_seconds));
-  if (s.preemptions > 0) line += fmt::format("; {} sequences started over because the cache was full", human_count(s.preemptions));
+  if (s.preemptions > 0)
+    line += fmt::format("; {} sequences started over because the cache was full", human_count(s.preemptions));
   return line;
 }
 

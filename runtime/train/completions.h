@@ -29,10 +29,10 @@ struct CompletionJob {
 /// What rank 0 sees while replica 0 works: request, token (as it is appended), and whether the completion is over.
 using CompletionObserver = std::function<void(size_t request, int32_t token, bool last)>;
 
-/// Runs all requests; every rank calls it with the same job. The completions, in the order of the requests, on rank 0 (empty
-/// elsewhere). Collective over the world.
-[[nodiscard]] std::vector<Completion> run_completions(const RankContext& ctx, InferenceSession& session, const CompletionJob& job,
-                                                      const CompletionObserver& observe);
+/// Runs all requests; every rank calls it with the same job. The completions, in the order of the requests, on rank 0
+/// (empty elsewhere). Collective over the world.
+[[nodiscard]] std::vector<Completion> run_completions(const RankContext& ctx, InferenceSession& session,
+                                                      const CompletionJob& job, const CompletionObserver& observe);
 
 /// Sums of the replicas' counts, and the longest of their times. Collective over the world.
 [[nodiscard]] serve::EngineStats job_stats(const RankContext& ctx, InferenceSession& session);

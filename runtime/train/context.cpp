@@ -17,6 +17,7 @@ Tensor host_tensor(void* data, int64_t n, DType dtype) {
 }  // namespace
 
 void RankContext::check_stop() const {
+  status.tick();
   if (const int signal = signals.stop.load(); signal != 0)
     throw StoppedError("stopped by signal {}; the last checkpoint is valid: run the same command with --resume auto",
                        signal);

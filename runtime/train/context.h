@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "comm/communicator.h"
+#include "comm/watch/watch.h"
 #include "runtime/core/options.h"
 #include "runtime/core/rank_status.h"
 
@@ -24,9 +25,11 @@ struct RankContext {
   RankStatusWriter& status;
   SignalFlags& signals;
   bool terminal = false;  ///< standard output is a terminal (the front door says so)
+  comm::Watch* watch = nullptr;  ///< the control thread, where there is one
+  comm::StopCheck stop;   ///< for whatever waits; may be empty
 
   [[nodiscard]] bool first() const { return world.rank() == 0; }
-  /// Throws StoppedError when a signal asked to leave.
+  /// Throws StoppedError when a signal asked to leave. Counts as progress: call it where work goes on without new phases.
   void check_stop() const;
 };
 

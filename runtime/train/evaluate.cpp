@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "runtime/core/human.h"
+#include "runtime/train/task.h"
 #include "runtime/train/weights_io.h"
 
 namespace r1::train {
@@ -40,6 +41,7 @@ ExitCode run_eval(const RankContext& ctx) {
   JobConfig& cfg = ctx.config;
   if (cfg.model.empty()) throw UsageError("eval needs --model DIR");
   if (cfg.data.empty()) throw UsageError("eval needs --data FILE");
+  if (!cfg.task.empty()) return run_task(ctx);
   const parallel::MeshShape mesh = mesh_of(ctx, ranks_on_this_host(ctx.world));
   setup_threads(ctx);
   const ModelSource source = open_model_source(ctx, ".");
@@ -55,7 +57,8 @@ ExitCode run_eval(const RankContext& ctx) {
     sets.push_back(data::Dataset::open(o, tokenizer));
   }
   const BatchLayout rows{.batch = cfg.batch, .micro_batch = cfg.micro_batch, .seq_len = sets.front().seq_len(), .dp = mesh.dp};
-  const EngineOptions options = engine_options(cfg, source.config, mesh, rows, choose_device(ctx, {}), false);
+  EngineOptions options = engine_options(cfg, source.config, mesh, rows, choose_device(ctx, {}), false);
+  options.stop = ctx.stop;
   check_memory(ctx, source.config, options);
   Engine engine(source.config, options, ctx.world);
   load_weights(engine, source.dir);

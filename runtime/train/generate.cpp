@@ -20,7 +20,8 @@ class JsonOutput {
   explicit JsonOutput(const std::string& name) : name_(name) {
     if (name.empty() || name == "-") return;
     file_.open(name, std::ios::binary | std::ios::trunc);
-    if (!file_.is_open()) throw StorageError("--json {}: cannot be written ({})", name, std::generic_category().message(errno));
+    if (!file_.is_open())
+      throw StorageError("--json {}: cannot be written ({})", name, std::generic_category().message(errno));
   }
   void write(const Json& row) {
     if (name_.empty()) return;
@@ -37,9 +38,17 @@ class JsonOutput {
 /// Shows completions on rank 0: one alone as it comes, several in their order, each when it is complete.
 class Printer {
  public:
-  Printer(const RankContext& ctx, const InferenceSession& session, const CompletionJob& job, std::vector<Prompt> prompts)
-      : ctx_(ctx), session_(session), job_(job), prompts_(std::move(prompts)), json_(ctx.config.json),
-        quiet_(ctx.config.json == "-"), alone_(job.requests.size() == 1), tokens_(job.requests.size()), done_(job.requests.size(), false) {}
+  Printer(const RankContext& ctx, const InferenceSession& session, const CompletionJob& job,
+          std::vector<Prompt> prompts)
+      : ctx_(ctx),
+        session_(session),
+        job_(job),
+        prompts_(std::move(prompts)),
+        json_(ctx.config.json),
+        quiet_(ctx.config.json == "-"),
+        alone_(job.requests.size() == 1),
+        tokens_(job.requests.size()),
+        done_(job.requests.size(), false) {}
 
   void observe(size_t i, int32_t token, bool last) {
     if (quiet_) return;
@@ -68,7 +77,8 @@ class Printer {
  private:
   [[nodiscard]] std::unique_ptr<serve::CompletionText> text_of(size_t i) const {
     if (session_.tokenizer() == nullptr) return nullptr;
-    return std::make_unique<serve::CompletionText>(*session_.tokenizer(), job_.kind, prompts_[i].thinking_open, job_.stops);
+    return std::make_unique<serve::CompletionText>(*session_.tokenizer(), job_.kind, prompts_[i].thinking_open,
+                                                   job_.stops);
   }
 
   /// Reasoning is dimmed on a terminal, and stands in <think> marks elsewhere.
@@ -121,14 +131,15 @@ class Printer {
   }
 
   [[nodiscard]] Json row(size_t i, const Completion& c) const {
-    Json j{{"prompt_ids", prompts_[i].ids}, {"ids", c.ids}, {"text", nullptr}, {"reasoning", nullptr},
+    Json j{{"prompt_ids", prompts_[i].ids},          {"ids", c.ids},          {"text", nullptr}, {"reasoning", nullptr},
            {"finish_reason", finish_name(c.finish)}, {"logprobs", c.logprobs}};
     if (const auto text = text_of(i)) {
       for (const int32_t token : c.ids) static_cast<void>(text->push(token));
       static_cast<void>(text->finish());
       j["text"] = text->answer();
       if (text->reasoning()) j["reasoning"] = *text->reasoning();
-      for (const text::ToolCall& call : text->tool_calls()) j["tool_calls"].push_back({{"name", call.name}, {"arguments", call.arguments}});
+      for (const text::ToolCall& call : text->tool_calls())
+        j["tool_calls"].push_back({{"name", call.name}, {"arguments", call.arguments}});
     }
     return j;
   }
@@ -172,7 +183,9 @@ ExitCode run_generate(const RankContext& ctx) {
   session.load(sizes_of(prompts, cfg, session.mesh().dp), !cfg.json.empty());
   CompletionJob job{.requests = {}, .stops = cfg.stop, .kind = reader.kind_or_default()};
   for (size_t i = 0; i < prompts.size(); ++i)
-    job.requests.push_back({.number = i, .prompt = prompts[i].ids, .sampling = session.sampling(),
+    job.requests.push_back({.number = i,
+                            .prompt = prompts[i].ids,
+                            .sampling = session.sampling(),
                             .max_new_tokens = session.max_new_tokens(static_cast<int64_t>(prompts[i].ids.size())),
                             .ignore_eos = cfg.ignore_eos});
   std::optional<Printer> printer;

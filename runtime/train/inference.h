@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "comm/routed/routed.h"
 #include "runtime/serve/engine.h"
 #include "runtime/serve/generation_config.h"
 #include "runtime/tokenizer/tokenizer.h"
@@ -20,10 +21,15 @@ struct RequestSizes {
   int64_t longest = 0;         ///< prompt and completion; 0: up to the context
 };
 
+/// Sets attention_rows and workspace_bytes for a device: few enough query tokens a call that the attention kernel's
+/// working memory stays within 256 MiB on a GPU and 64 MiB on a CPU. Pure.
+void fit_attention(parallel::InferenceShape& shape, DeviceKind kind, const parallel::ModelSpec& spec);
+
 /// A model ready to generate: groups, weights and cache of this rank.
 class InferenceSession {
  public:
-  /// Opens --model (config, tokenizer if it has one, generation_config.json). Collective over the world. Throws UsageError, DataError.
+  /// Opens --model (config, tokenizer if it has one, generation_config.json). Collective over the world. Throws
+  /// UsageError, DataError.
   explicit InferenceSession(const RankContext& ctx);
   ~InferenceSession();
 
@@ -35,8 +41,9 @@ class InferenceSession {
   [[nodiscard]] const std::string& sampling_shown() const { return sampling_shown_; }
   [[nodiscard]] const std::vector<int32_t>& eos_ids() const { return eos_ids_; }
 
-  /// Plans the cache for these requests, refuses what does not fit, loads the weights and makes the engine. Collective over the
-  /// world. Throws UsageError (--context beyond the model), MemoryError naming wanted and available bytes and what would fit.
+  /// Plans the cache for these requests, refuses what does not fit, loads the weights and makes the engine. Collective
+  /// over the world. Throws UsageError (--context beyond the model), MemoryError naming wanted and available bytes and
+  /// what would fit.
   void load(const RequestSizes& sizes, bool logprobs);
   [[nodiscard]] serve::Engine& engine() { return *engine_; }
   [[nodiscard]] parallel::ProcessGroups& groups() { return *groups_; }
@@ -59,6 +66,7 @@ class InferenceSession {
   Device device_;
   Stream stream_;
   bool has_stream_ = false;
+  std::unique_ptr<comm::Router> router_;  // outlives the groups
   std::unique_ptr<parallel::ProcessGroups> groups_;
   parallel::InferencePlan plan_;
   std::vector<models::StageParameters> params_;

@@ -40,8 +40,12 @@ std::vector<std::string> lines_of_file(const std::string& name, std::istream& st
 
 }  // namespace
 
-PromptReader::PromptReader(const text::Tokenizer* tokenizer, std::string model_dir, std::string template_name, bool parse_special)
-    : tokenizer_(tokenizer), model_dir_(std::move(model_dir)), template_name_(std::move(template_name)), parse_special_(parse_special) {}
+PromptReader::PromptReader(const text::Tokenizer* tokenizer, std::string model_dir, std::string template_name,
+                           bool parse_special)
+    : tokenizer_(tokenizer),
+      model_dir_(std::move(model_dir)),
+      template_name_(std::move(template_name)),
+      parse_special_(parse_special) {}
 
 const text::Tokenizer& PromptReader::tokenizer(const char* what) const {
   if (tokenizer_ == nullptr)
@@ -96,7 +100,8 @@ Prompt PromptReader::from_row(const std::string& row, const std::string& place) 
       Prompt p;
       for (const Json& id : it->is_array() ? *it : Json::array()) {
         if (!id.is_number_integer() || id.get<int64_t>() < 0 || id.get<int64_t>() > INT32_MAX)
-          throw DataError("{}: `prompt_ids` holds {}, which is no token id", place, id.dump(-1, ' ', false, Json::error_handler_t::replace).substr(0, 40));
+          throw DataError("{}: `prompt_ids` holds {}, which is no token id", place,
+                          id.dump(-1, ' ', false, Json::error_handler_t::replace).substr(0, 40));
         p.ids.push_back(id.get<int32_t>());
       }
       if (p.ids.empty()) throw DataError("{}: `prompt_ids` is not a list of token ids with at least one", place);
@@ -121,13 +126,16 @@ std::vector<Prompt> read_prompts(const JobConfig& cfg, PromptReader& reader, std
   } else {
     const bool rows = !cfg.chat.empty();
     const std::string name = rows && cfg.chat != "-" ? cfg.chat : "standard input";
-    if (name == "standard input" && isatty(STDIN_FILENO) == 1) log::info("reading {} from standard input, one a line, until Ctrl-D", rows ? "rows" : "prompts");
+    if (name == "standard input" && isatty(STDIN_FILENO) == 1)
+      log::info("reading {} from standard input, one a line, until Ctrl-D", rows ? "rows" : "prompts");
     const std::vector<std::string> lines = rows ? lines_of_file(cfg.chat, standard_input) : lines_of(standard_input);
     for (size_t i = 0; i < lines.size(); ++i) {
       if (lines[i].find_first_not_of(" \t") == std::string::npos) continue;
       out.push_back(rows ? reader.from_row(lines[i], fmt::format("{}:{}", name, i + 1)) : reader.from_text(lines[i]));
     }
-    if (out.empty()) throw UsageError("{} holds no prompt; give one with --prompt, --prompt-ids or --chat, or one a line on standard input", name);
+    if (out.empty())
+      throw UsageError(
+          "{} holds no prompt; give one with --prompt, --prompt-ids or --chat, or one a line on standard input", name);
   }
   return out;
 }
@@ -139,7 +147,8 @@ std::vector<Prompt> broadcast_prompts(comm::Communicator& world, std::vector<Pro
   const std::string text = broadcast_text(world, world.rank() == 0 ? all.dump() : std::string());
   if (world.rank() == 0) return prompts;
   prompts.clear();
-  for (const Json& j : Json::parse(text)) prompts.push_back({.ids = j[1].get<std::vector<int32_t>>(), .thinking_open = j[0].get<bool>()});
+  for (const Json& j : Json::parse(text))
+    prompts.push_back({.ids = j[1].get<std::vector<int32_t>>(), .thinking_open = j[0].get<bool>()});
   return prompts;
 }
 

@@ -22,7 +22,8 @@ struct Prompt {
 /// What prompts are made with.
 class PromptReader {
  public:
-  /// `tokenizer` null: only ids can be read. `model_dir` and `template_name`: where the chat template comes from, when needed.
+  /// `tokenizer` null: only ids can be read. `model_dir` and `template_name`: where the chat template comes from, when
+  /// needed.
   PromptReader(const text::Tokenizer* tokenizer, std::string model_dir, std::string template_name, bool parse_special);
 
   /// Text, with the tokens that the tokenizer's post-processor adds. Throws UsageError when it has no tokens.
@@ -45,8 +46,10 @@ class PromptReader {
   std::optional<text::TemplateKind> kind_;
 };
 
-/// The prompts that the options name; standard input when they name none: one prompt a line. Throws UsageError, DataError.
-[[nodiscard]] std::vector<Prompt> read_prompts(const JobConfig& cfg, PromptReader& reader, std::istream& standard_input);
+/// The prompts that the options name; standard input when they name none: one prompt a line. Throws UsageError,
+/// DataError.
+[[nodiscard]] std::vector<Prompt> read_prompts(const JobConfig& cfg, PromptReader& reader,
+                                               std::istream& standard_input);
 
 /// Prompts of rank 0 on every rank. Collective.
 [[nodiscard]] std::vector<Prompt> broadcast_prompts(comm::Communicator& world, std::vector<Prompt> prompts);

@@ -2,64 +2,54 @@
 
 #include <algorithm>
 
+#include "runtime/serve/engine.h"
+#include "runtime/train/inference.h"
+
 namespace r1::train {
 
-std::vector<int32_t> greedy(Engine& engine, const BatchLayout& rows, const std::vector<int32_t>& prompt, int64_t max_new,
-                            const std::vector<int64_t>& eos, int32_t pad_id, const std::function<void(int32_t)>& each) {
-  const parallel::ModelSpec& spec = engine.spec();
-  parallel::ProcessGroups& groups = engine.groups();
-  const int64_t vocab = spec.config().vocab;
-  std::vector<int32_t> ids = prompt, out;
-  std::vector<int64_t> counts;
-  for (int r = 0; r < spec.tp(); ++r) counts.push_back(spec.local(r).vocab.size());
-  const int64_t local_vocab = counts[static_cast<size_t>(groups.tp().rank())];
-
-  while (static_cast<int64_t>(out.size()) < max_new && static_cast<int64_t>(ids.size()) < rows.seq_len) {
-    const auto last = static_cast<int64_t>(ids.size()) - 1;
-    models::HostBatch batch;
-    data::Row row{.ids = ids, .targets = std::vector<int32_t>(static_cast<size_t>(rows.seq_len), -1),
-                  .segments = {static_cast<int32_t>(ids.size()), static_cast<int32_t>(rows.seq_len - last - 1)}};
-    row.ids.resize(static_cast<size_t>(rows.seq_len), pad_id);
-    append_row(batch, row);
-    for (int64_t i = 1; i < rows.micro_batch; ++i) append_masked_row(batch, rows.seq_len, pad_id);
-
-    std::vector<float> local(static_cast<size_t>(local_vocab)), all(static_cast<size_t>(vocab));
-    engine.model().set_logits_sink([&](int, int64_t first, const Tensor& logits) {
-      if (last < first || last >= first + logits.dim(0)) return;
-      local = models::host_floats(logits.rows(last - first, last - first + 1), engine.stream());
-    });
-    static_cast<void>(engine.forward_only({&batch, 1}, true));
-    engine.model().set_logits_sink({});
-
-    int64_t next = 0;
-    if (groups.coord().pp == groups.mesh().pp - 1) {
-      const Tensor in{.data = local.data(), .shape = {local_vocab}}, whole{.data = all.data(), .shape = {vocab}};
-      groups.tp().all_gather(in, whole, counts, {});
-      next = std::max_element(all.begin(), all.end()) - all.begin();
-    }
-    groups.pp().broadcast({.data = &next, .dtype = DType::kI64, .shape = {1}}, groups.mesh().pp - 1, {});
-    if (std::find(eos.begin(), eos.end(), next) != eos.end()) break;
-    out.push_back(static_cast<int32_t>(next));
-    ids.push_back(static_cast<int32_t>(next));
-    if (each) each(static_cast<int32_t>(next));
-  }
-  return out;
-}
-
-void print_sample(const RankContext& ctx, Engine& engine, const data::Dataset& dataset, const text::Tokenizer& tokenizer,
-                  const BatchLayout& rows) {
+void print_sample(const RankContext& ctx, Engine& engine, const data::Dataset& dataset,
+                  const text::Tokenizer& tokenizer) {
+  constexpr int64_t kNewTokens = 96;
   const data::TokenSample sample = dataset.sample(0);
   const auto first_trained = std::find_if(sample.labels.begin(), sample.labels.end(), [](int32_t l) { return l >= 0; });
-  const auto prompt_length = first_trained - sample.labels.begin();
-  const std::vector<int32_t> prompt(sample.ids.begin(), sample.ids.begin() + prompt_length);
-  say(ctx, fmt::format("\nA greedy answer from the weights in memory:\n{}", tokenizer.decode(prompt)));
+  serve::Request request{.prompt = {sample.ids.begin(), sample.ids.begin() + (first_trained - sample.labels.begin())},
+                         .sampling = {},
+                         .max_new_tokens = kNewTokens};
+  const auto length = static_cast<int64_t>(request.prompt.size());
+  say(ctx, fmt::format("\nA greedy answer from the weights in memory:\n{}", tokenizer.decode(request.prompt)));
+  if (length == 0) return;
+
+  const Device device = engine.stream().device;
+  parallel::InferenceShape shape{.pass_tokens = std::max<int64_t>(length, 32),
+                                 .sequences = 1,
+                                 .context = length + kNewTokens,
+                                 .logit_rows = 1,
+                                 .dtype = engine.plan().format.weights};
+  shape.blocks = shape.blocks_of(shape.context);
+  fit_attention(shape, device.kind, engine.spec());
+  const parallel::MeshShape mesh = engine.groups().mesh();
+  const parallel::InferencePlan plan = plan_inference(engine.spec(), mesh, engine.groups().coord(), shape);
+  models::PagedModel model(engine.spec(), plan, engine.groups(), engine.model().parameters(), device, engine.stream());
+  std::vector<int32_t> eos;
+  for (const int64_t id : engine.spec().config().eos_ids) eos.push_back(static_cast<int32_t>(id));
+  serve::Engine generator(model, engine.groups(),
+                          {.limits = {.sequences = 1,
+                                      .pass_tokens = shape.pass_tokens,
+                                      .prefill_chunk = shape.pass_tokens,
+                                      .block_size = shape.block_size,
+                                      .blocks = shape.blocks,
+                                      .depth = mesh.pp},
+                           .eos_ids = std::move(eos)});
+  static_cast<void>(generator.add(std::move(request)));
   text::StreamDecoder decoder(tokenizer, true);
-  static_cast<void>(greedy(engine, rows, prompt, 96, engine.spec().config().eos_ids, dataset.pad_id(), [&](int32_t id) {
-    ctx.check_stop();
-    if (!ctx.first()) return;
-    fmt::print("{}", decoder.push(id));
-    std::fflush(stdout);
-  }));
+  const auto show = [&](const serve::TokenEvent& e) {
+    if (ctx.first()) {
+      fmt::print("{}", decoder.push(e.token));
+      std::fflush(stdout);
+    }
+    return false;
+  };
+  generator.run(show, [&] { ctx.check_stop(); });
   say(ctx, decoder.finish());
 }
 

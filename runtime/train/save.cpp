@@ -93,12 +93,13 @@ uint64_t checkpoint_bytes(const parallel::ModelConfig& config, const parallel::N
 int CheckpointSaver::StopHook::before(checkpoint::Syscall& call) {
   using checkpoint::SyscallKind;
   const bool removes = call.kind == SyscallKind::kUnlink || call.kind == SyscallKind::kRmdir;
+  if (tick_) tick_();
   if (stop.load() && !removes) return ECANCELED;
   return inner_ != nullptr ? inner_->before(call) : 0;
 }
 
 CheckpointSaver::CheckpointSaver(Engine& engine, const checkpoint::HfModelDir& source, SaveOptions options)
-    : engine_(engine), source_(source), options_(std::move(options)), hook_(options_.hook), parts_(owned_state(engine)) {
+    : engine_(engine), source_(source), options_(std::move(options)), hook_(options_.hook, options_.tick), parts_(owned_state(engine)) {
   if (!options_.snapshot) return;
   size_t bytes = 0;
   for (const StatePart& p : parts_) {

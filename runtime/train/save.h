@@ -57,6 +57,7 @@ struct SaveOptions {
   bool snapshot = false;  ///< keep memory for a copy and write it behind the training; otherwise begin() writes
   checkpoint::Retention retention;
   checkpoint::SyscallHook* hook = nullptr;  ///< for tests
+  std::function<void()> tick;               ///< called with each system call of the writer, from any thread: it makes progress
 };
 
 struct SaveOutcome {
@@ -100,12 +101,13 @@ class CheckpointSaver {
   /// Fails every system call once the saver is being destroyed, so that writing ends soon.
   class StopHook : public checkpoint::SyscallHook {
    public:
-    explicit StopHook(SyscallHook* inner) : inner_(inner) {}
+    StopHook(SyscallHook* inner, const std::function<void()>& tick) : inner_(inner), tick_(tick) {}
     int before(checkpoint::Syscall& call) override;
     std::atomic<bool> stop{false};
 
    private:
     SyscallHook* inner_;
+    const std::function<void()>& tick_;
   };
 
   void start(Phase phase);

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <cstdio>
 #include <fstream>
+#include <limits>
 #include <nlohmann/json.hpp>
 #include <thread>
 
@@ -99,6 +100,35 @@ struct Progress {
 /// Checkpoints in a row that may fail to be written before the job ends.
 constexpr int kMaxFailedSaves = 3;
 
+/// "forward stage 0 micro-batch 3"
+std::string phase_of(const parallel::Action& a) {
+  const char* what = "";
+  switch (a.kind) {
+    case parallel::ActionKind::kForward: what = "forward"; break;
+    case parallel::ActionKind::kBackward: what = "backward"; break;
+    case parallel::ActionKind::kBackwardInput: what = "input gradient"; break;
+    case parallel::ActionKind::kBackwardWeight: what = "weight gradient"; break;
+    case parallel::ActionKind::kSendForward: what = "sending activations,"; break;
+    case parallel::ActionKind::kRecvForward: what = "receiving activations,"; break;
+    case parallel::ActionKind::kSendBackward: what = "sending gradients,"; break;
+    case parallel::ActionKind::kRecvBackward: what = "receiving gradients,"; break;
+  }
+  return fmt::format("{} stage {} micro-batch {}", what, a.stage, a.microbatch);
+}
+
+void record_action(FlightRecorder& flight, const parallel::Action& a) {
+  switch (a.kind) {
+    case parallel::ActionKind::kForward: return flight.action(Operation::kForward, a.stage, a.microbatch);
+    case parallel::ActionKind::kBackward: return flight.action(Operation::kBackward, a.stage, a.microbatch);
+    case parallel::ActionKind::kBackwardInput: return flight.action(Operation::kBackwardInput, a.stage, a.microbatch);
+    case parallel::ActionKind::kBackwardWeight: return flight.action(Operation::kBackwardWeight, a.stage, a.microbatch);
+    case parallel::ActionKind::kSendForward:
+    case parallel::ActionKind::kRecvForward:
+    case parallel::ActionKind::kSendBackward:
+    case parallel::ActionKind::kRecvBackward: return flight.end_action();  // the transfer records itself
+  }
+}
+
 class Job {
  public:
   explicit Job(const RankContext& ctx) : ctx_(ctx), cfg_(ctx.config) {}
@@ -106,6 +136,7 @@ class Job {
 
  private:
   void open();
+  [[nodiscard]] std::optional<fs::path> find_checkpoint();
   void resume(const fs::path& checkpoint);
   void check_space(const EngineOptions& options);
   void print_start(double gemm_rate, int64_t total_steps);
@@ -196,11 +227,15 @@ void Job::open() {
   rows_ = {.batch = cfg_.batch, .micro_batch = cfg_.deterministic ? 1 : cfg_.micro_batch, .seq_len = data_->seq_len(),
            .dp = mesh.dp};
   device_ = choose_device(ctx_, cache);
-  const EngineOptions options = engine_options(cfg_, source_->config, mesh, rows_, device_, true);
+  EngineOptions options = engine_options(cfg_, source_->config, mesh, rows_, device_, true);
+  options.stop = ctx_.stop;
   check_space(options);
   choose_save_mode(options);
   ctx_.status.set_phase("building the model");
   engine_.emplace(source_->config, options, ctx_.world);
+  const parallel::MeshCoord coord = engine_->groups().coord();
+  ctx_.status.set_identity(ctx_.world.rank(), ctx_.world.size(), fmt::format("pp {} dp {} tp {}", coord.pp, coord.dp, coord.tp));
+  if (ctx_.watch != nullptr) ctx_.watch->set_stage(coord.pp);
   total_steps_ = cfg_.steps > 0 ? cfg_.steps
                                 : std::max<int64_t>(1, static_cast<int64_t>(std::ceil(
                                       cfg_.epochs * static_cast<double>(data_->rows_per_epoch()) / static_cast<double>(cfg_.batch))));
@@ -212,13 +247,8 @@ void Job::open() {
                                           .seq_len = data_->seq_len(), .total_steps = total_steps_});
 
   if (!cfg_.resume.empty()) {
-    std::optional<fs::path> from = fs::path(cfg_.resume);
-    if (cfg_.resume == "auto") from = checkpoint::latest_checkpoint(output_);
-    else if (!fs::exists(*from / "r1run" / "manifest.json")) from = checkpoint::latest_checkpoint(*from);
-    if (!from && cfg_.resume != "auto")
-      throw DataError("--resume {}: no checkpoint there (a directory with r1run/manifest.json, or one that holds step-NNNNNN)",
-                      cfg_.resume);
-    if (from) {
+    ctx_.status.set_phase("looking for a checkpoint");
+    if (const auto from = find_checkpoint()) {
       resume(*from);
       return;
     }
@@ -237,7 +267,8 @@ void Job::open() {
 /// Plans memory for the copy that checkpoints are written from, where it fits; refuses a job that does not fit.
 void Job::choose_save_mode(const EngineOptions& options) {
   saver_options_ = {.root = output_, .snapshot = cfg_.save_every > 0 && cfg_.save_mode != "sync",
-                    .retention = {.keep_last = static_cast<int>(cfg_.keep_last), .keep_every = cfg_.keep_every}};
+                    .retention = {.keep_last = static_cast<int>(cfg_.keep_last), .keep_every = cfg_.keep_every},
+                    .tick = [this] { ctx_.status.tick(); }};
   if (saver_options_.snapshot && !snapshot_fits(ctx_, source_->config, options)) {
     if (cfg_.save_mode == "async")
       throw MemoryError("--save-mode async: the copy of the state that checkpoints are written from does not fit into the memory "
@@ -261,13 +292,44 @@ void Job::check_space(const EngineOptions& options) {
   if (refused) throw CommError("rank 0 found too little space for a checkpoint");
 }
 
+/// The checkpoint of --resume, as the first rank sees it. With auto, one whose content is damaged is passed over for the one
+/// before it. Every checksum has been checked. Collective.
+std::optional<fs::path> Job::find_checkpoint() {
+  const bool automatic = cfg_.resume == "auto";
+  const fs::path place = automatic ? output_ : fs::path(cfg_.resume);
+  int64_t below = std::numeric_limits<int64_t>::max();  // on the first rank
+  for (bool first_try = true;; first_try = false) {
+    std::string chosen;
+    if (ctx_.first()) {
+      if (!automatic && fs::exists(place / "r1run" / "manifest.json")) chosen = place.string();
+      else if (const auto newest = checkpoint::newest_checkpoint(place, below)) {
+        chosen = newest->path.string();
+        below = newest->step;
+      }
+    }
+    chosen = broadcast_text(ctx_.world, chosen);
+    if (chosen.empty() && automatic && first_try) return std::nullopt;
+    if (chosen.empty())
+      throw DataError("--resume {}: no {} there (a directory with r1run/manifest.json, or one that holds step-NNNNNN)", cfg_.resume,
+                      automatic ? "undamaged checkpoint" : "checkpoint");
+    int64_t damaged = 0;
+    try {
+      static_cast<void>(checkpoint::CheckpointReader::open(chosen).verify_part(ctx_.world.rank(), ctx_.world.size()));
+    } catch (const DataError& e) {
+      if (!automatic) throw;
+      damaged = 1;
+      log::warn("passing over a damaged checkpoint: {}", e.what());
+    }
+    if (reduce(ctx_.world, damaged, comm::ReduceOp::kMax) == 0) return chosen;
+  }
+}
+
 void Job::resume(const fs::path& checkpoint) {
   ctx_.status.set_phase("loading the checkpoint");
   const auto reader = checkpoint::CheckpointReader::open(checkpoint);
   const checkpoint::Manifest& m = reader.manifest();
   for (const Difference& d : check_resume(checkpoint.string(), m.fingerprints, fingerprints_, cfg_.resume_allow))
     if (ctx_.first()) log::warn("{}: {} was {} and is {} now (--resume-allow)", checkpoint.string(), d.name, d.saved, d.now);
-  reader.verify_part(ctx_.world.rank(), ctx_.world.size());
   load_checkpoint_state(*engine_, reader);
   progress_ = {.step = m.step, .position_rows = m.data_position_rows,
                .skipped_steps = m.counters.contains("skipped_steps") ? m.counters.at("skipped_steps") : 0};
@@ -303,6 +365,10 @@ void Job::print_start(double gemm_rate, int64_t total_steps) {
   fmt::print("machine    {}, {} together in {} GEMM, {} thread(s) a rank\n",
              device_.kind == DeviceKind::kCuda ? "GPU" : "CPU", human_si(gemm_rate, "FLOP/s"),
              dtype_name(engine_->plan().format.weights), cpu_threads());
+  std::string groups;
+  for (const comm::RoutedGroup& g : engine_->routes())
+    groups += fmt::format("{}{} {}", groups.empty() ? "" : "; ", g.name, describe(g.route));
+  if (!groups.empty()) fmt::print("comm       {}\n", groups);
   if (cfg_.deterministic)
     fmt::print("deterministic  {}\n",
                measure_deterministic_cost(*engine_, rows_.seq_len, cfg_.micro_batch).str(rows_.seq_len, cfg_.micro_batch));
@@ -459,9 +525,11 @@ ExitCode Job::run() {
   StepHealth health(ctx_, *data_, [this](nlohmann::ordered_json line) { metrics_line(std::move(line)); });
   double first_loss = std::nan(""), last_loss = std::nan("");
   const auto job_start = Clock::now();
+  FlightRecorder& flight = ctx_.status.flight();
   while (progress_.step < total_steps_) {
     const auto start = Clock::now();
     ctx_.status.set_step(progress_.step + 1);
+    flight.begin_step(progress_.step + 1);
     ctx_.check_stop();
     const std::vector<models::HostBatch> batches = make_batches(*data_, rows_, progress_.position_rows, coord.dp);
     int64_t trained = 0, segment_squares = 0;
@@ -474,11 +542,14 @@ ExitCode Job::run() {
     }
     trained = reduce(engine_->groups().dp(), trained, comm::ReduceOp::kSum);
     const double loss = engine_->forward_backward(batches, trained, [&](const parallel::Action& a) {
-      ctx_.status.set_phase(a.str());
+      ctx_.status.set_phase(phase_of(a));
+      record_action(flight, a);
     });
     ctx_.status.set_phase("optimizer");
+    flight.action(Operation::kOptimizer, -1, -1);
     const double lr = lr_schedule.at(progress_.step);
     const double norm = engine_->optimizer_step(lr, progress_.step + 1, loss);
+    flight.end_action();
     ++progress_.step;
     progress_.position_rows += rows_.batch;
     if (health.observe({.step = progress_.step, .first_row = progress_.position_rows - rows_.batch, .rows = rows_.batch,
@@ -511,7 +582,7 @@ ExitCode Job::run() {
                         human_duration(seconds_since(job_start))));
   if (source_->built_in) {
     ctx_.status.set_phase("sampling an answer");
-    print_sample(ctx_, *engine_, *data_, *tokenizer_, rows_);
+    print_sample(ctx_, *engine_, *data_, *tokenizer_);
   }
   const std::string checkpoint = (output_ / checkpoint::step_directory(progress_.step)).string();
   say(ctx_, fmt::format("\nThe checkpoint is a Hugging Face directory: {}\n"

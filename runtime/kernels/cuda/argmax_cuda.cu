@@ -1,5 +1,5 @@
-// The largest logit of each row and the first id that has it. One block a row; bytes: the logits once. fp32 comparisons, the
-// smaller id on ties, so the result does not depend on the order of the threads.
+// The largest logit of each row and the first id that has it. One block a row; bytes: the logits once. fp32
+// comparisons, the smaller id on ties, so the result does not depend on the order of the threads.
 #include "runtime/kernels/cuda/common.cuh"
 
 namespace r1::kernels::cuda {
@@ -27,10 +27,12 @@ __global__ void __launch_bounds__(kThreads)
   __shared__ Best warps[kThreads / kWarp];
   const T* row = logits + static_cast<int64_t>(blockIdx.x) * vocab;
   Best best{-INFINITY, 0x7fffffff};
-  for (int64_t i = threadIdx.x; i < vocab; i += kThreads) best = better(best, Best{to_float(row[i]), static_cast<int>(i)});
+  for (int64_t i = threadIdx.x; i < vocab; i += kThreads)
+    best = better(best, Best{to_float(row[i]), static_cast<int>(i)});
   const auto across = [](Best b) {
     for (int offset = kWarp / 2; offset > 0; offset /= 2)
-      b = better(b, Best{__shfl_down_sync(0xffffffffu, b.value, offset), __shfl_down_sync(0xffffffffu, b.index, offset)});
+      b = better(b,
+                 Best{__shfl_down_sync(0xffffffffu, b.value, offset), __shfl_down_sync(0xffffffffu, b.index, offset)});
     return b;
   };
   best = across(best);
@@ -52,8 +54,8 @@ void argmax(const Tensor& logits, int64_t vocab_begin, const Tensor& best, const
   const Launch l(s);
   dispatch(logits.dtype, [&](auto* tag) {
     using T = Element<decltype(tag)>;
-    argmax_kernel<T><<<static_cast<unsigned>(rows), kThreads, 0, l.stream>>>(logits.ptr<T>(), logits.dim(1), vocab_begin,
-                                                                            best.ptr<float>(), best.ptr<float>() + rows);
+    argmax_kernel<T><<<static_cast<unsigned>(rows), kThreads, 0, l.stream>>>(
+        logits.ptr<T>(), logits.dim(1), vocab_begin, best.ptr<float>(), best.ptr<float>() + rows);
   });
   CUDA_LAUNCH_CHECK();
 }

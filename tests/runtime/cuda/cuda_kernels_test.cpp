@@ -4,6 +4,7 @@
 #include <functional>
 #include <numeric>
 
+#include "runtime/kernels/exact_sum.h"
 #include "tests/runtime/cuda/support.h"
 
 namespace r1::cuda::test {
@@ -511,6 +512,28 @@ TEST_F(CudaKernels, SwiGluOfExtremeGates) {
   const auto h = Both::output({1, 8}, DType::kF32);
   both([&](Side s, const Stream& stream) { kernels::swiglu_forward(gate_up(s), h(s), stream); });
   expect_same(h, "h");
+}
+
+// ---------------------------------------------------------------- argmax
+
+TEST_F(CudaKernels, Argmax) {
+  for (const DType t : kTypes)
+    for (const auto& [rows, vocab] :
+         {std::array<int64_t, 2>{1, 1}, {3, 31}, {5, 513}, {2, 4099}, {1, 151936}, {3, 0}, {0, 9}}) {
+      SCOPED_TRACE(text(t, {rows, vocab}));
+      const Rng rng(7, "ties");
+      std::vector<float> values(static_cast<size_t>(rows * vocab));
+      for (size_t i = 0; i < values.size(); ++i)
+        values[i] = static_cast<float>(rng.below(i, 200)) - 150.0F;  // many equal ones
+      const Both logits({rows, vocab}, t, values), best = Both::output({2, rows}, DType::kF32);
+      both([&](Side s, const Stream& stream) {
+        kernels::argmax(logits(s), 4096, best(s), stream);
+      });
+      expect_same(best, "best", {0, 0});
+    }
+  const Both logits({1, 3}, DType::kF32, {1, std::nanf(""), 9}), best = Both::output({2, 1}, DType::kF32);
+  gpu([&](Side s, const Stream& stream) { kernels::argmax(logits(s), 0, best(s), stream); });
+  EXPECT_TRUE(std::isnan(best.gpu()[0]));
 }
 
 // ---------------------------------------------------------------- cross-entropy

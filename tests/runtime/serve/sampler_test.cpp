@@ -20,15 +20,16 @@ std::vector<float> random_logits(uint64_t seed, size_t n, double spread) {
   return l;
 }
 
-/// Probabilities after penalty, temperature, top-k, top-p and min-p, by sorting everything: transformers' processors one
-/// after the other.
+/// Probabilities after penalty, temperature, top-k, top-p and min-p, by sorting everything: transformers' processors
+/// one after the other.
 std::vector<double> reference(std::vector<float> logits, const SamplingParams& p, const std::vector<int32_t>& seen) {
   std::vector<int32_t> distinct = seen;
   std::sort(distinct.begin(), distinct.end());
   distinct.erase(std::unique(distinct.begin(), distinct.end()), distinct.end());
   for (const int32_t id : distinct) {
     float& l = logits[static_cast<size_t>(id)];
-    l = static_cast<float>(l > 0 ? static_cast<double>(l) / p.repetition_penalty : static_cast<double>(l) * p.repetition_penalty);
+    l = static_cast<float>(l > 0 ? static_cast<double>(l) / p.repetition_penalty
+                                 : static_cast<double>(l) * p.repetition_penalty);
   }
   std::vector<double> z(logits.begin(), logits.end());
   for (double& x : z) x /= p.temperature;
@@ -88,7 +89,9 @@ TEST(Sampler, DrawsFromTheDistribution) {
   check_distribution(logits, {.temperature = 0.6, .top_p = 0.95, .seed = 6}, {});
   check_distribution(logits, {.temperature = 1.3, .top_k = 7, .seed = 7}, {});
   check_distribution(logits, {.temperature = 1, .min_p = 0.1, .seed = 8}, {});
-  check_distribution(logits, {.temperature = 0.9, .top_k = 20, .top_p = 0.8, .min_p = 0.02, .repetition_penalty = 1.5, .seed = 9}, {3, 5, 3, 96, 0});
+  check_distribution(
+      logits, {.temperature = 0.9, .top_k = 20, .top_p = 0.8, .min_p = 0.02, .repetition_penalty = 1.5, .seed = 9},
+      {3, 5, 3, 96, 0});
 }
 
 TEST(Sampler, CutsWhereThePlainWayCuts) {
@@ -96,15 +99,20 @@ TEST(Sampler, CutsWhereThePlainWayCuts) {
   for (uint64_t seed = 0; seed < 30; ++seed) {
     const Rng rng(seed, "parameters");
     const std::vector<float> logits = random_logits(seed, 400, 1.0 + 3 * rng.uniform(0));
-    const SamplingParams p{.temperature = 0.3 + rng.uniform(1), .top_k = static_cast<int64_t>(rng.below(2, 300)), .top_p = 0.05 + 0.9 * rng.uniform(3),
-                           .min_p = rng.uniform(4) * 0.05, .repetition_penalty = 0.7 + rng.uniform(5), .seed = seed};
+    const SamplingParams p{.temperature = 0.3 + rng.uniform(1),
+                           .top_k = static_cast<int64_t>(rng.below(2, 300)),
+                           .top_p = 0.05 + 0.9 * rng.uniform(3),
+                           .min_p = rng.uniform(4) * 0.05,
+                           .repetition_penalty = 0.7 + rng.uniform(5),
+                           .seed = seed};
     const std::vector<int32_t> seen{1, 17, 300, 17};
     const std::vector<double> expected = reference(logits, p, seen);
     SampleScratch scratch;
     static_cast<void>(sample_token(logits, p, seen, {.seed = seed}, scratch));
     std::vector<bool> kept(logits.size(), false);
     for (const auto& c : scratch.candidates) kept[static_cast<size_t>(c.id)] = true;
-    for (size_t i = 0; i < logits.size(); ++i) EXPECT_EQ(kept[i], expected[i] > 0) << "seed " << seed << " token " << i << " p " << expected[i];
+    for (size_t i = 0; i < logits.size(); ++i)
+      EXPECT_EQ(kept[i], expected[i] > 0) << "seed " << seed << " token " << i << " p " << expected[i];
   }
 }
 
@@ -113,7 +121,8 @@ TEST(Sampler, GreedyTakesTheFirstOfTheLargest) {
   const std::vector<float> logits{1, 4, 3, 4, -2};
   EXPECT_EQ(sample_token(logits, {}, {}, {}, scratch), 1);
   EXPECT_EQ(sample_token(logits, {.repetition_penalty = 2}, std::vector<int32_t>{1, 1}, {}, scratch), 3);
-  EXPECT_EQ(sample_token(logits, {.repetition_penalty = 2}, std::vector<int32_t>{1, 3, 2}, {}, scratch), 1) << "2, 1.5, 2: the first";
+  EXPECT_EQ(sample_token(logits, {.repetition_penalty = 2}, std::vector<int32_t>{1, 3, 2}, {}, scratch), 1)
+      << "2, 1.5, 2: the first";
   EXPECT_EQ(sample_token(logits, {.temperature = 1, .top_k = 1}, {}, {.seed = 9}, scratch), 1);
 }
 
@@ -148,8 +157,8 @@ TEST(Sampler, DependsOnItsKeyAlone) {
 }
 
 TEST(Sampler, LastBitsOfLogitsHardlyEverChangeTheToken) {
-  // Noise as between two layouts, on a flat distribution over a large vocabulary (where an inverse distribution function
-  // would go wrong once in some tens of draws).
+  // Noise as between two layouts, on a flat distribution over a large vocabulary (where an inverse distribution
+  // function would go wrong once in some tens of draws).
   std::vector<float> logits = random_logits(3, 32000, 0.5), noisy = logits;
   const Rng noise(4, "noise");
   for (size_t i = 0; i < noisy.size(); ++i) noisy[i] += static_cast<float>(2e-6 * (noise.uniform(i) - 0.5));
@@ -157,7 +166,10 @@ TEST(Sampler, LastBitsOfLogitsHardlyEverChangeTheToken) {
   SampleScratch scratch;
   for (int64_t i = 0; i < 100; ++i) {
     const DrawKey key{.seed = 1, .request = 0, .position = i};
-    changed += sample_token(logits, {.temperature = 1}, {}, key, scratch) != sample_token(noisy, {.temperature = 1}, {}, key, scratch) ? 1 : 0;
+    changed += sample_token(logits, {.temperature = 1}, {}, key, scratch) !=
+                       sample_token(noisy, {.temperature = 1}, {}, key, scratch)
+                   ? 1
+                   : 0;
   }
   EXPECT_EQ(changed, 0);
 }

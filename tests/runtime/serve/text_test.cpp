@@ -14,7 +14,8 @@ using testing::HasSubstr;
 
 TEST(GenerationConfig, ReadsWhatTheFileSays) {
   const GenerationConfig c = parse_generation_config(
-      R"({"do_sample": true, "temperature": 0.6, "top_p": 0.95, "top_k": -1, "eos_token_id": [7, 9], "min_p": null, "x": []})", "g.json");
+      R"({"do_sample": true, "temperature": 0.6, "top_p": 0.95, "top_k": -1, "eos_token_id": [7, 9], "min_p": null, "x": []})",
+      "g.json");
   EXPECT_EQ(c.do_sample, true);
   EXPECT_EQ(c.temperature, 0.6);
   EXPECT_EQ(c.top_p, 0.95);
@@ -25,8 +26,9 @@ TEST(GenerationConfig, ReadsWhatTheFileSays) {
 }
 
 TEST(GenerationConfig, NamesWhatCannotBeMeant) {
-  for (const char* json : {"", "[]", "{", R"({"do_sample": 1})", R"({"temperature": "hot"})", R"({"temperature": -1})", R"({"top_p": 1.5})",
-                           R"({"top_k": 1.5})", R"({"eos_token_id": -1})", R"({"eos_token_id": ["a"]})", R"({"eos_token_id": 99999999999})"}) {
+  for (const char* json : {"", "[]", "{", R"({"do_sample": 1})", R"({"temperature": "hot"})", R"({"temperature": -1})",
+                           R"({"top_p": 1.5})", R"({"top_k": 1.5})", R"({"eos_token_id": -1})",
+                           R"({"eos_token_id": ["a"]})", R"({"eos_token_id": 99999999999})"}) {
     try {
       static_cast<void>(parse_generation_config(json, "g.json"));
       ADD_FAILURE() << json;
@@ -37,7 +39,8 @@ TEST(GenerationConfig, NamesWhatCannotBeMeant) {
 }
 
 TEST(GenerationConfig, WishesBeatTheFile) {
-  const GenerationConfig file = parse_generation_config(R"({"do_sample": true, "temperature": 0.6, "top_p": 0.95, "repetition_penalty": 1.1})", "g");
+  const GenerationConfig file = parse_generation_config(
+      R"({"do_sample": true, "temperature": 0.6, "top_p": 0.95, "repetition_penalty": 1.1})", "g");
   std::string shown;
   SamplingParams p = resolve_sampling(file, {.seed = 3}, &shown);
   EXPECT_EQ(p.temperature, 0.6);
@@ -57,7 +60,8 @@ TEST(GenerationConfig, WishesBeatTheFile) {
 TEST(GenerationConfig, IsGreedyUnlessSamplingIsAskedFor) {
   EXPECT_TRUE(resolve_sampling({}, {}, nullptr).greedy());
   const GenerationConfig file = parse_generation_config(R"({"do_sample": false, "temperature": 0.6})", "g");
-  EXPECT_TRUE(resolve_sampling(file, {}, nullptr).greedy()) << "without do_sample the file's temperature has no effect, as in transformers";
+  EXPECT_TRUE(resolve_sampling(file, {}, nullptr).greedy())
+      << "without do_sample the file's temperature has no effect, as in transformers";
   EXPECT_EQ(resolve_sampling(file, {.top_p = 0.9}, nullptr).temperature, 1.0);
   EXPECT_EQ(resolve_sampling(file, {.temperature = 0.3}, nullptr).temperature, 0.3);
 }
@@ -77,7 +81,8 @@ std::string streamed(const std::vector<std::string>& stops, const std::string& t
 
 TEST(StopFinder, CutsAtTheFirstStopHoweverTheTextArrives) {
   const std::vector<std::string> stops{"\n\nQ:", "abab", "END"};
-  for (const std::string text : {"", "a", "one abaabab two", "x\n\nQ: more", "\n\nQ", "EN", "ENDEND", "ab END abab", "plain text that has none"}) {
+  for (const std::string text : {"", "a", "one abaabab two", "x\n\nQ: more", "\n\nQ", "EN", "ENDEND", "ab END abab",
+                                 "plain text that has none"}) {
     size_t first = std::string::npos;
     for (const std::string& s : stops) first = std::min(first, text.find(s));
     for (uint64_t seed = 0; seed < 20; ++seed) {
