@@ -29,7 +29,6 @@ constexpr int kDirectRanks = 16;
 constexpr int64_t kRoundsBytes = 64 << 10;
 // From here a broadcast scatters and gathers, 2 bytes moved per byte instead of log2(n).
 constexpr size_t kTreeBytes = 64 << 10;
-constexpr size_t kScratchAlign = 64;
 
 int64_t sum(std::span<const int64_t> v) { return std::accumulate(v.begin(), v.end(), int64_t{0}); }
 
@@ -50,13 +49,15 @@ void even_parts(int64_t n, int ranks, int64_t elem_bytes, std::vector<int64_t>& 
 // stay under way into memory that is about to go: the wires are marked broken and never used again.
 class ComposedCommunicator::Lease {
  public:
-  Lease(ComposedCommunicator& c, const char* operation) : comm_(c), operation_(operation) {
+  Lease(ComposedCommunicator& c, const char* operation, const Stream& s)
+      : comm_(c), operation_(operation), stream_(s) {
     if (c.idle_.empty()) {
       batch_ = c.make_batch();
     } else {
       batch_ = std::move(c.idle_.back());
       c.idle_.pop_back();
     }
+    batch_->begin(s);
   }
   ~Lease() {
     if (finished_)
@@ -70,34 +71,37 @@ class ComposedCommunicator::Lease {
   void finish() {
     finished_ = false;
     comm_.poll(operation_, [this] { return batch_->done(); });
+    batch_->end(stream_);
     finished_ = true;
   }
 
  private:
   ComposedCommunicator& comm_;
   const char* operation_;
+  Stream stream_;
   std::unique_ptr<Batch> batch_;
   bool finished_ = false;
 };
 
 class ComposedPending final : public Pending {
  public:
-  ComposedPending(ComposedCommunicator& c, std::span<const Transfer> transfers)
-      : comm_(c), lease_(c, "start") {
+  ComposedPending(ComposedCommunicator& c, std::span<const Transfer> transfers, const Stream& s)
+      : comm_(c), lease_(c, "start", s) {
     ++comm_.pending_;
     for (const Transfer& t : transfers) {
       const bool is_send = t.kind == Transfer::Kind::kSend;
       if (t.peer == comm_.rank_) {
         if (is_send)
-          comm_.own_queue_.send(t.tensor.data, t.tensor.bytes());
+          comm_.own_queue_.send(t.tensor.data, t.tensor.bytes(), s);
         else
-          own_receives_.push_back(comm_.own_queue_.post_recv(t.tensor.data, t.tensor.bytes()));
+          own_receives_.push_back(comm_.own_queue_.post_recv(t.tensor.data, t.tensor.bytes(), s));
       } else if (is_send) {
         lease_->send(Channel::kMessages, t.tensor.data, t.tensor.bytes(), t.peer);
       } else {
         lease_->recv(Channel::kMessages, t.tensor.data, t.tensor.bytes(), t.peer);
       }
     }
+    lease_->go();
   }
   ~ComposedPending() override {
     --comm_.pending_;
@@ -121,7 +125,7 @@ class ComposedPending final : public Pending {
 // A sum or gather of sharded tensors under way: all messages are posted at once, the sums are formed when it is waited for.
 class ShardedPending final : public Pending {
  public:
-  ShardedPending(ComposedCommunicator& c, const char* operation) : comm_(c), lease_(c, operation) { ++comm_.pending_; }
+  ShardedPending(ComposedCommunicator& c, const char* operation) : comm_(c), lease_(c, operation, {}) { ++comm_.pending_; }
   ~ShardedPending() override {
     --comm_.pending_;
     if (done_ && received_.capacity() != 0) comm_.spare_.push_back(std::move(received_));
@@ -151,6 +155,7 @@ class ShardedPending final : public Pending {
         const Tensor& part = x.parts[static_cast<size_t>((own + k) % n)];
         if (part.numel() != 0) lease_->send(Channel::kCollectives, part.data, part.bytes(), (own + k) % n);
       }
+    lease_->go();
   }
   void gather(std::span<const ShardedTensor> xs) {
     const int n = comm_.size(), own = comm_.rank_;
@@ -165,6 +170,7 @@ class ShardedPending final : public Pending {
       if (mine.numel() == 0) continue;
       for (int k = 1; k < n; ++k) lease_->send(Channel::kCollectives, mine.data, mine.bytes(), (own + k) % n);
     }
+    lease_->go();
   }
   void wait() override {
     if (done_) return;
@@ -203,13 +209,10 @@ class ShardedPending final : public Pending {
   bool done_ = false;
 };
 
-void ComposedCommunicator::Free::operator()(char* p) const noexcept {
-  ::operator delete(p, std::align_val_t(kScratchAlign));
-}
-
 ComposedCommunicator::ComposedCommunicator(std::string name, int rank, std::vector<int> world_ranks,
-                                           std::shared_ptr<Wires> wires)
+                                           std::shared_ptr<Wires> wires, Memory& memory)
     : Communicator(std::move(name)),
+      memory_(memory),
       rank_(rank),
       world_ranks_(std::move(world_ranks)),
       wires_(std::move(wires)) {}
@@ -223,7 +226,7 @@ void ComposedCommunicator::check_open(const char* operation) const {
 
 void ComposedCommunicator::check_message(const char* operation, const Tensor& x, int peer) const {
   check_open(operation);
-  check_tensor(*this, operation, x);
+  check_tensor(*this, operation, x, memory_.kind());
   check_peer(*this, operation, peer);
 }
 
@@ -243,27 +246,27 @@ void ComposedCommunicator::keep_waiting(Wait& wait, const char* operation) {
 
 char* ComposedCommunicator::scratch(size_t bytes) {
   if (bytes > scratch_bytes_) {
-    scratch_.reset();
+    if (memory_.kind() == DeviceKind::kCpu) scratch_.clear();
     scratch_bytes_ = 0;
-    scratch_.reset(static_cast<char*>(::operator new(bytes, std::align_val_t(kScratchAlign))));
+    scratch_.emplace_back(static_cast<char*>(memory_.allocate(bytes)), Free{&memory_});
     scratch_bytes_ = bytes;
   }
-  return scratch_.get();
+  return scratch_.empty() ? nullptr : scratch_.back().get();
 }
 
-void ComposedCommunicator::all_reduce(const Tensor& x, ReduceOp op, const Stream&) {
+void ComposedCommunicator::all_reduce(const Tensor& x, ReduceOp op, const Stream& s) {
   check_open("all_reduce");
-  check_tensor(*this, "all_reduce", x);
+  check_tensor(*this, "all_reduce", x, memory_.kind());
   check_reducible(*this, "all_reduce", x);
   const int n = size();
   if (n == 1 || x.numel() == 0) return;
   if (x.bytes() <= kSmallReduceBytes) {
     char* all = scratch(x.bytes() * static_cast<size_t>(n));
     part_bytes_.assign(static_cast<size_t>(n), static_cast<int64_t>(x.bytes()));
-    gather_bytes("all_reduce", static_cast<char*>(x.data), all, part_bytes_);
+    gather_bytes("all_reduce", static_cast<char*>(x.data), all, part_bytes_, s);
     sources_.clear();
     for (int r = 0; r < n; ++r) sources_.push_back(all + static_cast<size_t>(r) * x.bytes());
-    reduce_in_order(x.dtype, op, sources_, x.data, x.numel());
+    memory_.reduce(x.dtype, op, sources_, x.data, x.numel(), s);
     return;
   }
   const int64_t elem = dtype_bytes(x.dtype), step = kSegmentBytes / elem;
@@ -273,36 +276,37 @@ void ComposedCommunicator::all_reduce(const Tensor& x, ReduceOp op, const Stream
     part_bytes_.clear();
     for (int64_t p : parts_) part_bytes_.push_back(p * elem);
     char* own = segment + sum(std::span(part_bytes_).first(static_cast<size_t>(rank_)));
-    reduce_parts("all_reduce", op, x.dtype, segment, own, parts_);
-    gather_bytes("all_reduce", own, segment, part_bytes_);
+    reduce_parts("all_reduce", op, x.dtype, segment, own, parts_, s);
+    gather_bytes("all_reduce", own, segment, part_bytes_, s);
   }
 }
 
 void ComposedCommunicator::all_gather(const Tensor& in, const Tensor& out,
-                                      std::span<const int64_t> counts, const Stream&) {
+                                      std::span<const int64_t> counts, const Stream& s) {
   check_open("all_gather");
-  check_tensor(*this, "all_gather", in);
-  check_tensor(*this, "all_gather", out);
+  check_tensor(*this, "all_gather", in, memory_.kind());
+  check_tensor(*this, "all_gather", out, memory_.kind());
   check_parts(*this, "all_gather", in, out, counts);
   part_bytes_.clear();
   for (int64_t c : counts) part_bytes_.push_back(c * dtype_bytes(out.dtype));
-  gather_bytes("all_gather", static_cast<char*>(in.data), static_cast<char*>(out.data),
-               part_bytes_);
+  gather_bytes("all_gather", static_cast<char*>(in.data), static_cast<char*>(out.data), part_bytes_,
+               s);
 }
 
 void ComposedCommunicator::reduce_scatter(const Tensor& in, const Tensor& out,
-                                          std::span<const int64_t> counts, const Stream&) {
+                                          std::span<const int64_t> counts, const Stream& s) {
   check_open("reduce_scatter");
-  check_tensor(*this, "reduce_scatter", in);
-  check_tensor(*this, "reduce_scatter", out);
+  check_tensor(*this, "reduce_scatter", in, memory_.kind());
+  check_tensor(*this, "reduce_scatter", out, memory_.kind());
   check_parts(*this, "reduce_scatter", out, in, counts);
   check_reducible(*this, "reduce_scatter", in);
   reduce_parts("reduce_scatter", ReduceOp::kSum, in.dtype, static_cast<char*>(in.data),
-               static_cast<char*>(out.data), counts);
+               static_cast<char*>(out.data), counts, s);
 }
 
 void ComposedCommunicator::reduce_parts(const char* operation, ReduceOp op, DType dtype,
-                                        const char* in, char* out, std::span<const int64_t> parts) {
+                                        const char* in, char* out, std::span<const int64_t> parts,
+                                        const Stream& s) {
   const int n = size();
   const int64_t elem = dtype_bytes(dtype);
   const int64_t own = parts[static_cast<size_t>(rank_)];
@@ -315,7 +319,7 @@ void ComposedCommunicator::reduce_parts(const char* operation, ReduceOp op, DTyp
     const auto own_bytes = static_cast<size_t>(length(own) * elem);
     char* received = scratch(own_bytes * static_cast<size_t>(n - 1));
     sources_.assign(static_cast<size_t>(n), nullptr);
-    Lease batch(*this, operation);
+    Lease batch(*this, operation, s);
     int slot = 0;
     for (int k = 1; k < n; ++k) {  // receives first, so that what arrives early finds its place
       const int from = (rank_ - k + n) % n;
@@ -334,18 +338,18 @@ void ComposedCommunicator::reduce_parts(const char* operation, ReduceOp op, DTyp
     if (own_bytes == 0) continue;
     sources_[static_cast<size_t>(rank_)] =
         in + (sum(parts.first(static_cast<size_t>(rank_))) + begin) * elem;
-    reduce_in_order(dtype, op, sources_, out + begin * elem, length(own));
+    memory_.reduce(dtype, op, sources_, out + begin * elem, length(own), s);
   }
 }
 
 void ComposedCommunicator::gather_bytes(const char* operation, const char* in, char* out,
-                                        std::span<const int64_t> bytes) {
+                                        std::span<const int64_t> bytes, const Stream& s) {
   const int n = size();
-  if (n > kDirectRanks && sum(bytes) <= kRoundsBytes)
-    return gather_bytes_in_rounds(operation, in, out, bytes);
+  if (memory_.kind() == DeviceKind::kCpu && n > kDirectRanks && sum(bytes) <= kRoundsBytes)
+    return gather_bytes_in_rounds(operation, in, out, bytes, s);
   const auto own_bytes = static_cast<size_t>(bytes[static_cast<size_t>(rank_)]);
   const auto place = [&](int r) { return out + sum(bytes.first(static_cast<size_t>(r))); };
-  Lease batch(*this, operation);
+  Lease batch(*this, operation, s);
   for (int k = 1; k < n; ++k) {
     const int from = (rank_ - k + n) % n;
     const auto length = static_cast<size_t>(bytes[static_cast<size_t>(from)]);
@@ -353,14 +357,14 @@ void ComposedCommunicator::gather_bytes(const char* operation, const char* in, c
   }
   if (own_bytes != 0)
     for (int k = 1; k < n; ++k) batch->send(Channel::kCollectives, in, own_bytes, (rank_ + k) % n);
-  copy_bytes(place(rank_), in, own_bytes);
+  if (place(rank_) != in) memory_.copy(place(rank_), in, own_bytes, s);
   batch.finish();
 }
 
 // Bruck's all-gather (IEEE TPDS 8(11), 1997): after round k each rank holds the parts of the next
 // 2^k ranks, own first.
 void ComposedCommunicator::gather_bytes_in_rounds(const char* operation, const char* in, char* out,
-                                                  std::span<const int64_t> bytes) {
+                                                  std::span<const int64_t> bytes, const Stream& s) {
   const int n = size();
   held_.resize(static_cast<size_t>(sum(bytes)));  // parts of rank_, rank_ + 1, ...
   before_.assign(static_cast<size_t>(n) + 1, 0);  // bytes ahead of the i-th held part
@@ -374,7 +378,7 @@ void ComposedCommunicator::gather_bytes_in_rounds(const char* operation, const c
     const auto incoming = static_cast<size_t>(before_[static_cast<size_t>(have + more)] -
                                               before_[static_cast<size_t>(have)]);
     const auto outgoing = static_cast<size_t>(before_[static_cast<size_t>(more)]);
-    Lease batch(*this, operation);
+    Lease batch(*this, operation, s);
     if (incoming != 0)
       batch->recv(Channel::kCollectives, held_.data() + before_[static_cast<size_t>(have)],
                   incoming, from);
@@ -388,14 +392,14 @@ void ComposedCommunicator::gather_bytes_in_rounds(const char* operation, const c
   }
 }
 
-void ComposedCommunicator::broadcast(const Tensor& x, int root, const Stream&) {
+void ComposedCommunicator::broadcast(const Tensor& x, int root, const Stream& s) {
   check_open("broadcast");
-  check_tensor(*this, "broadcast", x);
+  check_tensor(*this, "broadcast", x, memory_.kind());
   check_peer(*this, "broadcast", root);
   const int n = size();
   char* data = static_cast<char*>(x.data);
   if (n == 1 || x.numel() == 0) return;
-  if (x.bytes() < kTreeBytes || n <= 2) return broadcast_tree(data, x.bytes(), root);
+  if (x.bytes() < kTreeBytes || n <= 2) return broadcast_tree(data, x.bytes(), root, s);
   even_parts(static_cast<int64_t>(x.bytes()), n, 1, part_bytes_);
   const auto place = [&](int r) {
     return data + sum(std::span(part_bytes_).first(static_cast<size_t>(r)));
@@ -403,7 +407,7 @@ void ComposedCommunicator::broadcast(const Tensor& x, int root, const Stream&) {
   const auto length = [&](int r) {
     return static_cast<size_t>(part_bytes_[static_cast<size_t>(r)]);
   };
-  Lease scatter(*this, "broadcast");
+  Lease scatter(*this, "broadcast", s);
   if (rank_ == root) {
     for (int r = 0; r < n; ++r)
       if (r != root && length(r) != 0) scatter->send(Channel::kCollectives, place(r), length(r), r);
@@ -411,21 +415,21 @@ void ComposedCommunicator::broadcast(const Tensor& x, int root, const Stream&) {
     scatter->recv(Channel::kCollectives, place(rank_), length(rank_), root);
   }
   scatter.finish();
-  gather_bytes("broadcast", place(rank_), data, part_bytes_);
+  gather_bytes("broadcast", place(rank_), data, part_bytes_, s);
 }
 
 // Binomial tree: in the round of distance d, the ranks below d (counted from the root) that have
 // the data send it on.
-void ComposedCommunicator::broadcast_tree(char* data, size_t bytes, int root) {
+void ComposedCommunicator::broadcast_tree(char* data, size_t bytes, int root, const Stream& s) {
   const int n = size(), relative = (rank_ - root + n) % n;
   int distance = 1;
   while (distance <= relative) distance *= 2;
   if (relative != 0) {
-    Lease batch(*this, "broadcast");
+    Lease batch(*this, "broadcast", s);
     batch->recv(Channel::kCollectives, data, bytes, (relative - distance / 2 + root) % n);
     batch.finish();
   }
-  Lease batch(*this, "broadcast");
+  Lease batch(*this, "broadcast", s);
   for (; relative + distance < n; distance *= 2)
     batch->send(Channel::kCollectives, data, bytes, (relative + distance + root) % n);
   batch.finish();
@@ -433,10 +437,10 @@ void ComposedCommunicator::broadcast_tree(char* data, size_t bytes, int root) {
 
 void ComposedCommunicator::all_to_all(const Tensor& in, std::span<const int64_t> send_counts,
                                       const Tensor& out, std::span<const int64_t> recv_counts,
-                                      const Stream&) {
+                                      const Stream& s) {
   check_open("all_to_all");
-  check_tensor(*this, "all_to_all", in);
-  check_tensor(*this, "all_to_all", out);
+  check_tensor(*this, "all_to_all", in, memory_.kind());
+  check_tensor(*this, "all_to_all", out, memory_.kind());
   check_counts(*this, "all_to_all", in, send_counts);
   check_counts(*this, "all_to_all", out, recv_counts);
   R1_CHECK(in.dtype == out.dtype, "all_to_all on {}: {} to {}", name(), dtype_name(in.dtype),
@@ -447,7 +451,7 @@ void ComposedCommunicator::all_to_all(const Tensor& in, std::span<const int64_t>
   R1_CHECK(send_counts[own] == recv_counts[own],
            "all_to_all on {}: rank {} sends itself {} elements and expects {}", name(), rank_,
            send_counts[own], recv_counts[own]);
-  Lease batch(*this, "all_to_all");
+  Lease batch(*this, "all_to_all", s);
   for (int k = 1; k < n; ++k) {
     const auto from = static_cast<size_t>((rank_ - k + n) % n);
     if (recv_counts[from] == 0) continue;
@@ -460,35 +464,35 @@ void ComposedCommunicator::all_to_all(const Tensor& in, std::span<const int64_t>
     batch->send(Channel::kCollectives, at_elem(in, sum(send_counts.first(to))),
                 static_cast<size_t>(send_counts[to] * elem), static_cast<int>(to));
   }
-  copy_bytes(at_elem(out, sum(recv_counts.first(own))), at_elem(in, sum(send_counts.first(own))),
-             static_cast<size_t>(send_counts[own] * elem));
+  memory_.copy(at_elem(out, sum(recv_counts.first(own))), at_elem(in, sum(send_counts.first(own))),
+               static_cast<size_t>(send_counts[own] * elem), s);
   batch.finish();
 }
 
-void ComposedCommunicator::send(const Tensor& x, int peer, const Stream&) {
+void ComposedCommunicator::send(const Tensor& x, int peer, const Stream& s) {
   check_message("send", x, peer);
-  if (peer == rank_) return own_queue_.send(x.data, x.bytes());
-  Lease batch(*this, "send");
+  if (peer == rank_) return own_queue_.send(x.data, x.bytes(), s);
+  Lease batch(*this, "send", s);
   batch->send(Channel::kMessages, x.data, x.bytes(), peer);
   batch.finish();
 }
 
-void ComposedCommunicator::recv(const Tensor& x, int peer, const Stream&) {
+void ComposedCommunicator::recv(const Tensor& x, int peer, const Stream& s) {
   check_message("recv", x, peer);
   if (peer == rank_) {
-    const uint64_t ticket = own_queue_.post_recv(x.data, x.bytes());
+    const uint64_t ticket = own_queue_.post_recv(x.data, x.bytes(), s);
     if (!own_queue_.done(ticket)) own_queue_.cancel(ticket);
     return own_queue_.wait(ticket, "recv");
   }
-  Lease batch(*this, "recv");
+  Lease batch(*this, "recv", s);
   batch->recv(Channel::kMessages, x.data, x.bytes(), peer);
   batch.finish();
 }
 
 std::unique_ptr<Pending> ComposedCommunicator::start(std::span<const Transfer> transfers,
-                                                     const Stream&) {
+                                                     const Stream& s) {
   for (const Transfer& t : transfers) check_message("start", t.tensor, t.peer);
-  return std::make_unique<ComposedPending>(*this, transfers);
+  return std::make_unique<ComposedPending>(*this, transfers, s);
 }
 
 std::unique_ptr<Pending> ComposedCommunicator::start_reduce_scatter(std::span<const ShardedTensor> xs, SumOrder order,
@@ -503,7 +507,8 @@ std::unique_ptr<Pending> ComposedCommunicator::start_reduce_scatter(std::span<co
   return pending;
 }
 
-std::unique_ptr<Pending> ComposedCommunicator::start_all_gather(std::span<const ShardedTensor> xs, const Stream&) {
+std::unique_ptr<Pending> ComposedCommunicator::start_all_gather(std::span<const ShardedTensor> xs, const Stream& s) {
+  if (memory_.kind() != DeviceKind::kCpu) return Communicator::start_all_gather(xs, s);
   check_open("start_all_gather");
   for (const ShardedTensor& x : xs) {
     check_sharded(*this, "start_all_gather", x);
@@ -521,7 +526,7 @@ void ComposedCommunicator::barrier() {
   const int n = size();
   for (int distance = 1; distance < n; distance *= 2) {
     char out = 0, in = 0;
-    Lease batch(*this, "barrier");
+    Lease batch(*this, "barrier", {});
     batch->recv(Channel::kCollectives, &in, 1, (rank_ - distance + n) % n);
     batch->send(Channel::kCollectives, &out, 1, (rank_ + distance) % n);
     batch.finish();
@@ -539,7 +544,7 @@ std::unique_ptr<Communicator> ComposedCommunicator::split(int color, int key, st
   std::vector<Entry> all(n);
   const std::vector<int64_t> bytes(n, sizeof(Entry));
   gather_bytes("split", reinterpret_cast<const char*>(&own), reinterpret_cast<char*>(all.data()),
-               bytes);
+               bytes, {});
   // An id larger than that of any group one of us is in: for any pair of ranks it is new. Groups of
   // other colors share it, but no rank.
   int64_t id = 0;
@@ -562,6 +567,12 @@ void ComposedCommunicator::close() {
   R1_CHECK(pending_ == 0, "close() of {} with {} started transfers not waited for", name(),
            pending_);
   barrier();
+  closed_ = true;
+}
+
+void ComposedCommunicator::mark_closed() {
+  R1_CHECK(pending_ == 0, "close() of {} with {} started transfers not waited for", name(),
+           pending_);
   closed_ = true;
 }
 

@@ -2,12 +2,15 @@
 // builds on.
 //
 // A backend supplies batches of non-blocking messages; this class waits for them by polling, so
-// nothing ever blocks inside a library, and forms sums in rank order. CPU tensors.
+// nothing ever blocks inside a library, and forms sums in rank order. Tensors live in the Memory
+// that the backend names: on a GPU, the batch orders its copies with the caller's stream (begin,
+// end), and `done` may mean enqueued.
 #pragma once
 
 #include <memory>
 
 #include "comm/communicator.h"
+#include "comm/memory.h"
 #include "comm/self_queue.h"
 
 namespace r1::comm {
@@ -21,12 +24,20 @@ enum class Channel : uint8_t { kMessages, kCollectives };
 class Batch {
  public:
   virtual ~Batch() = default;
+  /// The messages that follow may touch their memory once what is enqueued on `s` by now is done.
+  virtual void begin(const Stream&) {}
   virtual void send(Channel channel, const void* data, size_t bytes, int peer) = 0;
   virtual void recv(Channel channel, void* data, size_t bytes, int peer) = 0;
+  /// All messages of the batch are posted, and nobody may look at it for a while: gets them under
+  /// way.
+  virtual void go() {}
   /// Lets the wire progress without blocking; true when all messages posted so far are through
   /// (then the batch is empty again). Throws CommError with the library's text, or when a message
   /// has another size than was expected.
   [[nodiscard]] virtual bool done() = 0;
+  /// After done(): work enqueued on `s` from now on sees what was received and may overwrite what
+  /// was sent.
+  virtual void end(const Stream&) {}
 };
 
 /// What all groups of one process share over one backend.
@@ -68,8 +79,9 @@ class ComposedCommunicator : public Communicator {
  protected:
   /// `rank` is the own index in `world_ranks`.
   ComposedCommunicator(std::string name, int rank, std::vector<int> world_ranks,
-                       std::shared_ptr<Wires> wires);
+                       std::shared_ptr<Wires> wires, Memory& memory = host_memory());
   [[nodiscard]] virtual std::unique_ptr<Batch> make_batch() = 0;
+  [[nodiscard]] Memory& memory() const { return memory_; }
   /// Whether Batch::done() of this backend yields the core itself when nothing moves: yielding
   /// twice a look doubles the time until a message is seen when ranks share cores.
   [[nodiscard]] virtual bool done_yields() const { return false; }
@@ -82,6 +94,10 @@ class ComposedCommunicator : public Communicator {
   [[nodiscard]] Wires& wires() const { return *wires_; }
   [[nodiscard]] const std::shared_ptr<Wires>& shared_wires() const { return wires_; }
   [[nodiscard]] bool closed() const { return closed_; }
+  /// Throws after close() and after a failure.
+  void check_open(const char* operation) const;
+  /// For a backend with its own barrier: marks the group as closed.
+  void mark_closed();
   /// The waiting loop: until done(), yielding the core, asking the StopCheck every few
   /// milliseconds.
   template <class Done>
@@ -97,7 +113,6 @@ class ComposedCommunicator : public Communicator {
   friend class ShardedPending;
   class Lease;
 
-  void check_open(const char* operation) const;
   void check_message(const char* operation, const Tensor& x, int peer) const;
   struct Wait {
     std::chrono::steady_clock::time_point begin, next_stop;
@@ -108,31 +123,35 @@ class ComposedCommunicator : public Communicator {
   [[nodiscard]] char* scratch(size_t bytes);
 
   void gather_bytes(const char* operation, const char* in, char* out,
-                    std::span<const int64_t> bytes);
+                    std::span<const int64_t> bytes, const Stream& s);
   void gather_bytes_in_rounds(const char* operation, const char* in, char* out,
-                              std::span<const int64_t> bytes);
-  void broadcast_tree(char* data, size_t bytes, int root);
+                              std::span<const int64_t> bytes, const Stream& s);
+  void broadcast_tree(char* data, size_t bytes, int root, const Stream& s);
   /// Sums (or maxima) of `parts[r]` elements of in, rank r getting part r at `out`; in segments
   /// that bound the scratch.
   void reduce_parts(const char* operation, ReduceOp op, DType dtype, const char* in, char* out,
-                    std::span<const int64_t> parts);
+                    std::span<const int64_t> parts, const Stream& s);
 
+  Memory& memory_;
   int rank_;
   std::vector<int> world_ranks_;
   std::shared_ptr<Wires> wires_;
   bool closed_ = false;
   int pending_ = 0;  // started transfers not yet waited for
-  SelfQueue own_queue_{*this};
+  SelfQueue own_queue_{*this, memory_};
   std::vector<std::unique_ptr<Batch>> idle_;
   std::vector<std::vector<char>> spare_;  // what started sums received into, for reuse
   struct Free {
-    void operator()(char* p) const noexcept;
+    Memory* memory;
+    void operator()(char* p) const noexcept { memory->release(p); }
   };
-  std::unique_ptr<char, Free> scratch_;
+  // Grown on demand. Work on a stream may still use an outgrown one on a GPU, so it stays until the
+  // end there.
+  std::vector<std::unique_ptr<char, Free>> scratch_;
   size_t scratch_bytes_ = 0;
   std::vector<const void*> sources_;
   std::vector<int64_t> parts_, part_bytes_, before_;
-  std::vector<char> held_;
+  std::vector<char> held_;  // host memory only
 };
 
 }  // namespace r1::comm

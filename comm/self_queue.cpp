@@ -10,11 +10,13 @@ void SelfQueue::deliver(const Open& to, const void* data, size_t bytes) {
   if (to.bytes != bytes)
     throw CommError("recv on {}: rank {} sent itself {} bytes where {} were expected",
                     owner_.name(), owner_.rank(), bytes, to.bytes);
-  copy_bytes(to.data, data, bytes);
+  memory_.copy(to.data, data, bytes, to.stream);
+  memory_.synchronize(to.stream);
 }
 
-void SelfQueue::send(const void* data, size_t bytes) {
+void SelfQueue::send(const void* data, size_t bytes, const Stream& s) {
   if (!open_.empty()) {
+    memory_.synchronize(s);  // the receive may be on another stream
     const Open to = open_.front();
     open_.pop_front();
     return deliver(to, data, bytes);
@@ -24,19 +26,20 @@ void SelfQueue::send(const void* data, size_t bytes) {
     copy = std::move(spare_.back());
     spare_.pop_back();
   }
-  const char* p = static_cast<const char*>(data);
-  copy.assign(p, p + bytes);
+  copy.resize(bytes);
+  memory_.copy(copy.data(), data, bytes, s);
+  memory_.synchronize(s);
   messages_.push_back(std::move(copy));
 }
 
-uint64_t SelfQueue::post_recv(void* data, size_t bytes) {
+uint64_t SelfQueue::post_recv(void* data, size_t bytes, const Stream& s) {
   const uint64_t ticket = matched_ + open_.size();
   if (messages_.empty()) {
-    open_.push_back({data, bytes});
+    open_.push_back({data, bytes, s});
   } else {
     std::vector<char> message = std::move(messages_.front());
     messages_.pop_front();
-    deliver({data, bytes}, message.data(), message.size());
+    deliver({data, bytes, s}, message.data(), message.size());
     spare_.push_back(std::move(message));
   }
   return ticket;

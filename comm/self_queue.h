@@ -6,19 +6,22 @@
 #include <deque>
 #include <vector>
 
-#include "comm/communicator.h"
+#include "comm/memory.h"
 
 namespace r1::comm {
 
 class SelfQueue {
  public:
-  /// `owner` gives the name for messages and must outlive the queue.
-  explicit SelfQueue(const Communicator& owner) : owner_(owner) {}
-  /// Delivers to the oldest open receive, else keeps a copy. Throws CommError when the sizes
+  /// `owner` gives the name for messages; it and `memory`, where the data is, must outlive the
+  /// queue.
+  explicit SelfQueue(const Communicator& owner, Memory& memory = host_memory())
+      : owner_(owner), memory_(memory) {}
+  /// Delivers to the oldest open receive, else keeps a copy on the host. Has read the data when it
+  /// returns: messages of a rank to itself are rare and small. Throws CommError when the sizes
   /// differ.
-  void send(const void* data, size_t bytes);
+  void send(const void* data, size_t bytes, const Stream& s = {});
   /// Takes the oldest message, else stays open. Returns a ticket for done() and cancel().
-  uint64_t post_recv(void* data, size_t bytes);
+  uint64_t post_recv(void* data, size_t bytes, const Stream& s = {});
   [[nodiscard]] bool done(uint64_t ticket) const { return ticket < matched_; }
   /// Throws CommError unless done: a rank that waits for its own message can never send it.
   void wait(uint64_t ticket, const char* operation) const;
@@ -29,11 +32,13 @@ class SelfQueue {
   struct Open {
     void* data;
     size_t bytes;
+    Stream stream;
     bool cancelled = false;
   };
   void deliver(const Open& to, const void* data, size_t bytes);
 
   const Communicator& owner_;
+  Memory& memory_;
   std::deque<std::vector<char>> messages_;  // sent, not yet received
   std::deque<Open> open_;  // receives without a message; tickets matched_, matched_ + 1, ...
   std::vector<std::vector<char>> spare_;  // buffers for reuse

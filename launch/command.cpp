@@ -92,7 +92,7 @@ Command local_mpirun(const std::string& mpirun, const RankProgram& program,
 }
 
 std::vector<std::string> exported_variables(const std::vector<std::string>& names) {
-  static constexpr const char* kPrefixes[] = {"NCCL_", "UCX_",      "CUDA_", "OMP_",
+  static constexpr const char* kPrefixes[] = {"NCCL_", "NVSHMEM_", "TORCH_", "UCX_", "CUDA_", "OMP_",
                                               "GOMP_", "OPENBLAS_", "MKL_",  "R1RUN_"};
   static constexpr const char* kNames[] = {"LD_LIBRARY_PATH", "TZ", "LANG", "LC_ALL", "HF_HOME"};
   static constexpr const char* kSecret[] = {"TOKEN", "SECRET", "PASS", "KEY", "CREDENTIAL", "AUTH"};

@@ -104,7 +104,8 @@ int main(int argc, char** argv) {
     log::setup(world->rank() == 0 ? "r1run" : fmt::format("r1run: rank {}", world->rank()),
                world->rank() == 0 ? spdlog::level::info : spdlog::level::warn);
     if (train::needs_ranks(call.command)) watch = make_watch(config, *world, *status);
-    const train::RankContext ctx{config, *world, *status, g_signals, std::getenv("R1RUN_TERMINAL") != nullptr, watch.get()};
+    const train::RankContext ctx{config, *world, *status, g_signals, std::getenv("R1RUN_TERMINAL") != nullptr, watch.get(),
+                                 train::stop_check(config, g_signals)};
     const ExitCode code = train::run_command(ctx);
     status->report(ReportKind::kFinished, code, "");
     watch.reset();

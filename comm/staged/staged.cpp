@@ -1,43 +1,83 @@
 #include "comm/staged/staged.h"
 
+#include <map>
+#include <tuple>
 #include <utility>
 #include <vector>
 
+#include "runtime/device/cuda/cuda_api.h"
+#include "runtime/device/cuda_library.h"
 #include "runtime/device/device.h"
 
 namespace r1::comm {
 namespace {
 
+/// Pinned host buffers for reuse: a copy to pageable memory is staged again by the driver, at half the rate.
+class HostBuffers {
+ public:
+  HostBuffers() = default;
+  HostBuffers(const HostBuffers&) = delete;
+  HostBuffers& operator=(const HostBuffers&) = delete;
+  ~HostBuffers() {
+    for (auto& [bytes, list] : free_)
+      for (void* p : list) api_->release_pinned(p);
+  }
+  std::pair<void*, size_t> take(size_t bytes) {
+    size_t size = 4096;
+    while (size < bytes) size *= 2;
+    auto& list = free_[size];
+    if (!list.empty()) {
+      void* p = list.back();
+      list.pop_back();
+      return {p, size};
+    }
+    if (api_ == nullptr) api_ = reinterpret_cast<cuda::Api* (*)()>(cuda_library_symbol("r1run_cuda_api"))();
+    return {api_->allocate_pinned(size), size};
+  }
+  void give(void* p, size_t size) { free_[size].push_back(p); }
+
+ private:
+  cuda::Api* api_ = nullptr;
+  std::map<size_t, std::vector<void*>> free_;
+};
+
 /// A host copy of a device tensor; host tensors are used as they are.
 class Staged {
  public:
-  Staged(const Tensor& t, bool read, const Stream& s) : device_(t), stream_(s) {
-    if (t.device.kind == DeviceKind::kCpu) {
-      host_ = t;
+  Staged(const Tensor& t, bool read, const Stream& s, HostBuffers& buffers) : device_(t), stream_(s), host_(t) {
+    if (t.device.kind == DeviceKind::kCpu || t.empty()) {
+      host_.device = {};
       return;
     }
-    buffer_ = Buffer(Device{}, t.bytes());
-    host_ = t;
+    buffers_ = &buffers;
+    std::tie(host_.data, size_) = buffers.take(t.bytes());
     host_.device = {};
-    host_.data = buffer_.data();
-    if (read && !t.empty()) {
+    if (read) {
       DeviceBackend& backend = backend_of(t.device.kind);
       backend.copy(host_.data, t.data, t.bytes(), s);
       backend.synchronize(s);
     }
   }
+  Staged(Staged&& o) noexcept
+      : device_(o.device_), stream_(o.stream_), host_(o.host_), buffers_(std::exchange(o.buffers_, nullptr)), size_(o.size_) {}
+  Staged& operator=(Staged&&) = delete;
+  ~Staged() {
+    if (buffers_ != nullptr) buffers_->give(host_.data, size_);
+  }
   [[nodiscard]] const Tensor& host() const { return host_; }
   void write_back() const {
-    if (device_.device.kind == DeviceKind::kCpu || device_.empty()) return;
+    if (buffers_ == nullptr) return;
     DeviceBackend& backend = backend_of(device_.device.kind);
     backend.copy(device_.data, host_.data, device_.bytes(), stream_);
     backend.synchronize(stream_);
   }
 
  private:
-  Tensor device_, host_;
+  Tensor device_;
   Stream stream_;
-  Buffer buffer_;
+  Tensor host_;
+  HostBuffers* buffers_ = nullptr;
+  size_t size_ = 0;
 };
 
 class StagedPending : public Pending {
@@ -48,6 +88,7 @@ class StagedPending : public Pending {
     inner_->wait();
     for (const Staged& t : received_) t.write_back();
     received_.clear();
+    sent_.clear();
   }
 
  private:
@@ -57,44 +98,45 @@ class StagedPending : public Pending {
 
 class StagedCommunicator : public Communicator {
  public:
-  explicit StagedCommunicator(std::unique_ptr<Communicator> inner) : Communicator(inner->name()), inner_(std::move(inner)) {}
+  explicit StagedCommunicator(std::unique_ptr<Communicator> inner, std::shared_ptr<HostBuffers> buffers)
+      : Communicator(inner->name()), buffers_(std::move(buffers)), inner_(std::move(inner)) {}
   [[nodiscard]] int rank() const override { return inner_->rank(); }
   [[nodiscard]] int size() const override { return inner_->size(); }
 
   void all_reduce(const Tensor& x, ReduceOp op, const Stream& s) override {
     if (size() == 1) return;
-    const Staged h(x, true, s);
+    const Staged h(x, true, s, *buffers_);
     inner_->all_reduce(h.host(), op, {});
     h.write_back();
   }
   void all_gather(const Tensor& in, const Tensor& out, std::span<const int64_t> counts, const Stream& s) override {
-    const Staged a(in, true, s), b(out, false, s);
+    const Staged a(in, true, s, *buffers_), b(out, false, s, *buffers_);
     inner_->all_gather(a.host(), b.host(), counts, {});
     b.write_back();
   }
   void reduce_scatter(const Tensor& in, const Tensor& out, std::span<const int64_t> counts, const Stream& s) override {
-    const Staged a(in, true, s), b(out, false, s);
+    const Staged a(in, true, s, *buffers_), b(out, false, s, *buffers_);
     inner_->reduce_scatter(a.host(), b.host(), counts, {});
     b.write_back();
   }
   void broadcast(const Tensor& x, int root, const Stream& s) override {
     if (size() == 1) return;
-    const Staged h(x, rank() == root, s);
+    const Staged h(x, rank() == root, s, *buffers_);
     inner_->broadcast(h.host(), root, {});
     if (rank() != root) h.write_back();
   }
   void all_to_all(const Tensor& in, std::span<const int64_t> send_counts, const Tensor& out,
                   std::span<const int64_t> recv_counts, const Stream& s) override {
-    const Staged a(in, true, s), b(out, false, s);
+    const Staged a(in, true, s, *buffers_), b(out, false, s, *buffers_);
     inner_->all_to_all(a.host(), send_counts, b.host(), recv_counts, {});
     b.write_back();
   }
   void send(const Tensor& x, int peer, const Stream& s) override {
-    const Staged h(x, true, s);
+    const Staged h(x, true, s, *buffers_);
     inner_->send(h.host(), peer, {});
   }
   void recv(const Tensor& x, int peer, const Stream& s) override {
-    const Staged h(x, false, s);
+    const Staged h(x, false, s, *buffers_);
     inner_->recv(h.host(), peer, {});
     h.write_back();
   }
@@ -103,7 +145,7 @@ class StagedCommunicator : public Communicator {
     std::vector<Transfer> host;
     for (const Transfer& t : transfers) {
       auto& list = t.kind == Transfer::Kind::kSend ? sent : received;
-      list.emplace_back(t.tensor, t.kind == Transfer::Kind::kSend, s);
+      list.emplace_back(t.tensor, t.kind == Transfer::Kind::kSend, s, *buffers_);
       host.push_back({t.kind, list.back().host(), t.peer});
     }
     auto inner = inner_->start(host, {});
@@ -118,7 +160,7 @@ class StagedCommunicator : public Communicator {
   }
   void barrier() override { inner_->barrier(); }
   [[nodiscard]] std::unique_ptr<Communicator> split(int color, int key, std::string name) override {
-    return std::make_unique<StagedCommunicator>(inner_->split(color, key, std::move(name)));
+    return std::make_unique<StagedCommunicator>(inner_->split(color, key, std::move(name)), buffers_);
   }
   void close() override { inner_->close(); }
 
@@ -132,7 +174,7 @@ class StagedCommunicator : public Communicator {
       ShardedTensor h;
       for (int r = 0; r < static_cast<int>(x.parts.size()); ++r) {
         auto& list = (r == rank()) == sum ? received : sent;
-        list.emplace_back(x.parts[static_cast<size_t>(r)], sum || r == rank(), s);
+        list.emplace_back(x.parts[static_cast<size_t>(r)], sum || r == rank(), s, *buffers_);
         h.parts.push_back(list.back().host());
       }
       host.push_back(std::move(h));
@@ -141,13 +183,14 @@ class StagedCommunicator : public Communicator {
     return std::make_unique<StagedPending>(std::move(received), std::move(sent), std::move(inner));
   }
 
+  std::shared_ptr<HostBuffers> buffers_;  // of all groups split from one
   std::unique_ptr<Communicator> inner_;
 };
 
 }  // namespace
 
 std::unique_ptr<Communicator> make_staged(std::unique_ptr<Communicator> inner) {
-  return std::make_unique<StagedCommunicator>(std::move(inner));
+  return std::make_unique<StagedCommunicator>(std::move(inner), std::make_shared<HostBuffers>());
 }
 
 }  // namespace r1::comm

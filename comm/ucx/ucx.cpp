@@ -22,6 +22,7 @@ namespace {
 
 // One worker and its endpoints: what all groups of a process share. Freed by close() only.
 struct UcxWires : Wires {
+  Memory* memory = &host_memory();
   std::vector<bool> watched;  // by world rank: whether UCX shall tell that it died
   ucp_context_h context = nullptr;
   ucp_worker_h worker = nullptr;
@@ -68,6 +69,8 @@ class UcxBatch final : public Batch {
   UcxBatch(const Communicator& c, UcxWires& wires, const std::vector<int>& world_ranks, int64_t id)
       : comm_(c), wires_(wires), world_ranks_(world_ranks), id_(id) {}
 
+  // UCX knows no streams: what it is given must be ready, and it is through when done() says so.
+  void begin(const Stream& s) override { wires_.memory->synchronize(s); }
   void send(Channel channel, const void* data, size_t bytes, int peer) override {
     const int to = world_ranks_[static_cast<size_t>(peer)];
     const ucp_request_param_t params = request_params();
@@ -158,7 +161,7 @@ class UcxCommunicator final : public ComposedCommunicator {
  public:
   UcxCommunicator(std::string name, int rank, std::vector<int> world_ranks,
                   std::shared_ptr<UcxWires> wires, int64_t id)
-      : ComposedCommunicator(std::move(name), rank, std::move(world_ranks), wires),
+      : ComposedCommunicator(std::move(name), rank, std::move(world_ranks), wires, *wires->memory),
         ucx_(std::move(wires)),
         id_(id) {
     if (id_ >= int64_t{1} << 31)
@@ -255,11 +258,26 @@ bool shared_memory_allowed(std::string list) {
 
 }  // namespace
 
+bool ucx_moves_cuda() {
+  ucp_params_t params{};
+  params.field_mask = UCP_PARAM_FIELD_FEATURES;
+  params.features = UCP_FEATURE_TAG;
+  ucp_context_h context = nullptr;
+  if (ucp_init(&params, nullptr, &context) != UCS_OK) return false;
+  ucp_context_attr_t attributes{};
+  attributes.field_mask = UCP_ATTR_FIELD_MEMORY_TYPES;
+  const bool found = ucp_context_query(context, &attributes) == UCS_OK &&
+                     (attributes.memory_types & (uint64_t{1} << UCS_MEMORY_TYPE_CUDA)) != 0;
+  ucp_cleanup(context);
+  return found;
+}
+
 std::unique_ptr<Communicator> make_ucx(Communicator& bootstrap, StopCheck stop,
                                        const UcxOptions& options) {
   auto wires = std::make_shared<UcxWires>();
   wires->stop = std::move(stop);
   wires->next_group = 1;
+  if (options.memory != nullptr) wires->memory = options.memory;
   wires->world_rank = bootstrap.rank();
   const auto n = static_cast<size_t>(bootstrap.size());
 

@@ -2,7 +2,7 @@
 // comm/composed.h on top.
 #pragma once
 
-#include "comm/communicator.h"
+#include "comm/memory.h"
 
 namespace r1::comm {
 
@@ -16,10 +16,16 @@ struct UcxOptions {
   /// where `transports` name no shared memory, or with this option. Elsewhere the StopCheck ends a
   /// wait.
   bool watch_local_peers = false;
+  /// Where tensors live; null: host memory. A GPU's only where ucx_moves_cuda() says that UCX can.
+  Memory* memory = nullptr;
 };
 
+/// Whether this UCX reads and writes CUDA memory itself (built with CUDA, its module there and a GPU visible). Where it
+/// does not, device tensors go through pinned host memory (comm/staged).
+[[nodiscard]] bool ucx_moves_cuda();
+
 /// A communicator over the ranks of `bootstrap`, which carries the workers' addresses and is not
-/// needed afterwards. CPU tensors. Collective over bootstrap. Waiting loops poll and call `stop`
+/// needed afterwards. Collective over bootstrap. Waiting loops poll and call `stop`
 /// every few milliseconds. Close all groups split from it before it, and it last: without close(),
 /// nothing is freed (a peer may be gone, and UCX would wait). Throws CommError with UCX's own text.
 [[nodiscard]] std::unique_ptr<Communicator> make_ucx(Communicator& bootstrap, StopCheck stop,

@@ -422,12 +422,12 @@ const std::vector<Option>& table() {
       {.name = "comm",
        .field = &C::comm,
        .fallback = "auto",
-       .choices = {"auto", "mpi", "nccl", "ipc", "ucx"},
+       .choices = {"auto", "nccl", "ipc", "ucx", "mpi"},
        .metavar = "NAME",
-       .help = "what carries tensors between ranks",
+       .help = "what carries tensors between ranks; auto: chosen for each group from where its ranks "
+               "are; mpi: through host memory, always possible",
        .group = Group::kLayout,
-       .commands = kOnRanks | kJob,
-       .planned = true},
+       .commands = kOnRanks | kJob},
 
       // -- optimisation
       {.name = "steps",

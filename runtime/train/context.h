@@ -26,6 +26,7 @@ struct RankContext {
   SignalFlags& signals;
   bool terminal = false;  ///< standard output is a terminal (the front door says so)
   comm::Watch* watch = nullptr;  ///< the control thread, where there is one
+  comm::StopCheck stop;   ///< for whatever waits; may be empty
 
   [[nodiscard]] bool first() const { return world.rank() == 0; }
   /// Throws StoppedError when a signal asked to leave. Counts as progress: call it where work goes on without new phases.

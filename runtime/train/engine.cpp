@@ -36,7 +36,8 @@ parallel::RankPlan plan_for(const parallel::ModelConfig& config, const EngineOpt
 
 Engine::Engine(const parallel::ModelConfig& config, const EngineOptions& o, comm::Communicator& world)
     : options_(o), spec_(config, o.mesh.tp, o.mesh.pp * o.virtual_stages),
-      groups_(std::make_unique<parallel::ProcessGroups>(world, o.mesh, config.tied_embeddings && o.mesh.pp > 1)),
+      router_(std::make_unique<comm::Router>(world, o.comm, o.device, o.stop)),
+      groups_(std::make_unique<parallel::ProcessGroups>(router_->world(), o.mesh, config.tied_embeddings && o.mesh.pp > 1)),
       schedule_(schedule_of(o, o.microbatches)), single_schedule_(schedule_of(o, 1)),
       plan_(parallel::plan_rank(spec_, o.mesh, groups_->coord(), schedule_, o.tokens, o.recompute, o.format, o.needs,
                                 o.training, o.zero, tree_of(o, groups_->coord()))),

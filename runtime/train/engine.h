@@ -6,6 +6,7 @@
 #include <span>
 #include <string>
 
+#include "comm/routed/routed.h"
 #include "parallel/exec/pipeline.h"
 #include "parallel/exec/process_groups.h"
 #include "parallel/spec/model_spec.h"
@@ -30,6 +31,8 @@ struct EngineOptions {
   /// (--deterministic); 0: over micro-batches as they come.
   int64_t tree_rows = 0;
   optim::AdamWOptions adamw;
+  CommChoice comm = CommChoice::kAuto;
+  comm::StopCheck stop;  ///< called while the rank waits for others or for its device
 };
 
 class Engine {
@@ -50,6 +53,8 @@ class Engine {
 
   [[nodiscard]] models::RankModel& model() { return *model_; }
   [[nodiscard]] parallel::ProcessGroups& groups() { return *groups_; }
+  /// The groups of several ranks and what carries their tensors.
+  [[nodiscard]] const std::vector<comm::RoutedGroup>& routes() const { return router_->groups(); }
   [[nodiscard]] const parallel::ModelSpec& spec() const { return spec_; }
   [[nodiscard]] const parallel::RankPlan& plan() const { return plan_; }
   [[nodiscard]] const parallel::Schedule& schedule() const { return schedule_; }
@@ -63,6 +68,7 @@ class Engine {
 
   EngineOptions options_;
   parallel::ModelSpec spec_;
+  std::unique_ptr<comm::Router> router_;  // outlives the groups
   std::unique_ptr<parallel::ProcessGroups> groups_;
   parallel::Schedule schedule_, single_schedule_;
   parallel::RankPlan plan_;

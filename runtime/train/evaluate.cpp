@@ -57,7 +57,8 @@ ExitCode run_eval(const RankContext& ctx) {
     sets.push_back(data::Dataset::open(o, tokenizer));
   }
   const BatchLayout rows{.batch = cfg.batch, .micro_batch = cfg.micro_batch, .seq_len = sets.front().seq_len(), .dp = mesh.dp};
-  const EngineOptions options = engine_options(cfg, source.config, mesh, rows, choose_device(ctx, {}), false);
+  EngineOptions options = engine_options(cfg, source.config, mesh, rows, choose_device(ctx, {}), false);
+  options.stop = ctx.stop;
   check_memory(ctx, source.config, options);
   Engine engine(source.config, options, ctx.world);
   load_weights(engine, source.dir);

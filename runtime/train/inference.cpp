@@ -165,7 +165,8 @@ void InferenceSession::load(const RequestSizes& sizes, bool logprobs) {
   const bool gpu = device_.kind == DeviceKind::kCuda;
   stream_ = backend_of(device_.kind).create_stream(device_);
   has_stream_ = true;
-  groups_ = std::make_unique<parallel::ProcessGroups>(ctx_.world, mesh_, false);
+  router_ = std::make_unique<comm::Router>(ctx_.world, parse_comm_choice(ctx_.config.comm), device_, ctx_.stop);
+  groups_ = std::make_unique<parallel::ProcessGroups>(router_->world(), mesh_, false);
   plan_ = plan_inference(*spec_, mesh_, groups_->coord(), shape);
   const parallel::InferencePlan::Bytes bytes = plan_.bytes();
   if (ctx_.first())

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "comm/routed/routed.h"
 #include "runtime/serve/engine.h"
 #include "runtime/serve/generation_config.h"
 #include "runtime/tokenizer/tokenizer.h"
@@ -65,6 +66,7 @@ class InferenceSession {
   Device device_;
   Stream stream_;
   bool has_stream_ = false;
+  std::unique_ptr<comm::Router> router_;  // outlives the groups
   std::unique_ptr<parallel::ProcessGroups> groups_;
   parallel::InferencePlan plan_;
   std::vector<models::StageParameters> params_;

@@ -136,6 +136,7 @@ EngineOptions engine_options(const JobConfig& cfg, const parallel::ModelConfig& 
   o.tree_rows = cfg.deterministic ? rows.batch : 0;
   o.device = device;
   o.format = numeric_format(cfg, device);
+  o.comm = parse_comm_choice(cfg.comm);
   o.needs = parallel::device_needs(device.kind == DeviceKind::kCuda, model, mesh.tp, rows.tokens());
   o.adamw = {.beta1 = cfg.beta1, .beta2 = cfg.beta2, .eps = cfg.eps, .weight_decay = cfg.weight_decay,
              .no_decay = cfg.no_decay, .clip = cfg.clip, .seed = cfg.seed};

@@ -227,7 +227,8 @@ void Job::open() {
   rows_ = {.batch = cfg_.batch, .micro_batch = cfg_.deterministic ? 1 : cfg_.micro_batch, .seq_len = data_->seq_len(),
            .dp = mesh.dp};
   device_ = choose_device(ctx_, cache);
-  const EngineOptions options = engine_options(cfg_, source_->config, mesh, rows_, device_, true);
+  EngineOptions options = engine_options(cfg_, source_->config, mesh, rows_, device_, true);
+  options.stop = ctx_.stop;
   check_space(options);
   choose_save_mode(options);
   ctx_.status.set_phase("building the model");
@@ -364,6 +365,10 @@ void Job::print_start(double gemm_rate, int64_t total_steps) {
   fmt::print("machine    {}, {} together in {} GEMM, {} thread(s) a rank\n",
              device_.kind == DeviceKind::kCuda ? "GPU" : "CPU", human_si(gemm_rate, "FLOP/s"),
              dtype_name(engine_->plan().format.weights), cpu_threads());
+  std::string groups;
+  for (const comm::RoutedGroup& g : engine_->routes())
+    groups += fmt::format("{}{} {}", groups.empty() ? "" : "; ", g.name, describe(g.route));
+  if (!groups.empty()) fmt::print("comm       {}\n", groups);
   if (cfg_.deterministic)
     fmt::print("deterministic  {}\n",
                measure_deterministic_cost(*engine_, rows_.seq_len, cfg_.micro_batch).str(rows_.seq_len, cfg_.micro_batch));

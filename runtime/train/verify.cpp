@@ -205,6 +205,7 @@ Result Verifier::run_one(const std::string& schedule, int virtual_stages, parall
   const parallel::ModelConfig& config = source_->config;
   BatchLayout rows{.batch = reference_.rows, .micro_batch = cfg_.micro_batch, .seq_len = reference_.seq_len, .dp = mesh_.dp};
   EngineOptions options = engine_options(cfg_, config, mesh_, rows, device_, true);
+  options.stop = ctx_.stop;
   options.zero = 0;  // every replica needs all gradients to compare them
   options.schedule = schedule;
   options.virtual_stages = virtual_stages;

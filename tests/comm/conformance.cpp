@@ -11,6 +11,8 @@
 namespace r1::comm::test {
 namespace {
 
+bool g_ordered_sums = true;  // a property of the backend that the program tests
+
 constexpr uint64_t kSeed = 20240607;
 constexpr DType kAll[] = {DType::kF32, DType::kBF16, DType::kF16, DType::kF64,
                           DType::kI32, DType::kI64,  DType::kU8};
@@ -201,6 +203,8 @@ void check_sum(const char* what, const Tensor& result, std::span<const Host> ran
     require(std::abs(got - exact) <= tolerance(ranks, offset + i),
             "{} of {}: element {} is {}, the sum is {}", what, dtype_name(result.dtype), i, got,
             exact);
+    const bool narrow = result.dtype == DType::kBF16 || result.dtype == DType::kF16;
+    if (!g_ordered_sums && !narrow) continue;
     require(got == ordered_sum(ranks, offset + i),
             "{} of {}: element {} is {:a}, summed in rank order it is {:a}", what,
             dtype_name(result.dtype), i, got, ordered_sum(ranks, offset + i));
@@ -276,7 +280,8 @@ void all_reduce_large(Communicator& c) {
   for (int64_t i = 0; i < kNumel; ++i) {
     float expected = value(0, i);
     for (int r = 1; r < c.size(); ++r) expected += value(r, i);
-    if (p[i] != expected) require(false, "element {} is {:a}, expected {:a}", i, p[i], expected);
+    const float allowed = g_ordered_sums ? 0.0f : 400.0f * 0x1p-23f * static_cast<float>(c.size());
+    if (std::abs(p[i] - expected) > allowed) require(false, "element {} is {:a}, expected {:a}", i, p[i], expected);
   }
   x.check_guards("all_reduce");
 }
@@ -756,6 +761,8 @@ void wrong_arguments(Communicator& c) {
 }
 
 }  // namespace
+
+void set_ordered_sums(bool ordered) { g_ordered_sums = ordered; }
 
 const std::vector<Case>& conformance_cases() {
   static const std::vector<Case> cases = {

@@ -13,6 +13,9 @@ struct Case {
   void (*run)(Communicator& c);
 };
 
+/// Whether sums must have the bits of the sum in rank order (the default), or may be formed in any order.
+void set_ordered_sums(bool ordered);
+
 /// All cases, each for a group of any size.
 [[nodiscard]] const std::vector<Case>& conformance_cases();
 

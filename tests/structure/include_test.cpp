@@ -51,6 +51,8 @@ const std::map<std::string, Folders> kAllowed = {
     {"runtime/kernels", kDevice},
     {kCudaBackend, kKernels},
     {"comm", kDevice},
+    // The device side of the communicators: part of the CUDA library too.
+    {"comm/cuda", kKernels + Folders{"comm", kCudaBackend}},
     {"parallel/exec", kExec},
     {"runtime/nn", kExec},
     {"runtime/models", kModels},
@@ -69,9 +71,9 @@ const std::map<std::string, Folders> kAllowed = {
 /// installed.
 const std::vector<std::pair<std::vector<std::string>, Folders>> kForeign = {
     {{"mpi.h"}, {"comm"}},
-    {{"nccl.h", "ucp/", "uct/", "ucs/"}, {"comm"}},
+    {{"nccl.h", "ucp/", "uct/", "ucs/"}, {"comm", "comm/cuda"}},
     {{"cuda", "cublas", "cudnn", "nvToolsExt", "nvtx3/", "cub/", "cooperative_groups"},
-     {"comm", kCudaBackend}},
+     {"comm/cuda", kCudaBackend}},
     {{"cblas.h", "openblas"}, {"runtime/kernels"}},
 };
 
@@ -79,7 +81,10 @@ const std::vector<std::pair<std::vector<std::string>, Folders>> kForeign = {
 std::string folder_of(const std::string& file) {
   const fs::path path(file);
   const auto top = path.begin()->string();
+  if (file.starts_with("comm/cuda/")) return "comm/cuda";
   if (top == "comm" || top == "launch") return top;
+  // The library's interface needs no CUDA header: whoever uses a device may use it.
+  if (file == "runtime/device/cuda/cuda_api.h") return "runtime/device";
   if (file.starts_with("runtime/device/cuda/") || file.starts_with("runtime/kernels/cuda/"))
     return kCudaBackend;
   if (std::distance(path.begin(), path.end()) == 2 && kAllowed.contains(top)) return top;
@@ -197,6 +202,8 @@ TEST(Includes, TheCheckCatches) {
   EXPECT_EQ(bad("runtime/device/a.cpp", "#include \"runtime/device/cuda/b.h\"\n"), 1u);
   EXPECT_EQ(bad("runtime/kernels/a.cpp", "#include <cuda_runtime.h>\n"), 1u);
   EXPECT_EQ(bad("comm/mpi/a.cpp", "#include <mpi.h>\n"), 0u);
+  EXPECT_EQ(bad("comm/cuda/a.cpp", "#include \"runtime/device/cuda/context.h\"\n"), 0u);
+  EXPECT_EQ(bad("comm/ipc/a.cpp", "#include \"runtime/device/cuda/context.h\"\n"), 1u);
   EXPECT_EQ(bad("runtime/core/a.h", "#include \"runtime/device/device.h\"\n"), 1u);
   EXPECT_EQ(bad("comm/a.h", "  #  include \"parallel/mesh/mesh.h\"\n"), 1u);
   EXPECT_EQ(bad("comm/a.h", "#include <parallel/mesh/mesh.h>\n"), 1u);

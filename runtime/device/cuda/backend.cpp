@@ -1,7 +1,9 @@
 // The CUDA side of the device seam, and the library's entry points.
 #include <cuda_runtime.h>
 #include <nvtx3/nvToolsExt.h>
+#include <sched.h>
 
+#include <chrono>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -48,6 +50,8 @@ class Backend final : public DeviceBackend, public Api {
   void copy(void* dst, const void* src, size_t bytes, const Stream& s) override {
     if (bytes == 0) return;
     const DeviceScope scope(s.device.index);
+    // A copy to pageable memory waits for the stream inside the driver, where nothing can end the wait.
+    if (wait_hook_ && is_pageable(dst)) synchronize(s);
     CUDA_CHECK(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDefault, handle_of(s)));
   }
   void fill_zero(void* dst, size_t bytes, const Stream& s) override {
@@ -57,7 +61,8 @@ class Backend final : public DeviceBackend, public Api {
   }
   void synchronize(const Stream& s) override {
     const DeviceScope scope(s.device.index);
-    CUDA_CHECK(cudaStreamSynchronize(handle_of(s)));
+    if (wait_hook_) poll([&] { return cudaStreamQuery(handle_of(s)); });
+    else CUDA_CHECK(cudaStreamSynchronize(handle_of(s)));
   }
   Stream create_stream(Device d) override { return create_stream(d, 0); }
   void destroy_stream(const Stream& s) noexcept override {
@@ -172,7 +177,10 @@ class Backend final : public DeviceBackend, public Api {
     CUDA_CHECK(status);
     return true;
   }
-  void synchronize(const Event& e) override { CUDA_CHECK(cudaEventSynchronize(event(e))); }
+  void synchronize(const Event& e) override {
+    if (wait_hook_) poll([&] { return cudaEventQuery(event(e)); });
+    else CUDA_CHECK(cudaEventSynchronize(event(e)));
+  }
   double elapsed_us(const Event& begin, const Event& end) override {
     float ms = 0;
     CUDA_CHECK(cudaEventElapsedTime(&ms, event(begin), event(end)));
@@ -216,6 +224,7 @@ class Backend final : public DeviceBackend, public Api {
     return p;
   }
   void release_pinned(void* p) noexcept override { (void)cudaFreeHost(p); }
+  void set_wait_hook(std::function<void(std::chrono::nanoseconds)> hook) override { wait_hook_ = std::move(hook); }
   void range_push(const char* name) override { nvtxRangePushA(name); }
   void range_pop() override { nvtxRangePop(); }
 
@@ -237,9 +246,40 @@ class Backend final : public DeviceBackend, public Api {
   }
 
  private:
+  // Until `query` no longer says that work is under way. Yields: ranks may share cores.
+  template <class Query>
+  void poll(Query query) {
+    using Clock = std::chrono::steady_clock;
+    constexpr auto kInterval = std::chrono::milliseconds(2);
+    Clock::time_point begin{}, next{};
+    for (;;) {
+      const cudaError_t status = query();
+      if (status != cudaErrorNotReady) {
+        CUDA_CHECK(status);
+        return;
+      }
+      (void)cudaGetLastError();
+      const auto now = Clock::now();
+      if (begin == Clock::time_point{}) {
+        begin = now;
+        next = now + kInterval;
+      }
+      if (now - begin > std::chrono::microseconds(100)) sched_yield();
+      if (now < next) continue;
+      next = now + kInterval;
+      wait_hook_(now - begin);
+    }
+  }
+  static bool is_pageable(const void* p) {
+    cudaPointerAttributes a{};
+    const cudaError_t e = cudaPointerGetAttributes(&a, p);
+    if (e != cudaSuccess) (void)cudaGetLastError();
+    return e != cudaSuccess || a.type == cudaMemoryTypeUnregistered;
+  }
   static cudaEvent_t event(const Event& e) { return static_cast<cudaEvent_t>(e.handle); }
   static double gib(size_t bytes) { return static_cast<double>(bytes) / 0x1p30; }
 
+  std::function<void(std::chrono::nanoseconds)> wait_hook_;
   std::mutex mutex_;
   Settings settings_;
   std::atomic<int64_t> allocations_{0};

@@ -4,8 +4,10 @@
 //     auto* get = reinterpret_cast<r1::cuda::Api* (*)()>(cuda_library_symbol("r1run_cuda_api"));
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -110,6 +112,11 @@ class Api {
   // ---- host memory
   [[nodiscard]] virtual void* allocate_pinned(size_t bytes) = 0;
   virtual void release_pinned(void* p) noexcept = 0;
+
+  // ---- waiting
+  /// Called every few milliseconds while the host waits for a stream or an event, with the time waited so far; what it
+  /// throws ends the wait. A rank whose peer died would otherwise wait inside the driver for ever. Empty: wait there.
+  virtual void set_wait_hook(std::function<void(std::chrono::nanoseconds waited)> hook) = 0;
 
   // ---- profiler ranges (NVTX)
   virtual void range_push(const char* name) = 0;

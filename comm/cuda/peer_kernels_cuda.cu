@@ -1,0 +1,412 @@
+// Collectives in one kernel a rank, for ranks that each have a GPU and see each other's memory.
+//
+// Each rank owns an area that the others write into:
+//
+//   control   sequence number of the one-shot calls; step of each block
+//   flags     [block][phase][source rank]: the step up to which that rank has written
+//   one-shot  [parity][source rank][2 x kOneShotBytes]: data interleaved with the call's number
+//   pieces    [block][phase][parity][source rank][piece]
+//
+// One-shot all-reduce (up to one_shot_limit): every rank writes its whole tensor to every other, 4
+// bytes of data and 4 of sequence number at a time (the "LL" protocol of NCCL: 8-byte halves of a
+// 16-byte store arrive whole), so that data is its own flag; each then sums all n tensors in rank
+// order. Bytes written: 2 (n-1) x size, one link latency. Two buffers suffice: a rank that begins
+// call s has every peer's data of call s-1, which a peer writes after it is through with s-2.
+//
+// Phases (all-reduce, reduce-scatter, all-gather of any size): block b handles every gridDim-th
+// piece of each part. Phase 0 writes the piece of part j to rank j, which sums in rank order; phase
+// 1 writes the sum (or, gathering, the own part) to all. After each phase a block raises its flag
+// at its peers and waits for theirs: no wait spans the grid. Pieces alternate between two buffers
+// for the same reason as above. Bytes over the link: those of a ring, (n-1)/n x size a phase.
+//
+// Numbers and steps are kept in device memory: a captured graph replays correctly. They wrap after
+// 2^32 calls; a word that no call has touched since exactly 2^32 calls ago would then pass for new.
+#include <algorithm>
+
+#include "comm/cuda/comm_kernels.h"
+#include "comm/cuda/element.cuh"
+#include "runtime/device/cuda/check.h"
+#include "runtime/device/cuda/context.h"
+
+namespace r1::comm::cuda {
+namespace {
+
+constexpr int kBlocks = 64;
+constexpr int kThreads = 512;
+constexpr size_t kOneShotBytes = size_t{512} << 10;
+constexpr size_t kPieceBytes = size_t{128} << 10;  // of all ranks' pieces of a block together
+
+struct Control {
+  uint32_t calls;     // one-shot calls so far
+  uint32_t finished;  // blocks of the present one that are through
+  uint32_t steps[kBlocks];
+  uint32_t flags[kBlocks][2][kMaxPeers];
+};
+constexpr size_t kControlBytes = 16384;
+static_assert(sizeof(Control) <= kControlBytes);
+
+constexpr size_t piece_bytes(int n) { return kPieceBytes / static_cast<size_t>(n) / 256 * 256; }
+constexpr size_t one_shot_bytes(int n) { return 2 * static_cast<size_t>(n) * 2 * kOneShotBytes; }
+
+// Up to here writing everything to everybody beats two phases; what more ranks write shares one
+// link.
+constexpr size_t one_shot_limit(int n) {
+  return n <= 2 ? kOneShotBytes : (size_t{512} << 10) / static_cast<size_t>(n - 1);
+}
+
+struct Areas {
+  char* p[kMaxPeers];
+  int rank, n;
+
+  __device__ Control& control(int r) const { return *reinterpret_cast<Control*>(p[r]); }
+  // Where words of rank `source` arrive at rank r.
+  __device__ uint4* words(int r, unsigned parity, int source) const {
+    return reinterpret_cast<uint4*>(p[r] + kControlBytes +
+                                    (static_cast<size_t>(parity) * n + source) * 2 * kOneShotBytes);
+  }
+  __device__ char* piece(int r, int block, int phase, unsigned parity, int source,
+                         size_t bytes) const {
+    const size_t i = ((static_cast<size_t>(block) * 2 + phase) * 2 + parity) * n + source;
+    return p[r] + kControlBytes + static_cast<size_t>(n) * 4 * kOneShotBytes + i * bytes;
+  }
+};
+
+__device__ __forceinline__ void store_words(uint4* p, uint4 v) {
+  asm volatile("st.volatile.global.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(p), "r"(v.x), "r"(v.y),
+               "r"(v.z), "r"(v.w)
+               : "memory");
+}
+__device__ __forceinline__ uint4 load_words(const uint4* p) {
+  uint4 v;
+  asm volatile("ld.volatile.global.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(p)
+               : "memory");
+  return v;
+}
+__device__ __forceinline__ void raise_flag(uint32_t* p, uint32_t v) {
+  asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
+}
+__device__ __forceinline__ uint32_t read_flag(const uint32_t* p) {
+  uint32_t v;
+  asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+  return v;
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    one_shot_kernel(typename T::Stored* x, int64_t numel, ReduceOp op, Areas areas) {
+  using S = typename T::Stored;
+  constexpr int kElems = 8 / static_cast<int>(sizeof(S));
+  struct alignas(8) Half {
+    S v[kElems];
+  };
+  Control& control = areas.control(areas.rank);
+  const uint32_t call = *static_cast<volatile uint32_t*>(&control.calls) + 1;
+  const unsigned parity = call & 1;
+  const int64_t units = (numel + kElems - 1) / kElems;
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
+  const bool aligned = reinterpret_cast<uintptr_t>(x) % 8 == 0;
+  const auto own = [&](int64_t u) {
+    Half h;
+    const int64_t i = u * kElems;
+    if (aligned && i + kElems <= numel) {
+      const uint2 w = *reinterpret_cast<const uint2*>(x + i);
+      memcpy(&h, &w, 8);
+    } else {
+      memset(&h, 0, 8);
+#pragma unroll
+      for (int k = 0; k < kElems; ++k)
+        if (i + k < numel) h.v[k] = x[i + k];
+    }
+    return h;
+  };
+  for (int64_t u = first; u < units; u += stride) {
+    const Half h = own(u);
+    uint2 w;
+    memcpy(&w, &h, 8);
+    for (int k = 1; k < areas.n; ++k) {
+      const int to = (areas.rank + k) % areas.n;
+      store_words(areas.words(to, parity, areas.rank) + u, make_uint4(w.x, call, w.y, call));
+    }
+  }
+  for (int64_t u = first; u < units; u += stride) {
+    typename T::Acc acc[kElems];
+    for (int r = 0; r < areas.n; ++r) {
+      Half h;
+      if (r == areas.rank) {
+        h = own(u);
+      } else {
+        const uint4* p = areas.words(areas.rank, parity, r) + u;
+        uint4 w;
+        do w = load_words(p);
+        while (w.y != call || w.w != call);
+        const uint2 data = make_uint2(w.x, w.z);
+        memcpy(&h, &data, 8);
+      }
+#pragma unroll
+      for (int k = 0; k < kElems; ++k)
+        acc[k] = r == 0 ? T::load(h.v[k]) : combine<T>(op, acc[k], T::load(h.v[k]));
+    }
+    Half y;
+#pragma unroll
+    for (int k = 0; k < kElems; ++k) y.v[k] = T::store(acc[k]);
+    const int64_t i = u * kElems;
+    if (aligned && i + kElems <= numel) {
+      uint2 w;
+      memcpy(&w, &y, 8);
+      *reinterpret_cast<uint2*>(x + i) = w;
+    } else {
+#pragma unroll
+      for (int k = 0; k < kElems; ++k)
+        if (i + k < numel) x[i + k] = y.v[k];
+    }
+  }
+  // The last block through counts the call: by then every block has read the number.
+  __syncthreads();
+  if (threadIdx.x == 0 && atomicAdd(&control.finished, 1) == gridDim.x - 1) {
+    control.finished = 0;
+    __threadfence();
+    *static_cast<volatile uint32_t*>(&control.calls) = call;
+  }
+}
+
+// Calls store(i, load(i)) for each pack of this thread, four loads under way at once: what is
+// stored may alias what is loaded later, so the compiler keeps their order.
+template <class Load, class Store>
+__device__ __forceinline__ void each_pack_of(int64_t elems, int per_pack, Load load, Store store) {
+  const int64_t stride = int64_t{kThreads} * per_pack;
+  int64_t i = static_cast<int64_t>(threadIdx.x) * per_pack;
+  for (; i + 3 * stride < elems; i += 4 * stride) {
+    const auto a = load(i), b = load(i + stride), c = load(i + 2 * stride),
+               d = load(i + 3 * stride);
+    store(i, a);
+    store(i + stride, b);
+    store(i + 2 * stride, c);
+    store(i + 3 * stride, d);
+  }
+  for (; i < elems; i += stride) store(i, load(i));
+}
+
+struct Parts {
+  int64_t begin[kMaxPeers + 1];  // elements before part r
+  int64_t piece;                 // elements of a piece
+  int64_t pieces;                // of the longest part
+};
+
+// Raises this block's flag at all peers, then waits for theirs: what they wrote in this phase is
+// here.
+__device__ __forceinline__ void meet(const Areas& areas, int phase, uint32_t step) {
+  __syncthreads();
+  const int peer = static_cast<int>(threadIdx.x);
+  if (peer < areas.n && peer != areas.rank) {
+    raise_flag(&areas.control(peer).flags[blockIdx.x][phase][areas.rank], step);
+    const uint32_t* own = &areas.control(areas.rank).flags[blockIdx.x][phase][peer];
+    while (static_cast<int32_t>(read_flag(own) - step) < 0) {
+    }
+  }
+  __syncthreads();
+}
+
+// in: all parts (kReduce) or the own one; out: the own part (not kGather) or all of them.
+template <class T, bool kReduce, bool kGather>
+__global__ void __launch_bounds__(kThreads)
+    phases_kernel(const typename T::Stored* in, typename T::Stored* out, ReduceOp op, Parts parts,
+                  Areas areas) {
+  using S = typename T::Stored;
+  using P = Pack<S>;
+  const int b = static_cast<int>(blockIdx.x), rank = areas.rank, n = areas.n;
+  const size_t bytes = piece_bytes(n);
+  Control& control = areas.control(rank);
+  uint32_t step = control.steps[b];
+  const auto length = [&](int r, int64_t at) {
+    return max(int64_t{0}, min(parts.piece, parts.begin[r + 1] - parts.begin[r] - at));
+  };
+  const auto pack = [](const char* p, int64_t i) {
+    const uint4 w = __ldcg(reinterpret_cast<const uint4*>(p) + i / P::kElems);
+    P x;
+    memcpy(&x, &w, 16);
+    return x;
+  };
+  const auto put = [](char* p, int64_t i, const P& x) {
+    uint4 w;
+    memcpy(&w, &x, 16);
+    reinterpret_cast<uint4*>(p)[i / P::kElems] = w;
+  };
+  const auto each_pack = [](int64_t elems, auto load, auto store) {
+    each_pack_of(elems, P::kElems, load, store);
+  };
+  for (int64_t piece = b; piece < parts.pieces; piece += gridDim.x) {
+    ++step;
+    const unsigned parity = step & 1;
+    const int64_t at = piece * parts.piece, own_elems = length(rank, at);
+    if constexpr (kReduce) {
+      for (int k = 1; k < n; ++k) {
+        const int to = (rank + k) % n;
+        const S* from = in + parts.begin[to] + at;
+        const int64_t elems = length(to, at);
+        const bool aligned = is_aligned(from);
+        char* dst = areas.piece(to, b, 0, parity, rank, bytes);
+        each_pack(
+            elems, [&](int64_t i) { return load_pack(from, i, elems, aligned); },
+            [&](int64_t i, const P& x) { put(dst, i, x); });
+      }
+      meet(areas, 0, step);
+    }
+    // The own piece: summed from all, or as it is; to out, and when gathering to all.
+    const S* mine = kReduce ? in + parts.begin[rank] + at : in + at;
+    S* result = kGather ? out + parts.begin[rank] + at : out + at;
+    const bool mine_aligned = is_aligned(mine), result_aligned = is_aligned(result);
+    each_pack(
+        own_elems,
+        [&](int64_t i) {
+          P y = load_pack(mine, i, own_elems, mine_aligned);
+          if constexpr (kReduce) {
+            typename T::Acc acc[P::kElems];
+            for (int r = 0; r < n; ++r) {
+              const P x = r == rank ? y : pack(areas.piece(rank, b, 0, parity, r, bytes), i);
+#pragma unroll
+              for (int k = 0; k < P::kElems; ++k)
+                acc[k] = r == 0 ? T::load(x.v[k]) : combine<T>(op, acc[k], T::load(x.v[k]));
+            }
+#pragma unroll
+            for (int k = 0; k < P::kElems; ++k) y.v[k] = T::store(acc[k]);
+          }
+          return y;
+        },
+        [&](int64_t i, const P& y) {
+          if (kReduce || mine != result) store_pack(result, i, own_elems, result_aligned, y);
+          if (kGather) {
+            for (int k = 1; k < n; ++k) {
+              const int to = (rank + k) % n;
+              put(areas.piece(to, b, 1, parity, rank, bytes), i, y);
+            }
+          }
+        });
+    if constexpr (kGather) {
+      meet(areas, 1, step);
+      for (int k = 1; k < n; ++k) {
+        const int from = (rank - k + n) % n;
+        S* to = out + parts.begin[from] + at;
+        const int64_t elems = length(from, at);
+        const bool aligned = is_aligned(to);
+        const char* src = areas.piece(rank, b, 1, parity, from, bytes);
+        each_pack(
+            elems, [&](int64_t i) { return pack(src, i); },
+            [&](int64_t i, const P& x) { store_pack(to, i, elems, aligned, x); });
+      }
+    }
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) control.steps[b] = step;
+}
+
+// A type that is only moved.
+struct Bytes1 {
+  using Stored = uint8_t;
+  using Acc = uint32_t;
+};
+
+class Kernels final : public PeerKernels {
+ public:
+  Kernels(int device, int rank, const std::vector<void*>& areas) : device_(device) {
+    areas_.rank = rank;
+    areas_.n = static_cast<int>(areas.size());
+    for (size_t r = 0; r < areas.size(); ++r) areas_.p[r] = static_cast<char*>(areas[r]);
+  }
+  void all_reduce(const Tensor& x, ReduceOp op, const Stream& s) override {
+    if (x.bytes() > one_shot_limit(areas_.n)) {
+      // Parts of whole lines, so that packs stay aligned when the tensor is.
+      const int64_t line = 256 / dtype_bytes(x.dtype);
+      const int64_t each = ((x.numel() + areas_.n - 1) / areas_.n + line - 1) / line * line;
+      Parts parts{};
+      for (int r = 0; r < areas_.n; ++r) parts.begin[r + 1] = std::min(x.numel(), each * (r + 1));
+      return phases<true, true>(x, x, op, parts, s);
+    }
+    const r1::cuda::DeviceScope scope(device_);
+    with_element(x.dtype, [&](auto type) {
+      using T = decltype(type);
+      const int64_t units = (static_cast<int64_t>(x.bytes()) + 7) / 8;
+      const auto blocks =
+          static_cast<unsigned>(std::clamp<int64_t>((units + kThreads - 1) / kThreads, 1, kBlocks));
+      one_shot_kernel<T><<<blocks, kThreads, 0, r1::cuda::handle_of(s)>>>(
+          x.ptr<typename T::Stored>(), x.numel(), op, areas_);
+    });
+    CUDA_LAUNCH_CHECK();
+  }
+  void all_gather(const Tensor& in, const Tensor& out, std::span<const int64_t> counts,
+                  const Stream& s) override {
+    phases<false, true>(in, out, ReduceOp::kSum, parts_of(counts), s);
+  }
+  void reduce_scatter(const Tensor& in, const Tensor& out, std::span<const int64_t> counts,
+                      const Stream& s) override {
+    phases<true, false>(in, out, ReduceOp::kSum, parts_of(counts), s);
+  }
+
+ private:
+  [[nodiscard]] static Parts parts_of(std::span<const int64_t> counts) {
+    Parts parts{};
+    for (size_t r = 0; r < counts.size(); ++r) parts.begin[r + 1] = parts.begin[r] + counts[r];
+    return parts;
+  }
+  template <bool kReduce, bool kGather>
+  void phases(const Tensor& in, const Tensor& out, ReduceOp op, Parts parts, const Stream& s) {
+    int64_t longest = 0;
+    for (int r = 0; r < areas_.n; ++r)
+      longest = std::max(longest, parts.begin[r + 1] - parts.begin[r]);
+    if (longest == 0) return;
+    const int64_t elem = dtype_bytes(in.dtype), per_pack = 16 / elem;
+    const int64_t most = static_cast<int64_t>(piece_bytes(areas_.n)) / elem;
+    // All blocks get work as soon as there is enough for each thread to move one pack.
+    const int64_t even = (longest + kBlocks - 1) / kBlocks;
+    parts.piece = std::clamp((even + per_pack - 1) / per_pack * per_pack,
+                             std::min(most, kThreads * per_pack), most);
+    parts.pieces = (longest + parts.piece - 1) / parts.piece;
+    const auto blocks = static_cast<unsigned>(std::min<int64_t>(parts.pieces, kBlocks));
+    const r1::cuda::DeviceScope scope(device_);
+    const auto launch = [&](auto type) {
+      using T = decltype(type);
+      using S = typename T::Stored;
+      phases_kernel<T, kReduce, kGather><<<blocks, kThreads, 0, r1::cuda::handle_of(s)>>>(
+          in.ptr<S>(), out.ptr<S>(), op, parts, areas_);
+    };
+    if constexpr (kReduce) {
+      with_element(in.dtype, launch);
+    } else {  // bytes are moved: any type of the same width
+      switch (elem) {
+        case 1:
+          launch(Bytes1{});
+          break;
+        case 2:
+          launch(BF16{});
+          break;
+        case 4:
+          launch(I32{});
+          break;
+        default:
+          launch(I64{});
+          break;
+      }
+    }
+    CUDA_LAUNCH_CHECK();
+  }
+  int device_;
+  Areas areas_{};
+};
+
+}  // namespace
+
+size_t peer_area_bytes(int ranks) {
+  return kControlBytes + one_shot_bytes(ranks) +
+         size_t{kBlocks} * 2 * 2 * static_cast<size_t>(ranks) * piece_bytes(ranks);
+}
+
+std::unique_ptr<PeerKernels> make_peer_kernels(int device, int rank,
+                                               const std::vector<void*>& areas) {
+  R1_CHECK(areas.size() >= 2 && areas.size() <= kMaxPeers, "kernels of a group of {}",
+           areas.size());
+  return std::make_unique<Kernels>(device, rank, areas);
+}
+
+}  // namespace r1::comm::cuda

@@ -1,0 +1,471 @@
+#include "comm/ipc/ipc.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <deque>
+#include <numeric>
+
+#include "comm/arguments.h"
+#include "comm/composed.h"
+#include "runtime/core/log.h"
+
+namespace r1::comm {
+namespace {
+
+constexpr size_t kSlots = 2;  // one is filled while the other is emptied
+constexpr size_t kChannels = 2;
+constexpr size_t kLine = 256;
+
+// The counters of one mailbox: messages of one rank to another in one channel. In host memory that
+// both map.
+struct alignas(64) Mail {
+  std::atomic<uint64_t> sent{0};  // pieces whose copy into the slot is enqueued
+  uint64_t piece_bytes[kSlots] = {};
+  uint64_t message_bytes[kSlots] = {};
+  alignas(64) std::atomic<uint64_t> received{0};  // pieces whose copy out of the slot is enqueued
+};
+static_assert(std::atomic<uint64_t>::is_always_lock_free,
+              "the counters are shared between processes");
+
+constexpr size_t align(size_t n) { return (n + kLine - 1) / kLine * kLine; }
+
+}  // namespace
+
+class IpcBatch;
+class IpcGroup;
+
+class IpcHub : public Wires {
+ public:
+  IpcHub(std::shared_ptr<IpcMemory> m, StopCheck s) : memory(std::move(m)) {
+    stop = std::move(s);
+    send_stream = memory->create_stream();
+    recv_stream = memory->create_stream();
+  }
+  ~IpcHub() = default;  // streams go with the process: work of others may wait on them
+  IpcHub(const IpcHub&) = delete;
+  IpcHub& operator=(const IpcHub&) = delete;
+
+  /// Enqueues whatever can be: a rank that waits for one message must serve its others.
+  void progress();
+
+  std::shared_ptr<IpcMemory> memory;
+  Stream send_stream, recv_stream;
+  std::vector<IpcGroup*> groups;
+};
+
+namespace {
+
+struct Op {
+  char* data;
+  size_t bytes;
+  size_t moved;
+  bool begun;
+  IpcBatch* batch;
+};
+
+// One direction of a pair of ranks.
+struct Box {
+  Mail* mail = nullptr;
+  char* slots = nullptr;  // kSlots of slot_bytes in the sender's region, as mapped here
+  uint64_t count = 0;     // pieces so far
+  size_t slot_bytes = 0;
+  void* full[kSlots] = {};   // recorded by the sender when a slot is filled
+  void* empty[kSlots] = {};  // recorded by the receiver when it is copied out
+  std::deque<Op> open;
+};
+
+}  // namespace
+
+class IpcBatch final : public Batch {
+ public:
+  IpcBatch(IpcGroup& group, IpcHub& hub) : group_(group), hub_(hub) {
+    begin_ = hub.memory->create_event(nullptr);
+    sent_ = hub.memory->create_event(nullptr);
+    received_ = hub.memory->create_event(nullptr);
+  }
+  ~IpcBatch() override {
+    for (void* e : {begin_, sent_, received_}) hub_.memory->destroy_event(e);
+  }
+  void begin(const Stream& s) override {
+    hub_.memory->record(begin_, s);
+    sends_ = receives_ = false;
+  }
+  void send(Channel channel, const void* data, size_t bytes, int peer) override;
+  void recv(Channel channel, void* data, size_t bytes, int peer) override;
+  void go() override { hub_.progress(); }
+  bool done() override {
+    if (open_ != 0) hub_.progress();
+    return open_ == 0;
+  }
+  void end(const Stream& s) override {
+    join(sends_, sent_, hub_.send_stream, s);
+    join(receives_, received_, hub_.recv_stream, s);
+  }
+  void one_done() { --open_; }
+
+ private:
+  void follow(bool& used, const Stream& side) {
+    if (!used) hub_.memory->wait(side, begin_);
+    used = true;
+  }
+  void join(bool used, void* event, const Stream& side, const Stream& s) {
+    if (!used) return;
+    hub_.memory->record(event, side);
+    hub_.memory->wait(s, event);
+  }
+
+  IpcGroup& group_;
+  IpcHub& hub_;
+  void *begin_ = nullptr, *sent_ = nullptr, *received_ = nullptr;
+  bool sends_ = false, receives_ = false;
+  int open_ = 0;
+};
+
+class IpcGroup final : public ComposedCommunicator {
+ public:
+  IpcGroup(std::unique_ptr<Communicator> host, std::shared_ptr<IpcHub> hub,
+           const IpcOptions& options, std::vector<int> ranks)
+      : ComposedCommunicator(group_name(options.name, ranks), host->rank(), ranks, hub,
+                             *hub->memory),
+        host_(std::move(host)),
+        hub_(std::move(hub)),
+        options_(options) {
+    out_.resize(kChannels * ranks.size());
+    in_.resize(kChannels * ranks.size());
+    if (size() > 1) connect();
+    hub_->groups.push_back(this);
+  }
+  ~IpcGroup() override { std::erase(hub_->groups, this); }
+
+  void all_reduce(const Tensor& x, ReduceOp op, const Stream& s) override {
+    if (!kernels_) return ComposedCommunicator::all_reduce(x, op, s);
+    check_open("all_reduce");
+    check_tensor(*this, "all_reduce", x, memory().kind());
+    check_reducible(*this, "all_reduce", x);
+    if (x.numel() != 0) kernels_->all_reduce(x, op, s);
+  }
+  void all_gather(const Tensor& in, const Tensor& out, std::span<const int64_t> counts,
+                  const Stream& s) override {
+    if (!kernels_) return ComposedCommunicator::all_gather(in, out, counts, s);
+    check_open("all_gather");
+    check_tensor(*this, "all_gather", in, memory().kind());
+    check_tensor(*this, "all_gather", out, memory().kind());
+    check_parts(*this, "all_gather", in, out, counts);
+    kernels_->all_gather(in, out, counts, s);
+  }
+  void reduce_scatter(const Tensor& in, const Tensor& out, std::span<const int64_t> counts,
+                      const Stream& s) override {
+    if (!kernels_) return ComposedCommunicator::reduce_scatter(in, out, counts, s);
+    check_open("reduce_scatter");
+    check_tensor(*this, "reduce_scatter", in, memory().kind());
+    check_tensor(*this, "reduce_scatter", out, memory().kind());
+    check_parts(*this, "reduce_scatter", out, in, counts);
+    check_reducible(*this, "reduce_scatter", in);
+    kernels_->reduce_scatter(in, out, counts, s);
+  }
+  void broadcast(const Tensor& x, int root, const Stream& s) override {
+    if (!kernels_) return ComposedCommunicator::broadcast(x, root, s);
+    check_open("broadcast");
+    check_tensor(*this, "broadcast", x, memory().kind());
+    check_peer(*this, "broadcast", root);
+    // An all-gather in which the root alone has something to give.
+    counts_.assign(static_cast<size_t>(size()), 0);
+    counts_[static_cast<size_t>(root)] = x.numel();
+    Tensor own = x;
+    own.shape = {rank() == root ? x.numel() : 0};
+    Tensor whole = x;
+    whole.shape = {x.numel()};
+    if (x.numel() != 0) kernels_->all_gather(own, whole, counts_, s);
+  }
+  void barrier() override {
+    check_open("barrier");
+    host_->barrier();
+  }
+  std::unique_ptr<Communicator> split(int color, int key, std::string name) override {
+    check_open("split");
+    return make_ipc(host_->split(color, key, name), hub_, with_name(name));
+  }
+  void close() override {
+    if (closed()) return;
+    check_open("close");
+    host_->barrier();  // nobody will read this rank's slots any more ...
+    mark_closed();
+    kernels_.reset();
+    IpcMemory& m = *hub_->memory;
+    for (const Stream& s : {hub_->send_stream, hub_->recv_stream}) m.synchronize(s);
+    for (size_t r = 0; r < regions_.size(); ++r)
+      if (regions_[r] != nullptr && static_cast<int>(r) != rank())
+        m.close(regions_[r], region_bytes());
+    host_->barrier();  // ... nor has it mapped
+    if (!regions_.empty()) m.release_shared(regions_[static_cast<size_t>(rank())], region_bytes());
+    for (auto* boxes : {&out_, &in_})
+      for (Box& b : *boxes)
+        for (size_t i = 0; i < kSlots; ++i) {
+          if (b.full[i] != nullptr) m.destroy_event(b.full[i]);
+          if (b.empty[i] != nullptr) m.destroy_event(b.empty[i]);
+        }
+    if (control_ != nullptr) control_memory_->close(control_, control_bytes());
+    control_ = nullptr;
+    host_->close();
+  }
+
+  [[nodiscard]] bool has_kernels() const { return kernels_ != nullptr; }
+  Box& out(Channel c, int peer) { return out_[index(c, peer)]; }
+  Box& in(Channel c, int peer) { return in_[index(c, peer)]; }
+
+  /// Enqueues the pieces whose turn has come.
+  void progress() {
+    for (size_t i = 0; i < out_.size(); ++i)
+      while (!out_[i].open.empty() && push(out_[i])) {
+      }
+    for (size_t i = 0; i < in_.size(); ++i)
+      while (!in_[i].open.empty() && pull(in_[i], static_cast<int>(i / kChannels))) {
+      }
+  }
+
+ protected:
+  std::unique_ptr<Batch> make_batch() override { return std::make_unique<IpcBatch>(*this, *hub_); }
+  std::unique_ptr<Communicator> make_group(std::string, int, std::vector<int>, int64_t) override {
+    R1_CHECK(false, "ipc groups are split through their host group");
+    return nullptr;
+  }
+
+ private:
+  [[nodiscard]] static size_t index(Channel c, int peer) {
+    return static_cast<size_t>(peer) * kChannels + static_cast<size_t>(c);
+  }
+  [[nodiscard]] IpcOptions with_name(const std::string& name) const {
+    IpcOptions o = options_;
+    o.name = name;
+    return o;
+  }
+  [[nodiscard]] size_t ranks() const { return static_cast<size_t>(size()); }
+  [[nodiscard]] size_t control_bytes() const {
+    return ranks() * ranks() * kChannels * sizeof(Mail);
+  }
+  [[nodiscard]] size_t kernel_area() const { return kernel_bytes_ == 0 ? 0 : align(kernel_bytes_); }
+  [[nodiscard]] size_t region_bytes() const {
+    return kernel_area() + ranks() * kSlots * (slot(0) + slot(1));
+  }
+  [[nodiscard]] char* slots_of(size_t sender, size_t receiver, size_t channel) const {
+    return static_cast<char*>(regions_[sender]) + kernel_area() +
+           kSlots * (receiver * (slot(0) + slot(1)) + (channel == 0 ? 0 : slot(0)));
+  }
+  // Bytes of a channel's slot, in whole lines.
+  [[nodiscard]] size_t slot(size_t channel) const {
+    return align(channel == static_cast<size_t>(Channel::kMessages) ? options_.message_slot_bytes
+                                                                    : options_.slot_bytes);
+  }
+
+  bool push(Box& b) {
+    if (b.count - b.mail->received.load(std::memory_order_acquire) >= kSlots) return false;
+    IpcMemory& m = *hub_->memory;
+    Op& op = b.open.front();
+    const size_t slot = b.count % kSlots;
+    const size_t n = std::min(op.bytes - op.moved, b.slot_bytes);
+    if (b.count >= kSlots) m.wait(hub_->send_stream, b.empty[slot]);
+    m.copy(b.slots + slot * b.slot_bytes, op.data + op.moved, n, hub_->send_stream);
+    m.record(b.full[slot], hub_->send_stream);
+    b.mail->piece_bytes[slot] = n;
+    b.mail->message_bytes[slot] = op.bytes;
+    b.mail->sent.store(++b.count, std::memory_order_release);
+    return advance(b, n);
+  }
+  bool pull(Box& b, int peer) {
+    if (b.mail->sent.load(std::memory_order_acquire) <= b.count) return false;
+    IpcMemory& m = *hub_->memory;
+    Op& op = b.open.front();
+    const size_t slot = b.count % kSlots;
+    const size_t n = b.mail->piece_bytes[slot];
+    if (b.mail->message_bytes[slot] != op.bytes)
+      throw CommError("recv on {}: rank {} sent {} bytes where {} were expected", name(), peer,
+                      b.mail->message_bytes[slot], op.bytes);
+    m.wait(hub_->recv_stream, b.full[slot]);
+    m.copy(op.data + op.moved, b.slots + slot * b.slot_bytes, n, hub_->recv_stream);
+    m.record(b.empty[slot], hub_->recv_stream);
+    b.mail->received.store(++b.count, std::memory_order_release);
+    return advance(b, n);
+  }
+  static bool advance(Box& b, size_t n) {
+    Op& op = b.open.front();
+    op.moved += n;
+    op.begun = true;
+    if (op.moved == op.bytes) {
+      op.batch->one_done();
+      b.open.pop_front();
+    }
+    return true;
+  }
+
+  // What a rank tells the others: its device and region, then for each peer, channel and slot the
+  // event that it records as sender and the one that it records as receiver.
+  struct Hello {
+    IpcHandle device{}, region{};
+  };
+  using Events = std::array<IpcHandle, 2>;
+
+  void connect() {
+    control_memory_ = make_shm_memory();
+    map_control();
+    IpcMemory& m = *hub_->memory;
+    choose_kernels();
+    const size_t n = ranks(), own = static_cast<size_t>(rank()), boxes = n * kChannels * kSlots;
+    std::vector<char> mine(sizeof(Hello) + boxes * sizeof(Events)), all(mine.size() * n);
+    Hello hello;
+    void* region = m.allocate_shared(region_bytes(), hello.region);
+    std::memcpy(mine.data(), &hello, sizeof hello);
+    for (size_t r = 0; r < n; ++r)
+      for (size_t c = 0; c < kChannels; ++c)
+        for (size_t i = 0; i < kSlots; ++i) {
+          if (r == own) continue;
+          Events e{};
+          out_[r * kChannels + c].full[i] = m.create_event(&e[0]);
+          in_[r * kChannels + c].empty[i] = m.create_event(&e[1]);
+          std::memcpy(mine.data() + sizeof(Hello) + ((r * kChannels + c) * kSlots + i) * sizeof e,
+                      e.data(), sizeof e);
+        }
+    gather(mine, all);
+    regions_.assign(n, nullptr);
+    regions_[own] = region;
+    std::string failed;
+    try {
+      for (size_t r = 0; r < n; ++r)
+        if (r != own) open_peer(r, all.data() + r * mine.size());
+    } catch (const Error& e) {
+      failed = e.what();
+    }
+    agree(failed);
+    m.forget(hello.region);
+    for (size_t r = 0; r < n; ++r)
+      for (size_t c = 0; c < kChannels; ++c) {
+        auto* mail = static_cast<Mail*>(control_);
+        out_[r * kChannels + c].mail = &mail[(own * n + r) * kChannels + c];
+        out_[r * kChannels + c].slot_bytes = in_[r * kChannels + c].slot_bytes = slot(c);
+        out_[r * kChannels + c].slots = slots_of(own, r, c);
+        in_[r * kChannels + c].mail = &mail[(r * n + own) * kChannels + c];
+        in_[r * kChannels + c].slots = slots_of(r, own, c);
+      }
+    if (kernel_bytes_ != 0) kernels_ = m.make_kernels(rank(), regions_);
+    host_->barrier();  // all regions are zeroed and mapped
+  }
+  void open_peer(size_t r, const char* theirs) {
+    IpcMemory& m = *hub_->memory;
+    Hello hello;
+    std::memcpy(&hello, theirs, sizeof hello);
+    regions_[r] = m.open(hello.region, region_bytes());
+    for (size_t c = 0; c < kChannels; ++c)
+      for (size_t i = 0; i < kSlots; ++i) {
+        Events e;
+        const size_t box = (static_cast<size_t>(rank()) * kChannels + c) * kSlots + i;
+        std::memcpy(e.data(), theirs + sizeof(Hello) + box * sizeof e, sizeof e);
+        in_[r * kChannels + c].full[i] = m.open_event(e[0]);
+        out_[r * kChannels + c].empty[i] = m.open_event(e[1]);
+      }
+  }
+  void gather(std::span<char> mine, std::span<char> all) {
+    const Tensor in{.data = mine.data(),
+                    .dtype = DType::kU8,
+                    .shape = {static_cast<int64_t>(mine.size())},
+                    .device = {}};
+    const Tensor out{.data = all.data(),
+                     .dtype = DType::kU8,
+                     .shape = {static_cast<int64_t>(all.size())},
+                     .device = {}};
+    const std::vector<int64_t> counts(ranks(), static_cast<int64_t>(mine.size()));
+    host_->all_gather(in, out, counts, {});
+  }
+  // One rank's failure is everybody's, so that none waits for it later.
+  void agree(const std::string& failed) {
+    int64_t flag = failed.empty() ? 0 : 1;
+    host_->all_reduce({.data = &flag, .dtype = DType::kI64, .shape = {1}, .device = {}},
+                      ReduceOp::kMax, {});
+    if (!failed.empty()) throw CommError("{}: {}", name(), failed);
+    if (flag != 0) throw CommError("{}: another rank could not open its peers' memory", name());
+  }
+  void map_control() {
+    IpcHandle handle{};
+    std::string failed;
+    void* own = nullptr;
+    try {
+      if (rank() == 0) own = control_memory_->allocate_shared(control_bytes(), handle);
+    } catch (const Error& e) {
+      failed = e.what();
+    }
+    agree(failed);
+    host_->broadcast({.data = handle.data(),
+                      .dtype = DType::kU8,
+                      .shape = {static_cast<int64_t>(handle.size())},
+                      .device = {}},
+                     0, {});
+    try {
+      control_ = rank() == 0 ? own : control_memory_->open(handle, control_bytes());
+    } catch (const Error& e) {
+      failed = e.what();
+    }
+    agree(failed);
+    if (rank() == 0) control_memory_->forget(handle);
+  }
+  // Kernels that wait for each other need a GPU each.
+  void choose_kernels() {
+    const size_t n = ranks();
+    IpcHandle device{};
+    hub_->memory->device_id().copy(device.data(), device.size() - 1);
+    std::vector<IpcHandle> devices(n);
+    gather({device.data(), device.size()}, {devices[0].data(), n * sizeof(IpcHandle)});
+    std::sort(devices.begin(), devices.end());
+    const bool distinct = std::adjacent_find(devices.begin(), devices.end()) == devices.end();
+    kernel_bytes_ = options_.kernels && distinct ? hub_->memory->kernel_bytes(size()) : 0;
+  }
+
+  std::unique_ptr<Communicator> host_;
+  std::shared_ptr<IpcHub> hub_;
+  IpcOptions options_;
+  std::unique_ptr<IpcMemory> control_memory_;
+  void* control_ = nullptr;
+  size_t kernel_bytes_ = 0;
+  std::vector<void*> regions_;  // by rank, as mapped here
+  std::vector<Box> out_, in_;   // by peer and channel
+  std::unique_ptr<PeerKernels> kernels_;
+  std::vector<int64_t> counts_;
+};
+
+void IpcHub::progress() {
+  if (!broken.empty()) return;  // memory of messages under way may be gone
+  for (IpcGroup* g : groups) g->progress();
+}
+
+void IpcBatch::send(Channel channel, const void* data, size_t bytes, int peer) {
+  follow(sends_, hub_.send_stream);
+  ++open_;
+  group_.out(channel, peer)
+      .open.push_back({const_cast<char*>(static_cast<const char*>(data)), bytes, 0, false, this});
+}
+
+void IpcBatch::recv(Channel channel, void* data, size_t bytes, int peer) {
+  follow(receives_, hub_.recv_stream);
+  ++open_;
+  group_.in(channel, peer).open.push_back({static_cast<char*>(data), bytes, 0, false, this});
+}
+
+std::shared_ptr<IpcHub> make_ipc_hub(std::shared_ptr<IpcMemory> memory, StopCheck stop) {
+  return std::make_shared<IpcHub>(std::move(memory), std::move(stop));
+}
+
+bool has_peer_kernels(const Communicator& group) {
+  const auto* ipc = dynamic_cast<const IpcGroup*>(&group);
+  return ipc != nullptr && ipc->has_kernels();
+}
+
+void progress(IpcHub& hub) { hub.progress(); }
+
+std::unique_ptr<Communicator> make_ipc(std::unique_ptr<Communicator> host,
+                                       std::shared_ptr<IpcHub> hub, const IpcOptions& options) {
+  IpcOptions named = options;
+  if (host->name().find('[') != std::string::npos) named.name = host->name();
+  std::vector<int> ranks(static_cast<size_t>(host->size()));
+  std::iota(ranks.begin(), ranks.end(), 0);
+  return std::make_unique<IpcGroup>(std::move(host), std::move(hub), named, std::move(ranks));
+}
+
+}  // namespace r1::comm

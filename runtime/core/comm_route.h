@@ -1,0 +1,45 @@
+// Which backend carries a group's tensors: a pure choice from where the group's ranks are. The plan
+// prints it on a login node, the ranks act on it.
+#pragma once
+
+#include <string>
+#include <string_view>
+
+namespace r1 {
+
+enum class CommChoice { kAuto, kNccl, kIpc, kUcx, kMpi };
+enum class CommBackend { kNone, kNccl, kIpc, kUcx, kMpi };
+
+/// Of "auto", "nccl", "ipc", "ucx", "mpi". Throws UsageError with what is allowed.
+[[nodiscard]] CommChoice parse_comm_choice(std::string_view text);
+[[nodiscard]] std::string_view comm_backend_name(CommBackend b);
+
+/// Where the ranks of one group are.
+struct GroupPlace {
+  int ranks = 1;
+  int hosts = 1;             ///< hosts they are on
+  int most_ranks_a_gpu = 0;  ///< ranks of the group on the GPU that has most of them; 0: on CPUs
+  bool has_nccl = true;      ///< every rank can load NCCL
+};
+
+struct CommRoute {
+  CommBackend collectives = CommBackend::kNone;
+  CommBackend messages = CommBackend::kNone;  ///< point to point
+  /// Collectives that are quicker so, where this differs: small ones in one kernel a rank through
+  /// ipc.
+  CommBackend small_collectives = CommBackend::kNone;
+  friend bool operator==(const CommRoute&, const CommRoute&) = default;
+};
+
+/// kAuto on GPUs: one GPU a rank on one host: collectives over NCCL, small ones and messages over
+/// ipc (one kernel a rank; copies that take no multiprocessor); several ranks on a GPU of one host:
+/// ipc; over hosts: NCCL with one GPU a rank, else UCX (through pinned host memory where UCX has no
+/// CUDA). On CPUs: mpi. Throws UsageError where the choice cannot work: nccl with several ranks a
+/// GPU, ipc over hosts, either on CPUs (ipc works there).
+[[nodiscard]] CommRoute choose_comm(CommChoice choice, const GroupPlace& place,
+                                    std::string_view group);
+
+/// "nccl", or "nccl, small collectives and messages ipc" when they differ.
+[[nodiscard]] std::string describe(const CommRoute& route);
+
+}  // namespace r1
