@@ -105,14 +105,16 @@ class UnnamedFile {
   int fd_;
 };
 
-JobOutcome supervise_command(const Request& request, Command command, int hosts) {
+JobOutcome supervise_command(const Request& request, Command command,
+                             const Destination& destination) {
   std::optional<UnnamedFile> file;
   if (!command.file.empty()) {
     file.emplace(command.file);
     std::ranges::replace(command.argv, std::string(kFileInArguments), file->path());
   }
   SuperviseOptions options;
-  options.hosts = hosts;
+  options.hosts = std::max(1, static_cast<int>(destination.cluster.hosts.size()));
+  if (destination.kind == Destination::Kind::kSrun) options.start_failure = ExitCode::kTemporary;
   options.peer_timeout_s = request.config.peer_timeout;
   options.saves_on_request = request.config.command == "train";
   options.forward_stdin = request.config.command == "generate" || isatty(STDIN_FILENO) == 0;
@@ -131,8 +133,7 @@ JobOutcome run_once(const Request& request, const Destination& destination, cons
     command = command_for(request, destination, env);
   }
   if (announce == Announce::kYes) warn(command);
-  return supervise_command(request, command,
-                           std::max(1, static_cast<int>(destination.cluster.hosts.size())));
+  return supervise_command(request, command, destination);
 }
 
 }  // namespace

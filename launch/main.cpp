@@ -9,6 +9,7 @@
 
 #include "launch/batch.h"
 #include "launch/detect.h"
+#include "launch/doctor/doctor.h"
 #include "launch/launch_job.h"
 #include "launch/plan.h"
 #include "launch/process.h"
@@ -44,6 +45,12 @@ bool runs_ranks(const std::string& command) {
 int run(const std::vector<std::string>& arguments) {
   Environment env = Environment::of_process();
   const Whereabouts where = detect(env, file_exists);
+  // A doctor's task needs no MPI, and no parent: whoever started it, it looks at its host.
+  const bool is_task = is_rank(where) || where.situation == Situation::kSrunWithoutPmix;
+  if (is_task && !arguments.empty() && arguments.front() == "doctor") {
+    const Invocation doctor = split_command(arguments);
+    return run_doctor_task(parse_options(doctor.command, doctor.args), env);
+  }
   if (is_rank(where)) {
     if (!arguments.empty() && arguments[0] == "probe")
       return run_probe_parent(env, where, arguments);
@@ -71,6 +78,8 @@ int run(const std::vector<std::string>& arguments) {
     if (word != "--dry-run") request.for_ranks.push_back(word);
   if (inv.command == "sbatch") return run_sbatch(request.config);
   if (inv.command == "mpijob") return run_mpijob(request.config);
+  if (inv.command == "doctor")
+    return run_doctor(request, choose_destination(request.config, where, env), env);
   if (inv.command == "topo") return run_topo(request.config);
   if (inv.command == "probe")
     return run_probe(request, choose_destination(request.config, where, env), env);

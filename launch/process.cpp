@@ -2,11 +2,13 @@
 
 #include <fcntl.h>
 #include <limits.h>
+#include <poll.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -136,6 +138,7 @@ pid_t spawn(const std::vector<std::string>& argv, const SpawnOptions& options) {
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, nullptr);
     if (options.inherit_fd >= 0) fcntl(options.inherit_fd, F_SETFD, 0);
+    if (options.stdout_fd >= 0) dup2(options.stdout_fd, STDOUT_FILENO);
     if (options.stderr_fd >= 0) dup2(options.stderr_fd, STDERR_FILENO);
     if (options.stdin_fd >= 0) dup2(options.stdin_fd, STDIN_FILENO);
     execve(args[0], args.data(), env.data());
@@ -153,6 +156,48 @@ pid_t spawn(const std::vector<std::string>& argv, const SpawnOptions& options) {
   if (n == static_cast<ssize_t>(sizeof(error)))
     throw UsageError("cannot start {}: {}", argv[0], std::strerror(error));
   return child;
+}
+
+Captured capture(const std::vector<std::string>& argv, double limit_s) {
+  constexpr size_t kMost = 4u << 20;
+  Captured out;
+  int fds[2];
+  if (pipe2(fds, O_CLOEXEC) != 0) throw InternalError("pipe: {}", std::strerror(errno));
+  const Fd from(fds[0]);
+  Fd into(fds[1]);
+  const Fd null(open("/dev/null", O_RDWR | O_CLOEXEC));
+  SpawnOptions options;
+  options.stdin_fd = null.get();
+  options.stderr_fd = null.get();
+  options.stdout_fd = into.get();
+  options.death_signal = SIGKILL;
+  pid_t child = -1;
+  try {
+    child = spawn(argv, options);
+  } catch (const UsageError&) {
+    return out;
+  }
+  into.reset();
+  bool late = false;
+  const double until = monotonic_s() + limit_s;
+  while (true) {
+    pollfd p{from.get(), POLLIN, 0};
+    const double left = until - monotonic_s();
+    late = left <= 0;
+    if (late) break;
+    if (poll(&p, 1, static_cast<int>(left * 1e3) + 1) <= 0) continue;
+    char buffer[4096];
+    const ssize_t n = read(from.get(), buffer, sizeof(buffer));
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) break;
+    if (out.output.size() < kMost) out.output.append(buffer, static_cast<size_t>(n));
+  }
+  if (late) kill(child, SIGKILL);
+  int status = 0;
+  while (waitpid(child, &status, 0) < 0)
+    if (errno != EINTR) throw InternalError("waitpid: {}", std::strerror(errno));
+  if (!late) out.code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+  return out;
 }
 
 void exec_program(const std::vector<std::string>& argv) {

@@ -61,6 +61,7 @@ struct SpawnOptions {
   std::vector<std::pair<std::string, std::string>>
       set_environment;     ///< added to or replacing this process's
   int inherit_fd = -1;     ///< kept open in the child
+  int stdout_fd = -1;      ///< becomes the child's standard output
   int stderr_fd = -1;      ///< becomes the child's standard error
   int stdin_fd = -1;       ///< becomes the child's standard input
   bool own_group = false;  ///< starts a process group of its own
@@ -69,6 +70,15 @@ struct SpawnOptions {
 /// Starts a program with the signal mask empty and default handlers. Throws UsageError with the
 /// system's reason when it cannot be executed.
 [[nodiscard]] pid_t spawn(const std::vector<std::string>& argv, const SpawnOptions& options);
+
+/// Output of a program that is expected to end soon.
+struct Captured {
+  int code = -1;       ///< exit code; 128 + signal; -1: it could not be started or took too long
+  std::string output;  ///< standard output, at most 4 MiB
+};
+/// Runs a program with its standard error thrown away, for at most `limit_s` (then it is killed).
+/// Never throws for what the program does.
+[[nodiscard]] Captured capture(const std::vector<std::string>& argv, double limit_s);
 
 /// Replaces this process. Returns only by throwing UsageError.
 [[noreturn]] void exec_program(const std::vector<std::string>& argv);

@@ -38,7 +38,10 @@ int64_t newest_own(const JobConfig& config, const std::string& output,
 RestartPolicy::Decision RestartPolicy::after(const JobOutcome& outcome, int64_t checkpoint) {
   Decision d;
   if (outcome.code == 0 || outcome.stop_requested || !outcome.fault) return d;
-  if (outcome.code != static_cast<int>(ExitCode::kTemporary)) {
+  // A launcher that started the ranks before and now cannot has met a host that is away, not a
+  // mistake in the command.
+  const bool start_failed = outcome.launcher_failed && restarts_ > 0;
+  if (outcome.code != static_cast<int>(ExitCode::kTemporary) && !start_failed) {
     d.reason = fmt::format("not restarted: code {} would come again", outcome.code);
     return d;
   }

@@ -199,11 +199,12 @@ class Supervisor {
       out.fault = true;
       return out;
     }
-    out.code = code_without_record(status, stop_requests_ > 0);
+    out.code = code_without_record(status, stop_requests_ > 0, o_.start_failure);
     // A code that the launcher passed on unchanged is a rank's own, said by a rank that had nothing
     // to report: it saved and stopped because somebody asked it to.
     const bool passed_on = WIFEXITED(status) && WEXITSTATUS(status) == out.code;
     out.fault = out.code != 0 && stop_requests_ == 0 && !passed_on;
+    out.launcher_failed = out.fault;
     if (out.fault)
       show(fmt::format("r1run: FATAL why=\"{} ended with {} and no rank left a word\" code={}\n",
                        command_.argv[0],
@@ -272,7 +273,7 @@ std::optional<FaultRecord> root_cause(const std::vector<FaultRecord>& records) {
   return records.front();
 }
 
-int code_without_record(int wait_status, bool stop_requested) {
+int code_without_record(int wait_status, bool stop_requested, ExitCode own_failures) {
   if (WIFEXITED(wait_status) && WEXITSTATUS(wait_status) == 0) return 0;
   if (stop_requested) return static_cast<int>(ExitCode::kTemporary);
   if (WIFSIGNALED(wait_status)) return static_cast<int>(ExitCode::kTemporary);
@@ -281,7 +282,7 @@ int code_without_record(int wait_status, bool stop_requested) {
   // 205: a daemon was lost; 128 + n: something was killed. Anything else, 1 above all: the launcher
   // refused or could not start the ranks (host names, slots, ssh), which the same command will meet
   // again.
-  return static_cast<int>(code >= 126 ? ExitCode::kTemporary : ExitCode::kUsage);
+  return static_cast<int>(code >= 126 ? ExitCode::kTemporary : own_failures);
 }
 
 JobOutcome supervise(const Command& command, const SuperviseOptions& options) {

@@ -17,6 +17,9 @@ struct SuperviseOptions {
   /// True for jobs that save on SIGUSR1: a request to end (SIGTERM, Ctrl-C) then becomes "save and
   /// stop" first.
   bool saves_on_request = false;
+  /// What it means when the launcher could not start the ranks: a mistake in the command or the
+  /// hostfile (mpirun), or nodes that are not ready (srun, whose hosts Slurm chose).
+  ExitCode start_failure = ExitCode::kUsage;
   bool forward_stdin = false;  ///< hand this process's standard input to rank 0
   /// After a request to end, the job has this long to save before the ranks are ended.
   double save_grace_s = 25;
@@ -40,8 +43,10 @@ class RecordFilter {
 /// hosts differ). nullopt when there is none.
 [[nodiscard]] std::optional<FaultRecord> root_cause(const std::vector<FaultRecord>& records);
 
-/// The code for the caller when the launcher ended with `launcher_code` and no record came.
-[[nodiscard]] int code_without_record(int wait_status, bool stop_requested);
+/// The code for the caller when the launcher ended and no record came. `own_failures`: what it means
+/// when the launcher itself could not start the ranks.
+[[nodiscard]] int code_without_record(int wait_status, bool stop_requested,
+                                      ExitCode own_failures = ExitCode::kUsage);
 
 /// How a job ended.
 struct JobOutcome {
@@ -52,6 +57,8 @@ struct JobOutcome {
   /// Ended by a fault (a rank's, a host's or the launcher's own), not on request and not as it
   /// should.
   bool fault = false;
+  bool launcher_failed =
+      false;  ///< a fault of the launcher's own: it could not start or hold the ranks
 };
 
 /// Runs the command to its end. Throws InternalError when the system refuses pipes or processes,

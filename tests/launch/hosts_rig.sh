@@ -15,7 +15,7 @@ up)
   ip link set "$bridge" up
   printf '127.0.0.1 localhost\n10.77.0.1 rig1\n10.77.0.2 rig2\n10.77.0.3 rig3\n' >"$dir/hosts"
   for n in 1 2 3; do
-    unshare --net --uts --ipc --mount --propagation private sleep 600 >/dev/null 2>&1 </dev/null &
+    unshare --net --uts --ipc --mount --propagation private sleep 1200 >/dev/null 2>&1 </dev/null &
     pid=$!
     echo "$pid" >"$dir/pid.$n"
     # unshare needs a moment before the namespaces are its own

@@ -8,6 +8,7 @@
 
 #include <fstream>
 
+#include "hosts_rig.h"
 #include "launch/control.h"
 #include "launch/process.h"
 #include "run_program.h"
@@ -71,51 +72,31 @@ TEST(Control, StrangersAreDropped) {
 class ThreeHosts : public ::testing::Test {
  protected:
   void SetUp() override {
-    if (geteuid() != 0) GTEST_SKIP() << "network namespaces need root";
-    for (const char* tool : {"ip", "unshare", "nsenter", "mpirun"})
-      if (!find_in_path(tool, std::getenv("PATH"))) GTEST_SKIP() << "no " << tool << " in $PATH";
-    fs::create_directory(dir_.path() / "pids");
-    fs::copy_file(fs::path(R1RUN_BIN_DIR) / "r1run", dir_.path() / "r1run");
-    fs::copy_file(fs::path(R1RUN_BIN_DIR) / "launch_test_rank", dir_.path() / "r1run-rank");
-    const Result r = rig("up");
-    if (r.code != 0) GTEST_SKIP() << "no network namespaces here: " << r.output;
-    up_ = true;
-  }
-  void TearDown() override {
-    if (dir_.path().empty()) return;
-    (void)rig("down");
-  }
-  [[nodiscard]] Result rig(const std::string& action, const std::string& host = "") const {
-    return run({"sh", std::string(R1RUN_SOURCE_DIR) + "/tests/launch/hosts_rig.sh", action,
-                dir_.path().string(), host});
+    if (const std::string why = rig_.start(); !why.empty()) GTEST_SKIP() << why;
+    fs::create_directory(rig_.path() / "pids");
+    fs::copy_file(fs::path(R1RUN_BIN_DIR) / "r1run", rig_.path() / "r1run");
+    fs::copy_file(fs::path(R1RUN_BIN_DIR) / "launch_test_rank", rig_.path() / "r1run-rank");
   }
   /// Runs a command on the first host.
   [[nodiscard]] Result on_first_host(
       const std::vector<std::string>& command, const std::string& fault, int on, int steps,
       const std::function<void(pid_t, const std::string&)>& hook = {}) const {
-    std::string pid;
-    std::ifstream(dir_.path() / "pid.1") >> pid;
-    std::vector<std::string> argv{"nsenter", "-t", pid, "-n", "-u", "-i", "-m"};
-    argv.insert(argv.end(), command.begin(), command.end());
-    auto env = mpi_environment();
-    env.insert(env.end(), {{"OMPI_MCA_plm_rsh_agent", (dir_.path() / "agent.sh").string()},
-                           {"OMPI_MCA_btl_tcp_if_include", "eth0"},
-                           {"OMPI_MCA_oob_tcp_if_include", "eth0"},
-                           {"R1TEST_FAULT", fault},
+    auto env = rig_.environment();
+    env.insert(env.end(), {{"R1TEST_FAULT", fault},
                            {"R1TEST_ON", std::to_string(on)},
                            {"R1TEST_STEPS", std::to_string(steps)},
-                           {"R1TEST_PIDS", (dir_.path() / "pids").string()}});
-    return run(argv, 60, env, hook);
+                           {"R1TEST_PIDS", (rig_.path() / "pids").string()}});
+    return run(rig_.on(1, command), 60, env, hook);
   }
   [[nodiscard]] std::vector<std::string> job(const std::vector<std::string>& more = {}) const {
     std::vector<std::string> argv{
-        (dir_.path() / "r1run").string(), "train", "--pp", "3", "--tp", "2"};
+        (rig_.path() / "r1run").string(), "train", "--pp", "3", "--tp", "2"};
     argv.insert(argv.end(), more.begin(), more.end());
     return argv;
   }
   [[nodiscard]] int alive() const {
     int n = 0;
-    for (const auto& e : fs::directory_iterator(dir_.path() / "pids")) {
+    for (const auto& e : fs::directory_iterator(rig_.path() / "pids")) {
       pid_t pid = 0;
       std::ifstream(e.path()) >> pid;
       const char state = pid > 0 ? process_state(pid) : '\0';
@@ -123,12 +104,11 @@ class ThreeHosts : public ::testing::Test {
     }
     return n;
   }
-  TemporaryDirectory dir_;
-  bool up_ = false;
+  HostsRig rig_;
 };
 
 TEST_F(ThreeHosts, RunsOverAHostfile) {
-  const std::string file = (dir_.path() / "hostfile").string();
+  const std::string file = (rig_.path() / "hostfile").string();
   std::ofstream(file)
       << "# r1run: rack=one\r\nrig1 slots=2\r\nrig2 slots=2\r\nrig3 slots=2";  // CRLF, no final
                                                                                // newline
@@ -154,10 +134,25 @@ TEST_F(ThreeHosts, KilledRankOnAnotherHostIsNamed) {
 TEST_F(ThreeHosts, SharedCauseUnderBareMpirunIsSaidOnce) {
   const Result r =
       on_first_host({"mpirun", "-q", "-np", "6", "-x", "R1TEST_FAULT", "-x", "R1TEST_ON", "--host",
-                     "rig1:2,rig2:2,rig3:2", (dir_.path() / "r1run").string(), "train"},
+                     "rig1:2,rig2:2,rig3:2", (rig_.path() / "r1run").string(), "train"},
                     "bad-shard", -1, 5);
   EXPECT_EQ(r.code, 65) << r.output;
   EXPECT_EQ(count(r.output, "FATAL"), 1) << r.output;
+}
+
+TEST_F(ThreeHosts, DoctorLooksAtEveryHostThroughOneMpirun) {
+  const Result r =
+      on_first_host({(rig_.path() / "r1run").string(), "doctor", "--host", "rig1:2,rig2:2,rig3:2",
+                     "--json=" + (rig_.path() / "d.json").string()},
+                    "", -2, 0);
+  EXPECT_LT(r.code, 4) << r.output;
+  EXPECT_EQ(count(r.output, "3 hosts: "), 1) << r.output;
+  EXPECT_EQ(count(r.output, "r1run-rank"), 1 + count(r.output, "/r1run-rank")) << r.output;
+  EXPECT_EQ(count(r.output, "no report came"), 0) << r.output;
+  std::ifstream in(rig_.path() / "d.json");
+  const std::string json{std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
+  for (const char* host : {"rig1", "rig2", "rig3"})
+    EXPECT_EQ(count(json, std::string("\"host\": \"") + host + "\""), 1) << json;
 }
 
 TEST_F(ThreeHosts, CutHostIsNamedAndNobodyStays) {
@@ -165,7 +160,7 @@ TEST_F(ThreeHosts, CutHostIsNamedAndNobodyStays) {
   const auto hook = [&](pid_t, const std::string&) {
     if (cut_at != 0 || alive() < 6) return;
     usleep(1'000'000);
-    ASSERT_EQ(rig("cut", "3").code, 0);
+    ASSERT_EQ(rig_.cut(3).code, 0);
     cut_at = monotonic_s();
   };
   const Result r = on_first_host(job({"--peer-timeout", "2s", "--host", "rig1:2,rig2:2,rig3:2"}),

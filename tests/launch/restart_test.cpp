@@ -51,6 +51,15 @@ TEST(RestartPolicy, OnlyFaultsThatANewStartMayCure) {
   EXPECT_TRUE(p.after(fault(), -1).restart);
 }
 
+TEST(RestartPolicy, AHostThatIsAwayAtARestartIsNoMistakeInTheCommand) {
+  JobOutcome refused = fault(64);
+  refused.launcher_failed = true;
+  RestartPolicy p(5, -1);
+  EXPECT_FALSE(p.after(refused, -1).restart);
+  EXPECT_TRUE(p.after(fault(), -1).restart);
+  EXPECT_TRUE(p.after(refused, -1).restart);
+}
+
 TEST(RestartPolicy, GivesUpAfterThreeRestartsWithoutACheckpoint) {
   RestartPolicy p(100, 10);
   for (int i = 0; i < 3; ++i) EXPECT_TRUE(p.after(fault(), 10).restart) << i;

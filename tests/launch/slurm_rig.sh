@@ -7,10 +7,11 @@ set -eu
 action=$1
 dir=$2
 s=$dir/slurm
-on() { # on HOST COMMAND...
+exec=
+on() { # on HOST COMMAND... (in the background: in a subshell that becomes the command, so that $! is its pid)
   n=$1
   shift
-  nsenter -t "$(cat "$dir/pid.$n")" -n -u -i -m "$@"
+  $exec nsenter -t "$(cat "$dir/pid.$n")" -n -u -i -m "$@"
 }
 case $action in
 up)
@@ -20,7 +21,7 @@ up)
   dd if=/dev/urandom of="$s/munge/key" bs=1024 count=1 2>/dev/null
   chmod 0400 "$s/munge/key"
   for i in 0 1 2 3; do [ -e "$s/gpu/$i" ] || mknod "$s/gpu/$i" c 1 3; done
-  # One second instead of thirty where waiting is all that the figure means; the rest is what the packages default to.
+  # KillWait and the scheduling interval are short, so that the tests are; the rest is what the packages default to.
   cat >"$s/slurm.conf" <<EOF
 ClusterName=rig
 SlurmctldHost=rig1(10.77.0.1)
@@ -67,12 +68,14 @@ EOF
     sleep 0.1
   done
   export SLURM_CONF="$s/slurm.conf"
+  exec=exec
   on 1 slurmctld -D </dev/null >"$s/slurmctld.out" 2>&1 &
   echo $! >"$s/pid.slurmctld"
   for n in 1 2; do
     on $n slurmd -D -N rig$n </dev/null >"$s/slurmd$n.out" 2>&1 &
     echo $! >"$s/pid.slurmd$n"
   done
+  exec=
   i=0
   until [ "$(on 1 sinfo -h -N -o %T 2>/dev/null | grep -c idle)" = 2 ]; do
     i=$((i + 1))
@@ -81,8 +84,21 @@ EOF
   done
   ;;
 down)
-  for p in "$s"/pid.*; do
-    [ -f "$p" ] && kill "$(cat "$p")" 2>/dev/null || true
+  # The controller first: it would take the loss of the others for failures.
+  for p in slurmctld slurmd1 slurmd2 munged; do
+    [ -f "$s/pid.$p" ] || continue
+    pid=$(cat "$s/pid.$p")
+    kill "$pid" 2>/dev/null || continue
+    i=0
+    while kill -0 "$pid" 2>/dev/null && [ $i -lt 50 ]; do
+      i=$((i + 1))
+      sleep 0.1
+    done
+    kill -KILL "$pid" 2>/dev/null || true
+  done
+  # What jobs left running: everything that was started with this Slurm's configuration.
+  for p in /proc/[0-9]*; do
+    [ "${p#/proc/}" != $$ ] && tr '\0' '\n' <"$p/environ" 2>/dev/null | grep -qx "SLURM_CONF=$s/slurm.conf" && kill -KILL "${p#/proc/}" 2>/dev/null || true
   done
   ;;
 esac
