@@ -220,8 +220,16 @@ parallel::MeshLinks PlannedCluster::links(const parallel::MeshShape& mesh) const
 }
 
 std::vector<parallel::MemoryDomain> PlannedCluster::domains(const parallel::MeshShape& mesh) const {
-  const int each = ranks_per_device(mesh);
-  return parallel::equal_domains(mesh.world(), each, capacity_bytes(each), gpu() ? device.name : "host");
+  // Ranks of a host take its devices in turn, as the ranks themselves do.
+  const int each = ranks_per_device(mesh), here = ranks_per_host(mesh), devices = gpu() ? devices_per_host : 1;
+  std::vector<parallel::MemoryDomain> out;
+  for (int r = 0; r < mesh.world(); ++r) {
+    const auto at = static_cast<size_t>(r / here * devices + r % here % devices);
+    while (out.size() <= at)
+      out.push_back({.name = fmt::format("{} {}", gpu() ? device.name : "host", out.size()), .capacity_bytes = capacity_bytes(each), .ranks = {}});
+    out[at].ranks.push_back(r);
+  }
+  return out;
 }
 
 // -- the catalogue

@@ -78,11 +78,11 @@ int run(const std::vector<std::string>& arguments) {
     if (word != "--dry-run") request.for_ranks.push_back(word);
   if (inv.command == "sbatch") return run_sbatch(request.config);
   if (inv.command == "mpijob") return run_mpijob(request.config);
+  if (inv.command == "doctor")
+    return run_doctor(request, choose_destination(request.config, where, env), env);
   if (inv.command == "topo") return run_topo(request.config);
   if (inv.command == "probe")
     return run_probe(request, choose_destination(request.config, where, env), env);
-  if (inv.command == "doctor")
-    return run_doctor(request, choose_destination(request.config, where, env), env);
   if (!runs_ranks(inv.command)) become_rank_program(request.for_ranks);
   // Ranks write into pipes and cannot see for themselves whether a person watches.
   if (isatty(STDOUT_FILENO) != 0) {

@@ -1,4 +1,5 @@
 // A placement becomes part of the launcher's command: hosts in rank order, or a rankfile where cores are known.
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -16,8 +17,8 @@ std::string value_after(const std::vector<std::string>& argv, const std::string&
 Cluster racks() {
   Cluster c{.hosts = {}, .source = "test.hosts"};
   for (int h = 0; h < 4; ++h) {
-    c.hosts.push_back({.name = "n" + std::to_string(h), .slots = 1, .slots_given = true});
-    c.hosts.back().annotations["rack"] = h % 2 == 0 ? "a" : "b";
+    c.hosts.push_back({.name = fmt::format("n{}", h), .slots = 1, .slots_given = true});
+    c.hosts.back().annotations["rack"] = std::string(1, h % 2 == 0 ? 'a' : 'b');
   }
   return c;
 }

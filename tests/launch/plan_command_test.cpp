@@ -126,7 +126,7 @@ TEST(Plan, SaysWhatIsBad) {
   };
   const std::string m = "R1-Distill-Qwen-1.5B";
   EXPECT_TRUE(warns({"--cluster", "production", "--model", m, "--pp", "2", "--tp", "4"}, "8 ranks on 4 GPUs"));
-  EXPECT_TRUE(warns({"--cluster", "2xproduction", "--model", m, "--tp", "8"}, "cross hosts"));
+  EXPECT_TRUE(warns({"--cluster", "2xproduction", "--model", m, "--tp", "8"}, "crosses 2 hosts"));
   EXPECT_TRUE(warns({"--cluster", "4xRTX-4090", "--model", m, "--tp", "4"}, "no NVLink"));
   EXPECT_TRUE(warns({"--cluster", "V100", "--model", m}, "CUDA 13"));
   EXPECT_TRUE(warns({"--cluster", "T4", "--model", m}, "no bf16"));
