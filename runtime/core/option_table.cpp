@@ -387,21 +387,13 @@ const std::vector<Option>& table() {
       {.name = "recompute",
        .field = &C::recompute,
        .fallback = "none",
-       .choices = {"none", "cheap", "selective", "full"},
-       .metavar = "POLICY",
-       .help = "activations computed again in the backward to save memory: cheap: norms and "
-               "SwiGLU; selective: "
-               "attention too; full: all of a block",
-       .group = Group::kLayout,
-       .commands = kTrain | kSbatch | kMpijob},
-      {.name = "recompute",
-       .field = &C::recompute,
-       .fallback = "none",
        .choices = {"none", "cheap", "selective", "full", "auto"},
        .metavar = "POLICY",
-       .help = "activations computed again in the backward; auto: the cheapest that fits",
+       .help = "activations computed again in the backward to save memory: cheap: norms and "
+               "SwiGLU; selective: attention too; full: all of a block; auto: for each stage the "
+               "cheapest that fits",
        .group = Group::kLayout,
-       .commands = kPlan},
+       .commands = kJob},
       {.name = "recompute",
        .field = &C::recompute,
        .fallback = "all",

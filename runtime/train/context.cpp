@@ -47,9 +47,6 @@ double reduce(comm::Communicator& group, double value, comm::ReduceOp op) {
   return value;
 }
 
-namespace {
-
-/// A hash of the host name of every rank. Collective over the world.
 std::vector<int64_t> host_of_rank(comm::Communicator& world) {
   char name[256] = {};
   gethostname(name, sizeof name - 1);
@@ -59,8 +56,6 @@ std::vector<int64_t> host_of_rank(comm::Communicator& world) {
   world.all_gather(host_tensor(&mine, 1, DType::kI64), host_tensor(hosts.data(), world.size(), DType::kI64), counts, {});
   return hosts;
 }
-
-}  // namespace
 
 int ranks_on_this_host(comm::Communicator& world) {
   const std::vector<int64_t> hosts = host_of_rank(world);

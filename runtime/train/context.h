@@ -41,6 +41,8 @@ void say(const RankContext& ctx, const std::string& line);
 /// Reductions of host values. Collective.
 [[nodiscard]] int64_t reduce(comm::Communicator& group, int64_t value, comm::ReduceOp op);
 [[nodiscard]] double reduce(comm::Communicator& group, double value, comm::ReduceOp op);
+/// A hash of the host name of every rank, in rank order. Collective over the world.
+[[nodiscard]] std::vector<int64_t> host_of_rank(comm::Communicator& world);
 /// Ranks on the same host as this one (this one included). Collective over the world.
 [[nodiscard]] int ranks_on_this_host(comm::Communicator& world);
 /// This rank's number among them, in world order. Collective over the world.

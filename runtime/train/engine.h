@@ -5,6 +5,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "comm/routed/routed.h"
 #include "parallel/exec/pipeline.h"
@@ -22,6 +23,10 @@ struct EngineOptions {
   int microbatches = 1;         ///< per step and dp rank
   int64_t tokens = 0;           ///< T of a micro-batch: rows * seq_len
   parallel::Recompute recompute = parallel::Recompute::kNone;
+  std::vector<parallel::Recompute> stage_recompute;  ///< a policy for each pipeline rank; empty: `recompute` for all
+  [[nodiscard]] parallel::Recompute recompute_of(int pp_rank) const {
+    return stage_recompute.empty() ? recompute : stage_recompute.at(static_cast<size_t>(pp_rank));
+  }
   parallel::NumericFormat format;
   parallel::DeviceNeeds needs;
   Device device;

@@ -7,6 +7,7 @@
 
 #include "runtime/core/human.h"
 #include "runtime/train/task.h"
+#include "runtime/train/memory.h"
 #include "runtime/train/weights_io.h"
 
 namespace r1::train {

@@ -19,6 +19,7 @@
 #include "runtime/device/cuda_library.h"
 #include "runtime/kernels/ops.h"
 #include "runtime/train/data_progress.h"
+#include "runtime/train/memory.h"
 #include "runtime/train/save.h"
 
 namespace r1::train {
@@ -33,21 +34,6 @@ int cores_allowed() {
   return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
 }
 
-/// Bytes this host can still give: MemAvailable, and the cgroup's limit where it is lower.
-int64_t available_memory() {
-  int64_t available = 0;
-  std::ifstream info("/proc/meminfo");
-  for (std::string key; info >> key;) {
-    int64_t kib = 0;
-    if (key == "MemAvailable:" && info >> kib) available = kib * 1024;
-    info.ignore(256, '\n');
-  }
-  int64_t limit = 0, used = 0;
-  if (std::ifstream("/sys/fs/cgroup/memory.max") >> limit && std::ifstream("/sys/fs/cgroup/memory.current") >> used)
-    available = std::min(available, std::max<int64_t>(limit - used, 0));
-  return available;
-}
-
 /// Sum of `bytes` over the plans of the ranks that share this host. Every rank knows every plan.
 int64_t sum_on_host(comm::Communicator& world, const parallel::ModelConfig& config, const EngineOptions& options,
                     const std::function<int64_t(const parallel::RankPlan&)>& bytes) {
@@ -56,10 +42,6 @@ int64_t sum_on_host(comm::Communicator& world, const parallel::ModelConfig& conf
   const int first = world.rank() / same * same;
   for (int r = first; r < std::min(first + same, world.size()); ++r) total += bytes(plan_for(config, options, r));
   return total;
-}
-
-int64_t bytes_on_host(comm::Communicator& world, const parallel::ModelConfig& config, const EngineOptions& options) {
-  return sum_on_host(world, config, options, [](const parallel::RankPlan& p) { return p.bytes().total(); });
 }
 
 }  // namespace
@@ -130,7 +112,7 @@ EngineOptions engine_options(const JobConfig& cfg, const parallel::ModelConfig& 
   o.virtual_stages = cfg.virtual_stages;
   o.microbatches = rows.microbatches();
   o.tokens = rows.tokens();
-  o.recompute = cfg.recompute.empty() || cfg.recompute == "all" ? parallel::Recompute::kNone
+  o.recompute = cfg.recompute.empty() || cfg.recompute == "all" || cfg.recompute == "auto" ? parallel::Recompute::kNone
                                                                  : parallel::parse_recompute(cfg.recompute);
   o.training = training;
   o.zero = cfg.zero;
@@ -151,39 +133,6 @@ EngineOptions engine_options(const JobConfig& cfg, const parallel::ModelConfig& 
   o.adamw = {.beta1 = cfg.beta1, .beta2 = cfg.beta2, .eps = cfg.eps, .weight_decay = cfg.weight_decay,
              .no_decay = cfg.no_decay, .clip = cfg.clip, .seed = cfg.seed};
   return o;
-}
-
-void check_memory(const RankContext& ctx, const parallel::ModelConfig& config, const EngineOptions& options) {
-  if (options.device.kind == DeviceKind::kCuda) {
-    // On a GPU the rank itself asks the device; ranks that share one are added up.
-    const auto get = reinterpret_cast<cuda::Api* (*)()>(cuda_library_symbol("r1run_cuda_api"));
-    const cuda::DeviceInfo info = (*get)()->device_info(options.device);
-    const int64_t gpus = std::max(1, (*get)()->device_count(nullptr));
-    const int64_t sharing = (ranks_on_this_host(ctx.world) + gpus - 1) / gpus;
-    const int64_t wanted = plan_for(config, options, ctx.world.rank()).bytes().total() * sharing;
-    const auto free = static_cast<int64_t>(info.free_bytes);
-    if (reduce(ctx.world, int64_t{wanted > free}, comm::ReduceOp::kMax) == 0) return;
-    if (wanted <= free) throw CommError("another rank's plan does not fit into its GPU");
-    throw MemoryError("{}: the plan needs {} and {} of {} are free; a cheaper --recompute policy, a smaller --micro-batch, "
-                        "--state-dtype bf16 or more ranks would need less", info.name, human_bytes(static_cast<double>(wanted)),
-                        human_bytes(static_cast<double>(free)), human_bytes(static_cast<double>(info.total_bytes)));
-  }
-  const int64_t available = available_memory();
-  const int64_t wanted = bytes_on_host(ctx.world, config, options);
-  // Collective calls first: what follows depends on each host's own memory.
-  std::string advice;
-  for (const parallel::Recompute r : {parallel::Recompute::kCheap, parallel::Recompute::kSelective, parallel::Recompute::kFull}) {
-    EngineOptions smaller = options;
-    smaller.recompute = r;
-    const int64_t bytes = bytes_on_host(ctx.world, config, smaller);
-    if (advice.empty() && bytes <= available && r > options.recompute)
-      advice = fmt::format(": --recompute {} would need {}", recompute_name(r), human_bytes(static_cast<double>(bytes)));
-  }
-  if (reduce(ctx.world, int64_t{wanted > available}, comm::ReduceOp::kMax) == 0) return;
-  if (wanted <= available) throw CommError("the ranks of another host do not fit into its memory");
-  throw MemoryError("the ranks of this host need {} and {} are available{}", human_bytes(static_cast<double>(wanted)),
-                    human_bytes(static_cast<double>(available)),
-                    advice.empty() ? "; take more hosts, a smaller --micro-batch or a shorter --seq-len" : advice);
 }
 
 bool snapshot_fits(const RankContext& ctx, const parallel::ModelConfig& config, const EngineOptions& options) {

@@ -27,9 +27,6 @@ int setup_threads(const RankContext& ctx);
 [[nodiscard]] EngineOptions engine_options(const JobConfig& cfg, const parallel::ModelConfig& model,
                                            const parallel::MeshShape& mesh, const BatchLayout& rows, const Device& device,
                                            bool training);
-/// Refuses when the ranks of this host together do not fit into its memory, naming the cheapest changes that would.
-/// Collective over the world. Throws MemoryError.
-void check_memory(const RankContext& ctx, const parallel::ModelConfig& config, const EngineOptions& options);
 /// Whether the ranks of each host fit into its memory together with their copies of the state (see save.h). Collective over the
 /// world; the same answer everywhere.
 [[nodiscard]] bool snapshot_fits(const RankContext& ctx, const parallel::ModelConfig& config, const EngineOptions& options);

@@ -19,6 +19,7 @@
 #include "runtime/train/deterministic_cost.h"
 #include "runtime/train/evaluate.h"
 #include "runtime/train/resume_check.h"
+#include "runtime/train/memory.h"
 #include "runtime/train/sample.h"
 #include "runtime/train/save.h"
 #include "runtime/train/setup.h"
@@ -148,6 +149,7 @@ class Job {
   void save_now();
   void conclude_save(const SaveOutcome& outcome);
   void report_step(double loss, double norm, double lr, int64_t tokens, int64_t trained, double seconds, double segment);
+  void report_memory();
   void metrics_line(nlohmann::ordered_json line);
   ExitCode finish(const char* why);
 
@@ -170,6 +172,7 @@ class Job {
   Progress progress_;
   std::string run_id_;
   int64_t total_steps_ = 0, last_saved_ = -1;
+  std::string recompute_;  ///< the policy, or one for each stage
   double gemm_rate_ = 0, seconds_per_step_ = 0;
   bool progress_line_ = false;
   std::FILE* metrics_ = nullptr;
@@ -357,7 +360,7 @@ void Job::print_start(double gemm_rate, int64_t total_steps) {
     layers += fmt::format("{}{}", layers.empty() ? "" : "|", s.layer_end - s.layer_begin);
   fmt::print("layout     {} ({} ranks), layers {}, schedule {}, {} micro-batches of {} rows a rank, recompute {}\n", mesh.str(),
              mesh.world(), layers, engine_->schedule().name, rows_.microbatches(), rows_.micro_batch,
-             recompute_name(engine_->plan().recompute));
+             cfg_.recompute == "auto" ? recompute_ + " (auto)" : recompute_);
   const auto h = [](int64_t n) { return human_bytes(static_cast<double>(n)); };
   const int64_t snapshot = saver_options_.snapshot ? snapshot_bytes(engine_->plan()) : 0;
   fmt::print("memory     rank 0: {} (weights {}, gradients {}, optimizer {}, activations {}, scratch {}){}\n", h(b.total()),
@@ -414,6 +417,16 @@ void Job::report_step(double loss, double norm, double lr, int64_t tokens, int64
     fmt::print("{}\n", text);
   }
   std::fflush(stdout);
+}
+
+/// What every rank planned and used, at the end of the job: the plan is meant to be the truth.
+void Job::report_memory() {
+  const std::vector<RankMemory> memory = gather_memory(ctx_, *engine_);
+  if (!ctx_.first()) return;
+  nlohmann::ordered_json ranks = nlohmann::ordered_json::array();
+  for (const RankMemory& m : memory)
+    ranks.push_back({{"planned_bytes", m.planned}, {"allocated_bytes", m.allocated}, {"peak_rss_bytes", m.peak_rss}});
+  metrics_line({{"type", "memory"}, {"ranks", std::move(ranks)}});
 }
 
 void Job::evaluate() {
@@ -516,7 +529,7 @@ ExitCode Job::run() {
     if (metrics_ == nullptr) throw StorageError("{}: cannot be written: {}", (output_ / "metrics.jsonl").string(), std::strerror(errno));
     metrics_line({{"type", "start"}, {"version", R1RUN_VERSION}, {"run_id", run_id_}, {"step", progress_.step},
                   {"pp", cfg_.pp}, {"dp", cfg_.dp}, {"tp", cfg_.tp}, {"schedule", engine_->schedule().name},
-                  {"recompute", recompute_name(engine_->plan().recompute)}, {"rows", rows_.batch},
+                  {"recompute", recompute_}, {"rows", rows_.batch},
                   {"seq_len", rows_.seq_len}, {"parameters", source_->config.parameters()},
                   {"planned_bytes", engine_->plan().bytes().total()}, {"gemm_flops_per_second", gemm_rate_}});
   }
@@ -581,6 +594,7 @@ ExitCode Job::run() {
   }
   if (!eval_.empty()) evaluate();
   save_now();
+  report_memory();
   if (ctx_.first() && progress_line_) fmt::print("\n");
   say(ctx_, fmt::format("\nloss {:.4f} at the start, {:.4f} at the end; {} in all", first_loss, last_loss,
                         human_duration(seconds_since(job_start))));

@@ -1,0 +1,162 @@
+#include "runtime/train/memory.h"
+
+#include <algorithm>
+#include <array>
+#include <fstream>
+#include <map>
+
+#include "parallel/cost/search.h"
+#include "runtime/core/human.h"
+#include "runtime/device/cuda/cuda_api.h"
+#include "runtime/device/cuda_library.h"
+#include "runtime/train/setup.h"
+
+namespace r1::train {
+namespace {
+
+/// All ranks' values of one array, in rank order. Collective.
+template <size_t N>
+std::vector<std::array<int64_t, N>> gather(comm::Communicator& world, std::array<int64_t, N> mine) {
+  const auto n = static_cast<size_t>(world.size());
+  std::vector<std::array<int64_t, N>> all(n);
+  const std::vector<int64_t> counts(n, N);
+  world.all_gather({.data = mine.data(), .dtype = DType::kI64, .shape = {static_cast<int64_t>(N)}},
+                   {.data = all.data(), .dtype = DType::kI64, .shape = {static_cast<int64_t>(N * n)}}, counts, {});
+  return all;
+}
+
+/// The machine the ranks run on, for comparing changes: what memory there is was found, how fast it is need only be right in
+/// proportion.
+class FoundMachine final : public parallel::Machine {
+ public:
+  FoundMachine(std::vector<parallel::MemoryDomain> domains, int world, bool gpu) : world_(world), gpu_(gpu) {
+    for (const parallel::MemoryDomain& d : domains) {
+      ranks_each_ = std::max(ranks_each_, static_cast<int>(d.ranks.size()));
+      capacity_ = std::min(capacity_, d.capacity_bytes);
+    }
+  }
+  [[nodiscard]] parallel::DeviceRates rates(const parallel::MeshShape& /*mesh*/, const parallel::NumericFormat& /*format*/) const override {
+    if (gpu_) return {.gemm = 700e12, .attention_forward = 465e12, .attention_backward = 475e12, .bytes_per_s = 4.2e12, .kernel_s = 3e-6};
+    return {.gemm = 95e9, .attention_forward = 24e9, .attention_backward = 19e9, .bytes_per_s = 8e9, .kernel_s = 5e-6};
+  }
+  [[nodiscard]] parallel::MeshLinks links(const parallel::MeshShape& /*mesh*/) const override {
+    const parallel::GroupLink link = gpu_ ? parallel::GroupLink{200e9, 12e-6, "NVLink"} : parallel::GroupLink{4e9, 5e-6, "host memory"};
+    return {link, link, link};
+  }
+  [[nodiscard]] std::vector<parallel::MemoryDomain> domains(const parallel::MeshShape& mesh) const override {
+    return parallel::equal_domains(mesh.world(), ranks_each_, capacity_, gpu_ ? "GPU" : "host");
+  }
+  [[nodiscard]] int most_ranks() const override { return world_; }
+
+ private:
+  int world_, ranks_each_ = 1;
+  int64_t capacity_ = int64_t{1} << 62;
+  bool gpu_;
+};
+
+}  // namespace
+
+int64_t available_memory() {
+  int64_t available = 0;
+  std::ifstream info("/proc/meminfo");
+  for (std::string key; info >> key;) {
+    int64_t kib = 0;
+    if (key == "MemAvailable:" && info >> kib) available = kib * 1024;
+    info.ignore(256, '\n');
+  }
+  int64_t limit = 0, used = 0;
+  if (std::ifstream("/sys/fs/cgroup/memory.max") >> limit && std::ifstream("/sys/fs/cgroup/memory.current") >> used)
+    available = std::min(available, std::max<int64_t>(limit - used, 0));
+  return available;
+}
+
+std::vector<parallel::MemoryDomain> memory_domains(const RankContext& ctx, const Device& device) {
+  int64_t capacity = 0, ordinal = -1;
+  if (device.kind == DeviceKind::kCuda) {
+    const auto get = reinterpret_cast<cuda::Api* (*)()>(cuda_library_symbol("r1run_cuda_api"));
+    capacity = static_cast<int64_t>((*get)()->device_info(device).free_bytes);
+    ordinal = device.index;
+  } else {
+    capacity = available_memory();
+  }
+  const std::vector<int64_t> hosts = host_of_rank(ctx.world);
+  const auto found = gather(ctx.world, std::array<int64_t, 2>{ordinal, capacity});
+  std::map<std::pair<int64_t, int64_t>, size_t> index;
+  std::vector<parallel::MemoryDomain> out;
+  for (int r = 0; r < ctx.world.size(); ++r) {
+    const auto at = static_cast<size_t>(r);
+    const auto [it, fresh] = index.emplace(std::pair{hosts[at], found[at][0]}, out.size());
+    if (fresh)
+      out.push_back({.name = found[at][0] < 0 ? fmt::format("the host of rank {}", r) : fmt::format("the GPU of rank {}", r),
+                     .capacity_bytes = found[at][1], .ranks = {}});
+    parallel::MemoryDomain& domain = out[it->second];
+    domain.capacity_bytes = std::min(domain.capacity_bytes, found[at][1]);
+    domain.ranks.push_back(r);
+  }
+  return out;
+}
+
+parallel::JobShape job_shape(const JobConfig& cfg, const EngineOptions& o) {
+  parallel::JobShape job;
+  job.mesh = o.mesh;
+  job.schedule = o.schedule;
+  job.virtual_stages = o.virtual_stages;
+  job.micro_batch = cfg.micro_batch > 0 && o.tokens % cfg.micro_batch == 0 ? cfg.micro_batch : 1;
+  job.seq_len = o.tokens / job.micro_batch;
+  job.batch = int64_t{o.microbatches} * job.micro_batch * o.mesh.dp;
+  job.recompute = o.stage_recompute.empty() ? std::vector{o.recompute} : o.stage_recompute;
+  job.format = o.format;
+  job.gpu = o.device.kind == DeviceKind::kCuda;
+  job.training = o.training;
+  job.zero = o.zero;
+  return job;
+}
+
+void choose_recompute(const RankContext& ctx, const parallel::ModelConfig& config, EngineOptions* options) {
+  const parallel::JobShape job = job_shape(ctx.config, *options);
+  const parallel::ModelSpec spec(config, job.mesh.tp, job.stages());
+  const auto chosen = parallel::choose_recompute(spec, job, parallel::schedule_of(job), memory_domains(ctx, options->device));
+  options->stage_recompute = chosen.value_or(std::vector(static_cast<size_t>(job.mesh.pp), parallel::Recompute::kFull));
+}
+
+void check_memory(const RankContext& ctx, const parallel::ModelConfig& config, const EngineOptions& options) {
+  const std::vector<parallel::MemoryDomain> domains = memory_domains(ctx, options.device);
+  const parallel::JobShape job = job_shape(ctx.config, options);
+  // The very plans that the ranks will allocate.
+  const auto planned = gather(ctx.world, std::array<int64_t, 1>{plan_for(config, options, ctx.world.rank()).bytes().total()});
+  const parallel::MemoryDomain* over = nullptr;
+  int64_t needed = 0;
+  for (const parallel::MemoryDomain& d : domains) {
+    int64_t sum = 0;
+    for (const int r : d.ranks) sum += planned[static_cast<size_t>(r)][0];
+    if (sum <= d.capacity_bytes || over != nullptr) continue;
+    over = &d;
+    needed = sum;
+  }
+  if (over == nullptr) return;
+  const parallel::MemoryDomain& domain = *over;
+  // One rank tells; what it finds is what every rank would find.
+  if (ctx.world.rank() != domain.ranks.front()) throw CommError("rank {} does not fit into memory", domain.ranks.front());
+  const auto h = [](int64_t n) { return human_bytes(static_cast<double>(n)); };
+  std::string text = fmt::format("{} does not fit: the {} rank{} of {} need {}, {} are available", job.mesh.str(), domain.ranks.size(),
+                                 domain.ranks.size() == 1 ? "" : "s", domain.name, h(needed), h(domain.capacity_bytes));
+  const FoundMachine machine(domains, ctx.world.size(), job.gpu);
+  const std::vector<parallel::Remedy> remedies = job.training ? parallel::remedies(config, job, machine, 4) : std::vector<parallel::Remedy>{};
+  if (remedies.empty())
+    text += "; no change of recompute, micro-batch, layout or state dtype on these ranks would make it fit: take more hosts or a "
+            "shorter --seq-len";
+  else
+    text += ". Changes that would fit, the fastest first:";
+  for (const parallel::Remedy& m : remedies)
+    text += fmt::format("\n  {} ({} a rank, about {:+.0f} % step time)", m.change, h(m.largest_bytes), 100 * m.slowdown);
+  throw MemoryError("{}", text);
+}
+
+std::vector<RankMemory> gather_memory(const RankContext& ctx, Engine& engine) {
+  std::vector<RankMemory> out;
+  for (const auto& v : gather(ctx.world, std::array<int64_t, 3>{engine.plan().bytes().total(), engine.model().allocated().total(), peak_rss_bytes()}))
+    out.push_back({v[0], v[1], v[2]});
+  return out;
+}
+
+}  // namespace r1::train
