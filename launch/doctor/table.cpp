@@ -13,7 +13,7 @@ namespace r1::launch {
 namespace {
 
 constexpr char kVersions[] =
-#include "doctor_versions.inc"
+#include <doctor_versions.inc>
     ;
 
 std::string shown(const std::vector<int>& version) {
