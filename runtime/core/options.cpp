@@ -617,7 +617,9 @@ void check_combinations(JobConfig& cfg) {
   if (has("task") && cfg.task.empty()) {
     for (const char* name : {"samples", "prompt", "max-new-tokens", "temperature", "top-k", "top-p", "min-p",
                              "repetition-penalty", "max-batch", "context", "kv-blocks", "prefill-chunk"}) {
-      if (cfg.is_set(name)) throw UsageError("{}: only with --task; loss and perplexity sample nothing", shown(name));
+      // The default, written down in a saved configuration, asks for nothing.
+      if (cfg.is_set(name) && cfg.value(name) != find_option(cfg.command, name)->fallback)
+        throw UsageError("{}: only with --task; loss and perplexity sample nothing", shown(name));
     }
   }
   if (has("hostfile") && !cfg.hostfile.empty() && !cfg.host.empty()) {
