@@ -902,7 +902,7 @@ const std::vector<Option>& table() {
        .metavar = "STEPS",
        .help = "time each operation over this many steps and print the table; 0: off",
        .group = Group::kMachine,
-       .commands = kTrain},
+       .commands = kJob},
       {.name = "no-graphs",
        .field = &C::no_graphs,
        .fallback = "false",
