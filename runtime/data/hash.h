@@ -22,6 +22,7 @@ struct Hash128 {
 class Hasher {
  public:
   void update(const void* data, size_t bytes) {
+    if (bytes == 0) return;  // an empty vector's data may be null
     const char* p = static_cast<const char*>(data);
     total_ += bytes;
     if (filled_ != 0) {
