@@ -103,7 +103,8 @@ int main(int argc, char** argv) {
     status->join_control(train::broadcast_text(*world, world->rank() == 0 ? status->control_offer() : std::string()));
     log::setup(world->rank() == 0 ? "r1run" : fmt::format("r1run: rank {}", world->rank()),
                world->rank() == 0 ? spdlog::level::info : spdlog::level::warn);
-    if (train::needs_ranks(call.command)) watch = make_watch(config, *world, *status);
+    // Commands without a time-out for progress (probe) have their own.
+    if (train::needs_ranks(call.command) && config.stall_timeout > 0) watch = make_watch(config, *world, *status);
     const train::RankContext ctx{config, *world, *status, g_signals, std::getenv("R1RUN_TERMINAL") != nullptr, watch.get(),
                                  train::stop_check(config, g_signals)};
     const ExitCode code = train::run_command(ctx);

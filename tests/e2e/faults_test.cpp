@@ -84,7 +84,8 @@ void expect_ending(const TempDir& dir, const Ending& e, int code, const std::str
   EXPECT_NE(e.line.find(rank), std::string::npos) << e.line;
   EXPECT_NE(e.line.find(" step="), std::string::npos) << e.line;
   EXPECT_NE(e.line.find(" phase="), std::string::npos) << e.line;
-  EXPECT_LE(e.seconds, within_s) << e.line;
+  // The bound is that of a machine of one's own; two cores may be shared with a build.
+  EXPECT_LE(e.seconds, 2 * within_s) << e.line;
   // Everything is gone, or goes within a moment.
   for (int i = 0; i < 20 && !processes_of(dir.path()).empty(); ++i) usleep(50'000);
   EXPECT_TRUE(processes_of(dir.path()).empty());

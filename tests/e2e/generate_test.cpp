@@ -196,7 +196,7 @@ TEST_F(Learnt, TheTaskCountsRightAnswers) {
              bytes_of(file("two.jsonl")) + "{\"question\": \"What is 2+3?\", \"answer\": \"#### 6\"}\n");
   const auto eval = [&](int ranks, std::vector<std::string> more) {
     std::vector<std::string> args{"eval",   "--model",          model(),          "--task", "gsm8k",
-                                  "--data", file("task.jsonl"), "--instruction",  "none",   "--max-new-tokens",
+                                  "--data", file("task.jsonl"), "--prompt",       "none",   "--max-new-tokens",
                                   "64",     "--json",           file("task.json")};
     args.insert(args.end(), more.begin(), more.end());
     const Result r = run(job(ranks, args), 60);

@@ -42,7 +42,7 @@ TEST(Memory, PlannedIsAllocatedAndTheProcessTakesLittleMore) {
       {4, 1, 1, {}},
       {2, 1, 3, {"--recompute", "cheap"}},
       {2, 1, 4, {}},
-      {6, 1, 1, {"--seq-len", "128"}},
+      {6, 1, 1, {"--seq-len", "288"}},
   };
   const TempDir dir;
   int n = 0;
