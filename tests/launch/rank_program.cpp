@@ -93,9 +93,11 @@ int main(int argc, char** argv) {
     int save = g_save, any = g_save;
     if (mpi) MPI_Allreduce(&save, &any, 1, MPI_INT, MPI_MAX, MPI_COMM_WORLD);
     if (any != 0) {
-      if (mpi) MPI_Finalize();
       std::printf("rank %d saved step %d\n", rank, step);
       std::fflush(stdout);
+      // As in the real program nobody leaves before all have spoken: mpirun ends the others at the
+      // first code that is not zero.
+      if (mpi) MPI_Finalize();
       leave(*status, r1::ReportKind::kStopped, r1::ExitCode::kTemporary, "stopped by SIGUSR1");
     }
     if (g_stop != 0)
