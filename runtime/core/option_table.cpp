@@ -280,7 +280,7 @@ const std::vector<Option>& table() {
        .field = &C::cache_dir,
        .unset = "beside the output",
        .metavar = "DIR",
-       .help = "where tokenised data is kept, shared by ranks and runs",
+       .help = "where tokenised data is kept, shared by ranks and runs; without an output: for one run, in $TMPDIR",
        .group = Group::kData,
        .commands = kJob | kEval | kTokenize},
 

@@ -30,7 +30,7 @@ namespace fs = std::filesystem;
 namespace {
 
 // Part of every cache key: raise it when the same row would become other tokens.
-constexpr uint64_t kEncodingVersion = 2;
+constexpr uint64_t kEncodingVersion = 3;
 constexpr int64_t kMaxSeqLen = int64_t{1} << 24;  // tables of the packing have an entry a token
 constexpr uint32_t kTrainedBit = 0x80000000u;
 

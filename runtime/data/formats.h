@@ -1,17 +1,26 @@
 // Rows as users bring them -> token ids with a loss mask. One function call a row; no state, so any
 // number of threads.
 //
-// Formats (the names of --format), found by the keys of the first rows when not given:
+// Formats (the names of --format), found by the keys of the first rows when not given, in this
+// order. Capitals in keys and roles do not matter.
+//   input-ids          {"input_ids", "labels", "attention_mask"}; labels not shifted, -100 = not
+//                      trained
 //   messages           {"messages": [{"role", "content", "tool_calls", "reasoning_content",
-//   "weight"}], "tools"} sharegpt           {"conversations": [{"from", "value"}], "system",
-//   "tools"} alpaca             {"instruction", "input", "output", "system", "history"}
+//                      "weight"}], "tools"}
+//   sharegpt           {"conversations" or "conversation": [{"from", "value"}], "system", "tools"};
+//                      turns may also be XTuner's {"system", "input", "output"}
+//   alpaca             {"instruction", "input", "output", "system", "history"} (output: also
+//                      response, answer, completion)
 //   prompt-completion  {"prompt", "completion"}: raw text without a template (lists of messages:
-//   with one) question-answer    {"question", "answer"}; an answer that ends in "#### N" (GSM8K)
-//   becomes thought and \boxed{N} question-response  {"question", "response"} (question: also query,
-//   problem, prompt; response: also solution); the response may begin with <think>...</think>, or
-//   "reasoning" holds the thought text               {"text"}, or lines of plain text; everything
-//   is trained input-ids          {"input_ids", "labels", "attention_mask"}; labels not shifted,
-//   -100 = not trained
+//                      with one)
+//   question-response  {"question", "response"} (question: also query, problem, prompt, input,
+//                      user; response: also solution, output, assistant); the response may begin
+//                      with <think>...</think>, or "reasoning" (also reasoning_content, thinking,
+//                      complex_cot) holds the thought; "system" or "system_prompt"
+//   question-answer    {"question", "answer"} (question: as above); an answer that ends in "#### N"
+//                      (GSM8K) becomes thought and \boxed{N}
+//   text               {"text"}, or lines of plain text; everything is trained
+// Pairs of preferences (chosen, rejected) and answers with a verdict are refused by name.
 #pragma once
 
 #include <cstdint>

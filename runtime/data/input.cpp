@@ -34,7 +34,7 @@ struct InputFile::Impl {
   int64_t size = 0, consumed = 0;
   Hasher hasher;
   Coding coding = Coding::kPlain;
-  std::array<char, kStoredBuffer> stored;
+  std::vector<char> stored;  // no larger than the file needs
   size_t stored_begin = 0, stored_end = 0;
   bool stored_eof = false;
   z_stream gz{};
@@ -79,6 +79,8 @@ struct InputFile::Impl {
   }
 
   void start() {
+    stored.resize(static_cast<size_t>(
+        std::clamp<int64_t>(size, int64_t{4} << 10, static_cast<int64_t>(kStoredBuffer))));
     while (!stored_eof && stored_end < 4) refill();
     const auto* b = reinterpret_cast<const unsigned char*>(stored.data());
     if (stored_end >= 2 && b[0] == 0x1f && b[1] == 0x8b) coding = Coding::kGzip;
@@ -343,9 +345,10 @@ RecordReader::RecordReader(InputFile input, Text text) : input_(std::move(input)
 
 bool RecordReader::fill() {
   if (eof_) return false;
-  const size_t old = buffer_.size();
-  buffer_.resize(old + kReadBytes);
-  const size_t got = input_.read(buffer_.data() + old, kReadBytes);
+  // As much again as is there: small files take little memory, large ones are read in large parts.
+  const size_t old = buffer_.size(), more = std::clamp(old, size_t{4} << 10, kReadBytes);
+  buffer_.resize(old + more);
+  const size_t got = input_.read(buffer_.data() + old, more);
   buffer_.resize(old + got);
   if (got == 0) eof_ = true;
   return got != 0;

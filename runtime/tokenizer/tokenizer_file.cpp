@@ -16,7 +16,9 @@ namespace {
 using Json = nlohmann::json;
 
 constexpr size_t kMaxDepth = 64;
-constexpr size_t kMaxSmallValues = 4'000'000;  // values outside vocabulary and merges
+constexpr size_t kMaxSmallValues = 1'000'000;  // values outside vocabulary and merges
+constexpr size_t kMaxAddedTokens = 100'000;    // known files have up to some 6,000
+constexpr size_t kMaxAddedBytes = 4 << 20;     // of their contents together
 constexpr size_t kMaxTokenBytes = 1 << 16;
 
 // The vocabulary and the merges (nearly all of a file) go straight into arrays; the rest becomes a
@@ -146,8 +148,10 @@ class Handler : public nlohmann::json_sax<Json> {
   // Puts a value where the document stands; returns it there.
   Json& put(Json&& v) {
     if (++values_ > kMaxSmallValues) {
-      throw DataError("{}: more than {} values outside vocabulary and merges", source_,
-                      kMaxSmallValues);
+      throw DataError(
+          "{}: more than {} values in added_tokens and what else is not vocabulary or "
+          "merges; no tokenizer has so many",
+          source_, kMaxSmallValues);
     }
     if (open_.empty()) {
       root_ = std::move(v);
@@ -297,6 +301,9 @@ class Reader {
   void added_tokens(const Json& list) {
     if (list.is_null()) return;
     if (!list.is_array()) fail("added_tokens", "is {}, expected a list", show(list));
+    if (list.size() > kMaxAddedTokens)
+      fail("added_tokens", "{} tokens; at most {} are supported", list.size(), kMaxAddedTokens);
+    size_t content_bytes = 0;
     for (size_t i = 0; i < list.size(); ++i) {
       const std::string place = fmt::format("added_tokens[{}]", i);
       const Json& v = list[i];
@@ -314,6 +321,9 @@ class Reader {
         fail(place, "content of {} bytes; at most {} are supported", token.content.size(),
              TokenMatcher::kMaxContentBytes);
       }
+      content_bytes += token.content.size();
+      if (content_bytes > kMaxAddedBytes)
+        fail(place, "more than {} bytes of contents up to here", kMaxAddedBytes);
       token.special = flag(v, "special", false, place);
       token.normalized = flag(v, "normalized", !token.special, place);
       token.single_word = flag(v, "single_word", false, place);

@@ -2,12 +2,15 @@
 
 #include <algorithm>
 #include <cmath>
+#include <exception>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "runtime/core/human.h"
-#include "runtime/train/task.h"
+#include "runtime/train/host_scratch.h"
 #include "runtime/train/memory.h"
+#include "runtime/train/task.h"
 #include "runtime/train/weights_io.h"
 
 namespace r1::train {
@@ -38,6 +41,32 @@ EvalResult evaluate_dataset(const RankContext& ctx, Engine& engine, const data::
   return result;
 }
 
+namespace {
+
+/// One data set a file, tokenised once on each host and mapped by all of its ranks.
+std::vector<data::Dataset> open_sets(const RankContext& ctx, const parallel::ModelConfig& model, const text::Tokenizer& tokenizer) {
+  const JobConfig& cfg = ctx.config;
+  std::optional<HostScratch> scratch;
+  if (cfg.cache_dir.empty() && ctx.world.size() > 1) scratch.emplace(ctx.world);
+  const fs::path cache = scratch ? scratch->path() : fs::path(cfg.cache_dir);
+  std::vector<data::Dataset> sets;
+  std::exception_ptr error;
+  try {
+    for (const std::string& file : cfg.data) {
+      data::DataOptions o = data_options(ctx, {file}, cache, seq_len_of(cfg, model), model);
+      o.shuffle = false;
+      sets.push_back(data::Dataset::open(o, tokenizer));
+    }
+  } catch (...) {  // no rank is left at the barrier, and the directory goes away
+    error = std::current_exception();
+  }
+  if (scratch) scratch->remove();
+  if (error) std::rethrow_exception(error);
+  return sets;
+}
+
+}  // namespace
+
 ExitCode run_eval(const RankContext& ctx) {
   JobConfig& cfg = ctx.config;
   if (cfg.model.empty()) throw UsageError("eval needs --model DIR");
@@ -50,13 +79,7 @@ ExitCode run_eval(const RankContext& ctx) {
   if (tokenizer.vocab_size() > source.config.vocab)
     throw DataError("{}: the tokenizer has ids up to {}, but the model's embedding has {} rows (vocab_size in config.json)",
                     (source.dir.path() / "tokenizer.json").string(), tokenizer.vocab_size() - 1, source.config.vocab);
-  const int64_t seq_len = seq_len_of(cfg, source.config);
-  std::vector<data::Dataset> sets;
-  for (const std::string& file : cfg.data) {
-    data::DataOptions o = data_options(ctx, {file}, cfg.cache_dir, seq_len, source.config);
-    o.shuffle = false;
-    sets.push_back(data::Dataset::open(o, tokenizer));
-  }
+  std::vector<data::Dataset> sets = open_sets(ctx, source.config, tokenizer);
   const BatchLayout rows{.batch = cfg.batch, .micro_batch = cfg.micro_batch, .seq_len = sets.front().seq_len(), .dp = mesh.dp};
   EngineOptions options = engine_options(cfg, source.config, mesh, rows, choose_device(ctx, {}), false);
   options.stop = ctx.stop;

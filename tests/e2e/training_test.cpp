@@ -71,6 +71,31 @@ TEST(Training, FollowsTheCurveOfTransformers) {
   check_curve("qwen2-8layers", 4, 1, 1, {"--schedule", "zb-h1", "--recompute", "selective"});
 }
 
+TEST(Evaluation, EqualsTheFirstLossOfTransformersInEveryLayout) {
+  const std::string fixture = "qwen2-untied";
+  const TempDir dir;
+  write_curve_data(fixture, dir / "data.jsonl");
+  fs::create_directories(dir / "tmp");
+  std::ifstream in(data("hf/" + fixture + "/reference.json"));
+  const double expected = json::parse(in)["train"]["loss"][0].get<double>();
+  for (const auto& [ranks, layout] : std::vector<std::pair<int, std::vector<std::string>>>{
+           {1, {}}, {2, {"--tp", "2"}}, {4, {"--pp", "2", "--dp", "2"}}}) {
+    std::vector<std::string> args{"eval",   "--model",          data("hf/" + fixture), "--data",  dir / "data.jsonl", "--data", dir / "data.jsonl",
+                                  "--seq-len", "48", "--no-pack", "--json", dir / "out.json"};
+    args.insert(args.end(), layout.begin(), layout.end());
+    std::vector<std::string> argv = job(ranks, args);
+    argv.insert(argv.begin(), {"env", "TMPDIR=" + (dir / "tmp").string()});
+    const Result r = run(argv, 60);
+    ASSERT_EQ(r.code, 0) << r.output;
+    const json out = json::parse(bytes_of(dir / "out.json"));
+    ASSERT_EQ(out["sources"].size(), 2u);
+    EXPECT_NEAR(out["sources"][0]["loss"].get<double>(), expected, 2e-4);
+    EXPECT_NEAR(out["loss"].get<double>(), expected, 2e-4);
+    for (const auto& entry : fs::directory_iterator(dir / "tmp"))
+      EXPECT_EQ(entry.path().filename().string().find("r1run-"), std::string::npos) << "left behind: " << entry.path();
+  }
+}
+
 /// A job on the built-in model with `steps` steps of the same 8-step job.
 std::vector<std::string> small_job(const fs::path& output, std::vector<std::string> more) {
   std::vector<std::string> args{"--pp", "2", "--tp", "2", "--steps", "8", "--batch", "4", "--seq-len", "512", "--micro-batch", "1",

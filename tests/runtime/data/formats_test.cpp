@@ -226,6 +226,82 @@ TEST(Formats, TracesInTheirOtherSpellings) {
   EXPECT_EQ(packed.messages.size(), 2u);
 }
 
+TEST(Formats, QuestionAndAnswerUnderManyNames) {
+  using F = Format;
+  // The format, and then every one of these rows is the question q with the answer a (thought t).
+  const std::vector<std::tuple<Format, std::string, bool>> table = {
+      {F::kAlpaca, R"({"instruction": "q", "output": "a"})", false},
+      {F::kAlpaca, R"({"instruction": "q", "response": "a"})", false},
+      {F::kAlpaca, R"({"instruction": "q", "answer": "a"})", false},
+      {F::kAlpaca, R"({"instruction": "q", "input": "", "completion": "a"})", false},
+      {F::kAlpaca, R"({"instruction": "q", "output": "a", "reasoning": "t"})", true},
+      {F::kAlpaca, R"({"Instruction": "q", "Output": "a"})", false},
+      {F::kQuestionAnswer, R"({"problem": "q", "answer": "a"})", false},
+      {F::kQuestionAnswer, R"({"query": "q", "answer": "a"})", false},
+      {F::kQuestionAnswer, R"({"prompt": "q", "answer": "a", "thinking": "t"})", true},
+      {F::kQuestionResponse, R"({"query": "q", "response": "a"})", false},
+      {F::kQuestionResponse, R"({"problem": "q", "solution": "a"})", false},
+      {F::kQuestionResponse, R"({"input": "q", "output": "a"})", false},
+      {F::kQuestionResponse, R"({"user": "q", "assistant": "a"})", false},
+      {F::kQuestionResponse, R"({"Question": "q", "Complex_CoT": "t", "Response": "a"})", true},
+      {F::kQuestionResponse, R"({"question": "q", "reasoning_content": "t", "response": "a"})",
+       true},
+      {F::kShareGpt, R"({"conversation": [{"input": "q", "output": "a"}]})", false},
+      {F::kShareGpt,
+       R"({"conversations": [{"from": "Human", "value": "q"}, {"from": "GPT", "value": "a"}]})",
+       false},
+      {F::kShareGpt,
+       R"({"conversations": [{"from": "user", "content": "q"}, {"role": "assistant", "value": "a"}]})",
+       false},
+      {F::kMessages,
+       R"({"messages": [{"role": "User", "content": "q"}, {"role": "Assistant", "content": "a"}]})",
+       false},
+      {F::kMessages,
+       R"({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "reasoning_content": "t", "content": "a"}]})",
+       true},
+  };
+  for (const auto& [format, row, thought] : table) {
+    EXPECT_EQ(detect_format(row, nullptr), format) << row;
+    const ParsedRow parsed = parse_row(format, row);
+    ASSERT_EQ(parsed.messages.size(), 2u) << row;
+    EXPECT_EQ(parsed.messages[0].role, Role::kUser) << row;
+    EXPECT_EQ(parsed.messages[0].content, "q") << row;
+    EXPECT_EQ(parsed.messages[1].role, Role::kAssistant) << row;
+    EXPECT_EQ(parsed.messages[1].content, "a") << row;
+    EXPECT_EQ(parsed.messages[1].reasoning.value_or(""), thought ? "t" : "") << row;
+  }
+  const auto orca = parse_row(Format::kQuestionResponse,
+                              R"({"system_prompt": "s", "question": "q", "response": "a"})");
+  ASSERT_EQ(orca.messages.size(), 3u);
+  EXPECT_EQ(orca.messages[0].content, "s");
+}
+
+TEST(Formats, ExchangesOfXTuner) {
+  const auto row = parse_row(Format::kShareGpt, R"({"conversation": [
+    {"system": "s", "input": "q", "output": "\n<think>t</think>a", "output_with_loss": false},
+    {"input": "r", "output": "b"}]})");
+  ASSERT_EQ(row.messages.size(), 5u);
+  EXPECT_EQ(row.messages[0].role, Role::kSystem);
+  EXPECT_EQ(row.messages[2].content, "<think>t</think>a");
+  EXPECT_EQ(row.messages[2].trained, false);
+  EXPECT_EQ(row.messages[3].content, "r");
+  EXPECT_FALSE(row.messages[4].trained);
+}
+
+TEST(Formats, PreferencesAreRefusedByName) {
+  std::string why;
+  for (const std::string row : {R"({"prompt": "q", "chosen": "a", "rejected": "b"})",
+                                R"({"conversations": [], "chosen": {}, "rejected": {}})",
+                                R"({"messages": [], "Chosen": "a", "Rejected": "b"})"}) {
+    EXPECT_FALSE(detect_format(row, &why)) << row;
+    EXPECT_NE(why.find("keep the chosen one"), std::string::npos) << why;
+  }
+  EXPECT_FALSE(detect_format(R"({"prompt": "q", "completion": "a", "label": false})", &why));
+  EXPECT_NE(why.find("verdict"), std::string::npos) << why;
+  EXPECT_EQ(detect_format(R"({"prompt": "q", "completion": "a", "label": "math"})", &why),
+            Format::kPromptCompletion);
+}
+
 TEST(Formats, PromptAndCompletion) {
   const ParsedRow raw =
       parse_row(Format::kPromptCompletion, R"({"prompt": "2+2=", "completion": " 4"})");
@@ -301,6 +377,10 @@ TEST(Formats, BadRowsSayWhereAndWhy) {
       {F::kShareGpt, R"({"conversations": [{"from": "alien", "value": "x"}]})",
        "human, gpt, function_call, observation"},
       {F::kShareGpt, R"({"chat": []})", "no `conversations`"},
+      {F::kShareGpt, R"({"conversation": [{"input": "", "output": "x"}]})",
+       "conversation[0].input is empty"},
+      {F::kShareGpt, R"({"conversation": [{"input": "q", "output": 1}]})",
+       "conversation[0].output is a number"},
       {F::kAlpaca, R"({"instruction": "x"})", "no `output`"},
       {F::kAlpaca, R"({"instruction": "x", "output": 3})", "`output` is a number"},
       {F::kAlpaca, R"({"instruction": "", "input": "", "output": "x"})", "both empty"},

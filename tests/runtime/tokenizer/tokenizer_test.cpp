@@ -489,30 +489,6 @@ TEST(HostileFiles, AreRefusedWithTheReason) {
       "twice");
 }
 
-TEST(HostileFiles, LargeOnesCostLittle) {
-  const auto start = std::chrono::steady_clock::now();
-  // A million nested-quantifier bytes, a huge number of values, a million equal merges.
-  Json file = small_file();
-  file["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] =
-      std::string(1'000'000, '(') + "a+)+";
-  const std::string error = error_of(file);
-  EXPECT_LT(error.size(), 2000U);
-  std::string values = "{\"x\":[0";
-  for (int i = 0; i < 5'000'000; ++i) values += ",0";
-  EXPECT_NE(error_of_text(values + "]}").find("more than"), std::string::npos);
-  std::string vocab = "{\"model\":{\"merges\":[],\"vocab\":{\"a\":0";
-  for (int64_t i = 0; i <= kMaxTokenId; ++i) vocab += ",\"\":1";
-  EXPECT_NE(error_of_text(vocab + "}}}").find("more than 4194304 tokens"), std::string::npos);
-  std::string merges = "{\"model\":{\"vocab\":{},\"merges\":[\"a b\"";
-  for (size_t i = 0; i < kMaxMerges; ++i) merges += ",\"a b\"";
-  EXPECT_NE(error_of_text(merges + "]}}").find("more than 4194304 merges"), std::string::npos);
-  EXPECT_NE(error_of_text(std::string(kMaxTokenizerBytes + 1, ' ')).find("refused"),
-            std::string::npos);
-  const auto seconds =
-      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  EXPECT_LT(seconds, 60) << "bounded work";  // generous: sanitizers; the point is that it ends
-}
-
 TEST(HostileFiles, MissingOnesAreNamed) {
   try {
     (void)Tokenizer::load("/nonexistent/model");
