@@ -85,6 +85,7 @@ class Shim {
     // so that it may read.
     spawn_options.own_group = is_rank(o_.where);
     spawn_options.set_environment.emplace_back(kRankStatusFdVariable, std::to_string(status_.fd()));
+    if (o_.term_saves) spawn_options.set_environment.emplace_back(kTermSavesVariable, "1");
     // Eight ranks on two cores, 1 KiB all-reduce among four: 30 us with yielding, 31,000 us
     // without.
     if (getenv("OMPI_MCA_mpi_yield_when_idle") == nullptr)
@@ -126,9 +127,8 @@ class Shim {
       stop_requested_ = true;
       stop_requested_at_ = monotonic_s();
     }
-    if (s.number == SIGTERM && o_.term_saves && !notice_) {
-      notice_ = true;
-      kill(child_, SIGUSR1);
+    if (s.number == SIGTERM && o_.term_saves) {
+      kill(child_, SIGUSR1);  // once or twice: Slurm may have told the rank itself
       return;
     }
     // Without a launcher the rank shares our group, and the terminal has told it already.
@@ -151,7 +151,7 @@ class Shim {
       if (over && ended_at_ == 0) {
         ended_at_ = now;
         stop_requested_ = true;
-        kill(child_, SIGTERM);
+        kill(child_, SIGINT);  // SIGTERM may mean "save"
       }
       if (ended_at_ > 0 && now - ended_at_ > kOrphanGrace_s) kill(child_, SIGKILL);
       if (!o_.every_rank_reports && control_->silence_s() > o_.peer_timeout_s && isolated_at_ == 0) {
@@ -164,7 +164,7 @@ class Shim {
       stop_requested_ = true;
       if (orphaned_at_ == 0) {
         orphaned_at_ = now;
-        kill(child_, SIGTERM);
+        kill(child_, o_.term_saves ? SIGINT : SIGTERM);
       } else if (now - orphaned_at_ > kOrphanGrace_s) {
         kill(child_, SIGKILL);
       }
@@ -303,7 +303,7 @@ class Shim {
   std::optional<ControlClient> control_;
   pid_t child_ = -1, launcher_ = -1;
   long oom_before_ = 0;
-  bool stop_requested_ = false, notice_ = false;
+  bool stop_requested_ = false;
   double ended_at_ = 0, isolated_at_ = 0, stop_requested_at_ = 0, orphaned_at_ = 0, detected_s_ = 0;
   int stopped_ticks_ = 0;
   std::string verdict_;
