@@ -266,7 +266,7 @@ std::vector<PlannedCluster> machines_of(const JobConfig& cfg, std::optional<Clus
   Catalogue catalogue = Catalogue::built_in();
   if (!cfg.catalogue.empty()) catalogue.add(read_file(cfg.catalogue), cfg.catalogue);
   if (!cfg.hostfile.empty() || !cfg.host.empty()) {
-    *hosts = cfg.hostfile.empty() ? parse_host_list(cfg.host, "--host") : read_hostfile(cfg.hostfile);
+    *hosts = given_hosts(cfg);
     *topology = annotated_topology(**hosts, catalogue, cfg.topology);
     return {hosts_of_file(**hosts, cfg.cluster, catalogue)};
   }
