@@ -11,6 +11,7 @@
 #include "comm/recorded/recorded.h"
 #include "comm/staged/staged.h"
 #include "comm/watch/hub.h"
+#include "runtime/core/host.h"
 #include "runtime/core/log.h"
 #include "runtime/train/commands.h"
 
@@ -46,9 +47,7 @@ void install_handlers() {
 
 /// Starts the control thread. Collective over the world.
 std::unique_ptr<comm::Watch> make_watch(const JobConfig& config, comm::Communicator& world, RankStatusWriter& status) {
-  char host[256] = {};
-  gethostname(host, sizeof host - 1);
-  const comm::WatchOptions options{.rank = world.rank(), .size = world.size(), .host = host,
+  const comm::WatchOptions options{.rank = world.rank(), .size = world.size(), .host = host_name(),
                                    .peer_timeout_s = config.peer_timeout, .stall_timeout_s = config.stall_timeout,
                                    .stall_report = config.output.empty() ? "" : config.output + "/stall-report.txt"};
   const bool one_host = train::ranks_on_this_host(world) == world.size();

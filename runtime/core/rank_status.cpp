@@ -2,7 +2,6 @@
 
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -10,6 +9,8 @@
 #include <cstdlib>
 #include <cstring>
 #include <new>
+
+#include "runtime/core/host.h"
 
 namespace r1 {
 namespace {
@@ -91,12 +92,6 @@ std::string text_of(const char* bytes, size_t limit, bool consistent) {
          (consistent || static_cast<unsigned char>(bytes[n]) >= 0x20))
     ++n;
   return std::string(bytes, n);
-}
-
-int64_t monotonic_ns() noexcept {
-  timespec t{};
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return int64_t{t.tv_sec} * 1'000'000'000 + t.tv_nsec;
 }
 
 detail::StatusPage* map_page(int fd) {

@@ -1,10 +1,9 @@
 #include "runtime/train/context.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <cstdio>
 
+#include "runtime/core/host.h"
 #include "runtime/core/rng.h"
 
 namespace r1::train {
@@ -48,11 +47,9 @@ double reduce(comm::Communicator& group, double value, comm::ReduceOp op) {
 }
 
 std::vector<int64_t> host_of_rank(comm::Communicator& world) {
-  char name[256] = {};
-  gethostname(name, sizeof name - 1);
   const auto n = static_cast<size_t>(world.size());
   std::vector<int64_t> hosts(n), counts(n, 1);
-  auto mine = static_cast<int64_t>(hash_name(name));
+  auto mine = static_cast<int64_t>(hash_name(host_name()));
   world.all_gather(host_tensor(&mine, 1, DType::kI64), host_tensor(hosts.data(), world.size(), DType::kI64), counts, {});
   return hosts;
 }
