@@ -129,7 +129,7 @@ int run(MpiWorld& mpi, int argc, char** argv) {
     world->close();
     return 0;
   }
-  cuda::Api& api = *reinterpret_cast<cuda::Api* (*)()>(cuda_library_symbol("r1run_cuda_api"))();
+  cuda::Api& api = cuda::api();
   std::string why;
   const int gpus = api.device_count(&why);
   if (gpus == 0) throw DeviceError("no usable GPU: {}", why);

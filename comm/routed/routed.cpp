@@ -311,8 +311,7 @@ Router::Router(Communicator& host, CommChoice choice, Device device, StopCheck s
   world_ = std::make_unique<World>(state_);
   if (n > 1 && state_->on_gpu()) {
     // A stream whose work waits for a rank that died never ends by itself.
-    auto& api = *reinterpret_cast<cuda::Api* (*)()>(cuda_library_symbol("r1run_cuda_api"))();
-    api.set_wait_hook([this](std::chrono::nanoseconds waited) {
+    cuda::api().set_wait_hook([this](std::chrono::nanoseconds waited) {
       // A peer may wait for the rest of a message before it does what this rank's stream waits for.
       if (state_->ipc) progress(*state_->ipc);
       if (state_->nccl)
@@ -325,8 +324,7 @@ Router::Router(Communicator& host, CommChoice choice, Device device, StopCheck s
 
 Router::~Router() {
   if (state_->places.size() < 2 || !state_->on_gpu()) return;
-  auto& api = *reinterpret_cast<cuda::Api* (*)()>(cuda_library_symbol("r1run_cuda_api"))();
-  api.set_wait_hook({});
+  cuda::api().set_wait_hook({});
 }
 
 Communicator& Router::world() { return *world_; }

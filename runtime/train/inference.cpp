@@ -42,7 +42,7 @@ int64_t memory_budget(const RankContext& ctx, const Device& device) {
   const int ranks = ranks_on_this_host(ctx.world);
   if (device.kind == DeviceKind::kCpu)
     return static_cast<int64_t>(kMemoryShare * static_cast<double>(available_host_bytes())) / ranks;
-  auto& api = *reinterpret_cast<cuda::Api* (*)()>(cuda_library_symbol("r1run_cuda_api"))();
+  auto& api = cuda::api();
   const int64_t gpus = std::max(1, api.device_count(nullptr)), sharing = (ranks + gpus - 1) / gpus;
   return static_cast<int64_t>(kMemoryShare * static_cast<double>(api.device_info(device).free_bytes)) / sharing;
 }

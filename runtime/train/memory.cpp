@@ -73,8 +73,7 @@ int64_t available_memory() {
 std::vector<parallel::MemoryDomain> memory_domains(const RankContext& ctx, const Device& device) {
   int64_t capacity = 0, ordinal = -1;
   if (device.kind == DeviceKind::kCuda) {
-    const auto get = reinterpret_cast<cuda::Api* (*)()>(cuda_library_symbol("r1run_cuda_api"));
-    capacity = static_cast<int64_t>((*get)()->device_info(device).free_bytes);
+    capacity = static_cast<int64_t>(cuda::api().device_info(device).free_bytes);
     ordinal = device.index;
   } else {
     capacity = available_memory();

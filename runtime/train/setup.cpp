@@ -72,15 +72,15 @@ Device choose_device(const RankContext& ctx, const fs::path& cache) {
   if (cfg.device == "cpu") return {};
   // The driver's device file: without it the CUDA library need not be loaded to know that there is no GPU.
   if (cfg.device == "auto" && !fs::exists("/dev/nvidiactl")) return {};
-  void* symbol = nullptr;
+  cuda::Api* library = nullptr;
   try {
-    symbol = cuda_library_symbol("r1run_cuda_api");
+    library = &cuda::api();
   } catch (const DeviceError& e) {
     if (cfg.device == "cuda") throw;
     if (ctx.first()) log::warn("there is a GPU, but this build cannot use it ({}); training on the CPU", e.what());
     return {};
   }
-  cuda::Api& api = *reinterpret_cast<cuda::Api* (*)()>(symbol)();
+  cuda::Api& api = *library;
   std::string why;
   const int count = api.device_count(&why);
   if (count == 0) {
