@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "runtime/core/error.h"
+#include "runtime/core/json.h"
 #include "runtime/core/options.h"
 
 // Made from catalogue/*.json at build time (CMakeLists.txt).
@@ -241,13 +242,7 @@ Catalogue Catalogue::built_in() {
 }
 
 void Catalogue::add(std::string_view text, const std::string& source) {
-  json root;
-  try {
-    root = json::parse(text);
-  } catch (const json::exception& e) {
-    throw DataError("{}: not valid JSON: {}", source, e.what());
-  }
-  if (!root.is_object()) throw DataError("{}: expected a JSON object", source);
+  const json root = parse_json_object(text, source);
   for (const auto& [key, value] : root.items()) {
     if (key == "about") continue;
     if (key == "price_date") {
