@@ -2,11 +2,11 @@
 
 #include <algorithm>
 #include <array>
-#include <fstream>
 #include <map>
 
 #include "parallel/cost/search.h"
 #include "runtime/core/human.h"
+#include "runtime/device/cpu/cpu_backend.h"
 #include "runtime/device/cuda/cuda_api.h"
 #include "runtime/device/cuda_library.h"
 #include "runtime/train/setup.h"
@@ -56,27 +56,13 @@ class FoundMachine final : public parallel::Machine {
 
 }  // namespace
 
-int64_t available_memory() {
-  int64_t available = 0;
-  std::ifstream info("/proc/meminfo");
-  for (std::string key; info >> key;) {
-    int64_t kib = 0;
-    if (key == "MemAvailable:" && info >> kib) available = kib * 1024;
-    info.ignore(256, '\n');
-  }
-  int64_t limit = 0, used = 0;
-  if (std::ifstream("/sys/fs/cgroup/memory.max") >> limit && std::ifstream("/sys/fs/cgroup/memory.current") >> used)
-    available = std::min(available, std::max<int64_t>(limit - used, 0));
-  return available;
-}
-
 std::vector<parallel::MemoryDomain> memory_domains(const RankContext& ctx, const Device& device) {
   int64_t capacity = 0, ordinal = -1;
   if (device.kind == DeviceKind::kCuda) {
     capacity = static_cast<int64_t>(cuda::api().device_info(device).free_bytes);
     ordinal = device.index;
   } else {
-    capacity = available_memory();
+    capacity = static_cast<int64_t>(available_host_bytes());
   }
   const std::vector<int64_t> hosts = host_of_rank(ctx.world);
   const auto found = gather(ctx.world, std::array<int64_t, 2>{ordinal, capacity});

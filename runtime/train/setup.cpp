@@ -13,8 +13,9 @@
 #include "parallel/cost/job_shape.h"
 #include "runtime/core/human.h"
 #include "runtime/core/log.h"
-#include "runtime/device/cpu/thread_pool.h"
 #include "runtime/core/rng.h"
+#include "runtime/device/cpu/cpu_backend.h"
+#include "runtime/device/cpu/thread_pool.h"
 #include "runtime/device/cuda/cuda_api.h"
 #include "runtime/device/cuda_library.h"
 #include "runtime/kernels/ops.h"
@@ -140,7 +141,7 @@ bool snapshot_fits(const RankContext& ctx, const parallel::ModelConfig& config, 
   const int64_t wanted = sum_on_host(ctx.world, config, options, [&](const parallel::RankPlan& p) {
     return snapshot_bytes(p) + (gpu ? 0 : p.bytes().total());
   });
-  return reduce(ctx.world, int64_t{wanted > available_memory()}, comm::ReduceOp::kMax) == 0;
+  return reduce(ctx.world, int64_t{wanted > static_cast<int64_t>(available_host_bytes())}, comm::ReduceOp::kMax) == 0;
 }
 
 data::DataOptions data_options(const RankContext& ctx, const std::vector<std::string>& sources, const fs::path& cache,
