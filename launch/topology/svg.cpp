@@ -306,11 +306,7 @@ class HostDrawing {
     int bars = 0;
     for (const auto& domain : nvlink_groups()) {
       if (domain.size() < 2) continue;
-      std::set<std::string> cells;
-      for (const int a : domain)
-        for (const int b : domain)
-          if (a != b)
-            cells.insert(cell(host_.gpu_gpu[static_cast<size_t>(a)][static_cast<size_t>(b)]));
+      const std::set<std::string> cells = cells_between(host_, domain);
       bottom = std::max(bottom, cells.size() == 1 && domain.size() > 2
                                     ? draw_bar(domain, *cells.begin(), y + 34.0 * bars++)
                                     : draw_bows(domain));
