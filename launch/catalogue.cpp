@@ -10,6 +10,7 @@
 #include "runtime/core/error.h"
 #include "runtime/core/json.h"
 #include "runtime/core/options.h"
+#include "runtime/core/text.h"
 
 // Made from catalogue/*.json at build time (CMakeLists.txt).
 extern const unsigned char r1_hardware_catalogue[];
@@ -29,12 +30,6 @@ constexpr int64_t kGpuReserve = int64_t{1} << 30;
 constexpr int64_t kCpuRankReserve = int64_t{96} << 20, kHostReserve = int64_t{2} << 30;
 /// Least time of a kernel: launch on a GPU, a parallel loop on a CPU.
 constexpr double kGpuKernel = 3e-6, kCpuKernel = 5e-6;
-
-std::string lower(std::string_view text) {
-  std::string out(text);
-  std::ranges::transform(out, out.begin(), [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
-  return out;
-}
 
 /// One entry of the catalogue; errors name source and entry.
 class Entry {

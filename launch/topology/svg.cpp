@@ -9,28 +9,12 @@
 #include <set>
 
 #include "launch/topology/render.h"
+#include "runtime/core/text.h"
 
 namespace r1::launch {
 namespace {
 
 constexpr double kDeviceW = 92, kDeviceH = 48, kGap = 10, kPad = 14;
-
-std::string escaped(std::string_view text) {
-  std::string out;
-  for (const char c : text) {
-    if (c == '&')
-      out += "&amp;";
-    else if (c == '<')
-      out += "&lt;";
-    else if (c == '>')
-      out += "&gt;";
-    else if (c == '"')
-      out += "&quot;";
-    else if (static_cast<unsigned char>(c) >= ' ')
-      out += c;
-  }
-  return out;
-}
 
 /// At most `chars` characters, the middle left out.
 std::string fitted(const std::string& text, size_t chars) {
@@ -76,7 +60,7 @@ class Canvas {
   }
   void text(double x, double y, const std::string& words, const char* style) {
     body_ += fmt::format("<text x=\"{:.1f}\" y=\"{:.1f}\" class=\"{}\">{}</text>\n", x, y, style,
-                         escaped(words));
+                         xml_escaped(words));
     grow(x, y);
   }
   void line(double x1, double y1, double x2, double y2, std::optional<double> gbytes_per_s) {
