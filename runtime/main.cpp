@@ -99,7 +99,6 @@ int main(int argc, char** argv) {
       world = comm::make_self("world");
     }
     status->set_identity(world->rank(), world->size(), "");
-    status->join_control(train::broadcast_text(*world, world->rank() == 0 ? status->control_offer() : std::string()));
     log::setup(world->rank() == 0 ? "r1run" : fmt::format("r1run: rank {}", world->rank()),
                world->rank() == 0 ? spdlog::level::info : spdlog::level::warn);
     // Commands without a time-out for progress (probe) have their own.
