@@ -96,6 +96,9 @@ Reference read_reference(const fs::path& path, const parallel::ModelConfig& conf
     throw DataError("{}: input_ids, labels and attention_mask differ in shape", path.string());
   for (const int64_t id : r.ids)
     if (id < 0 || id >= config.vocab)
+  for (const int64_t label : r.labels)
+    if (label >= config.vocab)
+      throw DataError("{}: labels has {}, the model's vocabulary ends at {}", path.string(), label, config.vocab - 1);
       throw DataError("{}: input_ids has {}, the model's vocabulary ends at {}", path.string(), id, config.vocab - 1);
   if (const auto* e = f.find("logits"); e != nullptr) {
     if (e->shape != std::vector<int64_t>{r.rows, r.seq_len, config.vocab})
