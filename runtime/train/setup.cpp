@@ -38,10 +38,10 @@ int cores_allowed() {
 /// Sum of `bytes` over the plans of the ranks that share this host. Every rank knows every plan.
 int64_t sum_on_host(comm::Communicator& world, const parallel::ModelConfig& config, const EngineOptions& options,
                     const std::function<int64_t(const parallel::RankPlan&)>& bytes) {
-  const int same = ranks_on_this_host(world);
+  const std::vector<int64_t> hosts = host_of_rank(world);
   int64_t total = 0;
-  const int first = world.rank() / same * same;
-  for (int r = first; r < std::min(first + same, world.size()); ++r) total += bytes(plan_for(config, options, r));
+  for (int r = 0; r < world.size(); ++r)
+    if (hosts[static_cast<size_t>(r)] == hosts[static_cast<size_t>(world.rank())]) total += bytes(plan_for(config, options, r));
   return total;
 }
 
