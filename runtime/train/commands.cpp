@@ -96,8 +96,7 @@ ExitCode run_command(const RankContext& ctx) {
 
 comm::StopCheck stop_check(const JobConfig& config, const SignalFlags& signals) {
   return [&config, &signals](const comm::Communicator& group, const char* operation, std::chrono::nanoseconds waited) {
-    if (const int signal = signals.stop.load(); signal != 0)
-      throw StoppedError("stopped by signal {}; the last checkpoint is valid: run the same command with --resume auto", signal);
+    signals.check_stop();
     const double seconds = std::chrono::duration<double>(waited).count();
     // The control thread decides first, and names the rank; this is for jobs without one.
     if (config.stall_timeout > 0 && seconds > 3 * config.stall_timeout + 5)

@@ -69,10 +69,7 @@ InferenceSession::InferenceSession(const RankContext& ctx)
   const fs::path dir = source_.dir.path();
   if (fs::exists(dir / "tokenizer.json")) {
     tokenizer_ = text::Tokenizer::load(dir);
-    if (tokenizer_->vocab_size() > source_.config.vocab)
-      throw DataError(
-          "{}: the tokenizer has ids up to {}, but the model's embedding has {} rows (vocab_size in config.json)",
-          (dir / "tokenizer.json").string(), tokenizer_->vocab_size() - 1, source_.config.vocab);
+    check_tokenizer(*tokenizer_, source_);
   }
   serve::GenerationConfig file;
   if (fs::exists(dir / "generation_config.json"))

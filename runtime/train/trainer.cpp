@@ -202,9 +202,7 @@ void Job::open() {
   const bool has_tokenizer = fs::exists(source_->dir.path() / "tokenizer.json");
   tokenizer_.emplace(has_tokenizer ? text::Tokenizer::load(source_->dir.path())
                                    : text::Tokenizer::from_json(text::byte_level_tokenizer_json(), "no tokenizer"));
-  if (has_tokenizer && tokenizer_->vocab_size() > source_->config.vocab)
-    throw DataError("{}: the tokenizer has ids up to {}, but the model's embedding has {} rows (vocab_size in config.json)",
-                    (source_->dir.path() / "tokenizer.json").string(), tokenizer_->vocab_size() - 1, source_->config.vocab);
+  if (has_tokenizer) check_tokenizer(*tokenizer_, *source_);
 
   ctx_.status.set_phase("reading the data");
   const int64_t seq_len = seq_len_of(cfg_, source_->config);
