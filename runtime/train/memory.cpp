@@ -57,22 +57,17 @@ class FoundMachine final : public parallel::Machine {
 }  // namespace
 
 std::vector<parallel::MemoryDomain> memory_domains(const RankContext& ctx, const Device& device) {
-  int64_t capacity = 0, ordinal = -1;
-  if (device.kind == DeviceKind::kCuda) {
-    capacity = static_cast<int64_t>(cuda::api().device_info(device).free_bytes);
-    ordinal = device.index;
-  } else {
-    capacity = static_cast<int64_t>(available_host_bytes());
-  }
-  const std::vector<int64_t> hosts = host_of_rank(ctx.world);
-  const auto found = gather(ctx.world, std::array<int64_t, 2>{ordinal, capacity});
-  std::map<std::pair<int64_t, int64_t>, size_t> index;
+  const bool gpu = device.kind == DeviceKind::kCuda;
+  const int64_t capacity = static_cast<int64_t>(gpu ? cuda::api().device_info(device).free_bytes : available_host_bytes());
+  const std::vector<int64_t> devices = device_of_rank(ctx.world, device);
+  const auto found = gather(ctx.world, std::array<int64_t, 2>{gpu, capacity});
+  std::map<int64_t, size_t> index;
   std::vector<parallel::MemoryDomain> out;
   for (int r = 0; r < ctx.world.size(); ++r) {
     const auto at = static_cast<size_t>(r);
-    const auto [it, fresh] = index.emplace(std::pair{hosts[at], found[at][0]}, out.size());
+    const auto [it, fresh] = index.emplace(devices[at], out.size());
     if (fresh)
-      out.push_back({.name = found[at][0] < 0 ? fmt::format("the host of rank {}", r) : fmt::format("the GPU of rank {}", r),
+      out.push_back({.name = found[at][0] == 0 ? fmt::format("the host of rank {}", r) : fmt::format("the GPU of rank {}", r),
                      .capacity_bytes = found[at][1], .ranks = {}});
     parallel::MemoryDomain& domain = out[it->second];
     domain.capacity_bytes = std::min(domain.capacity_bytes, found[at][1]);
