@@ -67,6 +67,7 @@ ExitCode run_tokenize(const RankContext& ctx) {
     return ExitCode::kOk;
   }
   std::ofstream file(cfg.json);
+  if (!file) throw StorageError("--json {}: cannot be written", cfg.json);  // before the work
   data::run_tokenize(args, std::cin, file);
   if (!file.flush()) throw StorageError("--json {}: cannot be written", cfg.json);
   return ExitCode::kOk;
