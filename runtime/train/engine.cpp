@@ -10,9 +10,7 @@ namespace r1::train {
 namespace {
 
 parallel::Schedule schedule_of(const EngineOptions& o, int microbatches) {
-  parallel::Schedule s = parallel::make_schedule(o.schedule, o.mesh.pp, o.virtual_stages, microbatches);
-  parallel::validate(s);
-  return s;
+  return parallel::make_schedule(o.schedule, o.mesh.pp, o.virtual_stages, microbatches);
 }
 
 /// The row tree of a rank, with a slot to spare where micro-batches of filling follow its rows.
