@@ -24,7 +24,7 @@ constexpr size_t kWaitingLimit = 64;
 constexpr double kHelloLimit_s = 2;
 constexpr size_t kLineLimit = 512;
 constexpr std::string_view kGreeting = "r1run-control-1 ";
-constexpr char kBeat[] = "h\n";
+constexpr char kBeat[] = "h\n", kEnd[] = "e\n";
 
 /// Reads what is there. False at the end of the stream or on an error.
 bool read_available(const Fd& fd, std::string* into) {
@@ -65,6 +65,12 @@ std::vector<std::string> addresses_of(std::string_view contact) {
     in_addr ignored{};
     if (inet_pton(AF_INET, address.c_str(), &ignored) == 1) out.push_back(address);
   }
+  return out;
+}
+
+std::vector<std::string> contact_addresses() {
+  std::vector<std::string> out = own_addresses();
+  out.emplace_back("127.0.0.1");
   return out;
 }
 
@@ -120,6 +126,11 @@ void ControlServer::service() {
   for (Peer& p : peers_)
     if (serve(&p)) kept.push_back(std::move(p));
   peers_ = std::move(kept);
+}
+
+void ControlServer::end_all() {
+  for (const Peer& p : peers_)
+    if (!p.host.empty()) send_text(p.socket, kEnd);
 }
 
 ControlClient::ControlClient(std::vector<std::string> addresses, int port, std::string token,
@@ -178,6 +189,7 @@ void ControlClient::service() {
   std::string heard;
   const bool open = read_available(socket_, &heard);
   if (!heard.empty()) last_heard_ = now;
+  asked_to_end_ = asked_to_end_ || heard.find(kEnd[0]) != std::string::npos;
   if (!open) {
     socket_.reset();
     return;

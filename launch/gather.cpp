@@ -13,6 +13,7 @@
 #include <cerrno>
 #include <cstring>
 
+#include "launch/control.h"
 #include "runtime/core/error.h"
 #include "runtime/core/host.h"
 
@@ -25,13 +26,6 @@ constexpr const char* kToken = "R1RUN_GATHER_TOKEN";
 constexpr std::string_view kGreeting = "r1run-gather-1 ";
 constexpr size_t kHeaderLimit = 512, kTextLimit = 16u << 20, kPeerLimit = 4096;
 constexpr double kHeaderLimit_s = 5;
-
-/// Where tasks reach this process; loopback last: tasks on this host may need it.
-std::vector<std::string> contact_addresses() {
-  std::vector<std::string> out = own_addresses();
-  out.emplace_back("127.0.0.1");
-  return out;
-}
 
 /// Header fields: token, host, clock, length.
 struct Header {
