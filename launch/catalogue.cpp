@@ -144,6 +144,7 @@ ShapeKind read_shape(const Entry& e) {
   s.nics = std::max(1, e.whole("nics", 1));
   s.memory_bytes = static_cast<int64_t>(e.number("memory_gib") * kGiB);
   if (e.has("usd_per_hour")) s.usd_per_hour = e.number("usd_per_hour");
+  s.price_source = e.text("price_source", "");
   return s;
 }
 
@@ -250,9 +251,7 @@ void Catalogue::add(std::string_view text, const std::string& source) {
   if (!root.is_object()) throw DataError("{}: expected a JSON object", source);
   for (const auto& [key, value] : root.items()) {
     if (key == "about") continue;
-    if (key == "price_date") {
-      price_date_ = Entry(root, source).text("price_date");
-    } else if (key == "links") {
+    if (key == "links") {
       const Entry links(value, source + ": links");
       for (const auto& [name, link] : value.items()) links_[name] = read_link(name, Entry(link, fmt::format("{}: links: {}", source, name)));
     } else if (key == "comparisons") {
@@ -269,7 +268,7 @@ void Catalogue::add(std::string_view text, const std::string& source) {
         else put(cpus_, read_device(e, false));
       }
     } else {
-      throw DataError("{}: unknown key '{}' (about, price_date, links, devices, cpus, shapes, comparisons are known)", source, key);
+      throw DataError("{}: unknown key '{}' (about, links, devices, cpus, shapes, comparisons are known)", source, key);
     }
   }
   for (const auto* list : {&devices_, &cpus_})
@@ -349,7 +348,8 @@ PlannedCluster Catalogue::cluster(const std::string& text) const {
     c.network = link(parts.network.empty() ? s->network : parts.network, where);
     if (s->usd_per_hour) {
       c.usd_per_hour = *s->usd_per_hour * c.hosts;
-      c.price_note = fmt::format("{} on-demand list price as of {}", s->provider, price_date_);
+      c.price_note = s->price_source.empty() ? fmt::format("of {}, not sourced: set your own with --price", s->provider)
+                                             : fmt::format("{}, {}", s->provider, s->price_source);
     }
     c.title = fmt::format("{}{}", c.hosts > 1 ? fmt::format("{} x ", c.hosts) : "", s->title);
   } else if (const DeviceKind* d = find_named(devices_, name)) {

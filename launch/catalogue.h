@@ -56,6 +56,7 @@ struct ShapeKind {
   int sockets = 1, cpu_cores = 0, numa = 0, nics = 1;
   int64_t memory_bytes = 0;
   std::optional<double> usd_per_hour;
+  std::string price_source;  ///< where the price is from, and when; "" not sourced
 };
 
 /// Equal hosts with equal devices.
@@ -96,7 +97,6 @@ class Catalogue {
   [[nodiscard]] const std::vector<DeviceKind>& devices() const { return devices_; }
   [[nodiscard]] const std::vector<DeviceKind>& cpus() const { return cpus_; }
   [[nodiscard]] const std::vector<ShapeKind>& shapes() const { return shapes_; }
-  [[nodiscard]] const std::string& price_date() const { return price_date_; }
 
   /// [HOSTS x] [COUNT x] NAME [/MIG] [+NETWORK]: "4xA100-80", "2x4xA100-80+NDR", "2xproduction", "A100-80/3g.40gb",
   /// "2xEPYC-7763". Throws UsageError that names what is known.
@@ -110,7 +110,6 @@ class Catalogue {
   std::vector<ShapeKind> shapes_;
   std::map<std::string, std::string> aliases_;             ///< lower case -> name
   std::map<std::string, std::vector<std::string>> comparisons_;
-  std::string price_date_;
 };
 
 /// config.json facts of a model named without a directory ("R1-Distill-Qwen-32B", "deepseek-ai/DeepSeek-R1-Distill-Qwen-32B");

@@ -2,6 +2,8 @@
 
 #include <arpa/inet.h>
 #include <fcntl.h>
+#include <ifaddrs.h>
+#include <net/if.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
@@ -24,7 +26,7 @@ constexpr size_t kWaitingLimit = 64;
 constexpr double kHelloLimit_s = 2;
 constexpr size_t kLineLimit = 512;
 constexpr std::string_view kGreeting = "r1run-control-1 ";
-constexpr char kBeat[] = "h\n";
+constexpr char kBeat[] = "h\n", kEnd[] = "e\n";
 
 bool same_bytes(std::string_view a, std::string_view b) {  // in constant time
   if (a.size() != b.size()) return false;
@@ -82,6 +84,23 @@ std::vector<std::string> addresses_of(std::string_view contact) {
     in_addr ignored{};
     if (inet_pton(AF_INET, address.c_str(), &ignored) == 1) out.push_back(address);
   }
+  return out;
+}
+
+std::vector<std::string> own_addresses() {
+  std::vector<std::string> out, loopback;
+  ifaddrs* list = nullptr;
+  if (getifaddrs(&list) != 0) return out;
+  for (const ifaddrs* i = list; i != nullptr; i = i->ifa_next) {
+    if (i->ifa_addr == nullptr || i->ifa_addr->sa_family != AF_INET || (i->ifa_flags & IFF_UP) == 0)
+      continue;
+    std::array<char, INET_ADDRSTRLEN> text{};
+    inet_ntop(AF_INET, &reinterpret_cast<const sockaddr_in*>(i->ifa_addr)->sin_addr, text.data(),
+              text.size());
+    ((i->ifa_flags & IFF_LOOPBACK) != 0 ? loopback : out).emplace_back(text.data());
+  }
+  freeifaddrs(list);
+  out.insert(out.end(), loopback.begin(), loopback.end());
   return out;
 }
 
@@ -148,6 +167,11 @@ void ControlServer::service() {
   peers_ = std::move(kept);
 }
 
+void ControlServer::end_all() {
+  for (const Peer& p : peers_)
+    if (!p.host.empty()) send_text(p.socket, kEnd);
+}
+
 ControlClient::ControlClient(std::vector<std::string> addresses, int port, std::string token,
                              std::string host, double peer_timeout_s)
     : addresses_(std::move(addresses)),
@@ -204,6 +228,7 @@ void ControlClient::service() {
   std::string heard;
   const bool open = read_available(socket_, &heard);
   if (!heard.empty()) last_heard_ = now;
+  asked_to_end_ = asked_to_end_ || heard.find(kEnd[0]) != std::string::npos;
   if (!open) {
     socket_.reset();
     return;

@@ -243,8 +243,17 @@ PlanReport make_plan(const JobConfig& cfg, const std::string& model_name, const 
   r.hosts = hosts != nullptr ? *hosts : planned_hosts(cluster, cluster.ranks_per_host(job.mesh));
   if (hosts != nullptr && hosts->total_slots() < job.mesh.world())
     throw UsageError("{} needs {} ranks but {} offers {} slots", job.mesh.str(), job.mesh.world(), hosts->source, hosts->total_slots());
-  r.placement = place(r.hosts, topology != nullptr && !topology->hosts.empty() ? *topology : planned_topology(cluster, r.hosts), job.mesh,
-                      parallel::step_traffic(spec, job));
+  // What is known of each host, and what its kind promises of the others.
+  Topology map = planned_topology(cluster, r.hosts);
+  if (hosts != nullptr)
+    for (Topology::Member& m : map.hosts) m.kind_only = true;
+  if (topology != nullptr) {
+    map.fabric = topology->fabric;
+    for (const Topology::Member& known : topology->hosts)
+      for (Topology::Member& m : map.hosts)
+        if (m.name == known.name) m = known;
+  }
+  r.placement = place(r.hosts, map, job.mesh, parallel::step_traffic(spec, job));
   add_warnings(r, cfg);
   if (!r.fits()) r.remedies = parallel::remedies(model, job, cluster, 6);
   return r;
@@ -258,7 +267,7 @@ std::vector<PlannedCluster> machines_of(const JobConfig& cfg, std::optional<Clus
   if (!cfg.catalogue.empty()) catalogue.add(read_file(cfg.catalogue), cfg.catalogue);
   if (!cfg.hostfile.empty() || !cfg.host.empty()) {
     *hosts = cfg.hostfile.empty() ? parse_host_list(cfg.host, "--host") : read_hostfile(cfg.hostfile);
-    *topology = annotated_topology(**hosts, catalogue);
+    *topology = annotated_topology(**hosts, catalogue, cfg.topology);
     return {hosts_of_file(**hosts, cfg.cluster, catalogue)};
   }
   if (!cfg.cluster.empty()) return catalogue.clusters(cfg.cluster);

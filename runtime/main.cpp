@@ -21,12 +21,15 @@ using namespace r1;
 
 train::SignalFlags g_signals;  // handlers have no other way to reach it
 
+bool g_term_saves = false;  // kTermSavesVariable; set before the handlers are
+
 void on_signal(int signal) {
-  if (signal == SIGUSR1) g_signals.save.store(1);
+  if (signal == SIGUSR1 || (signal == SIGTERM && g_term_saves)) g_signals.save.store(1);
   else g_signals.stop.store(signal);
 }
 
 void install_handlers() {
+  g_term_saves = std::getenv(kTermSavesVariable) != nullptr;
   struct sigaction action{};
   action.sa_handler = on_signal;
   action.sa_flags = SA_RESTART;

@@ -23,6 +23,7 @@
 #include "launch/topology/json.h"
 #include "launch/topology/live.h"
 #include "launch/topology/merge.h"
+#include "launch/topology/cluster_topology.h"
 #include "launch/topology/topo_command.h"
 #include "parallel/mesh/mesh.h"
 #include "runtime/core/error.h"
@@ -408,7 +409,8 @@ int run_probe(const Request& request, const Destination& destination, const Envi
   constexpr double kPeerTimeout_s = 10;
   const Command command =
       destination.kind == Destination::Kind::kSrun
-          ? slurm_srun(program_in_path("srun", env), program, cluster, mesh)
+          ? slurm_srun(program_in_path("srun", env), program, cluster, mesh,
+                       srun_variables(env.names()))
           : cluster_mpirun(program_in_path("mpirun", env), program, cluster, mesh,
                            keepalive_for(kPeerTimeout_s), geteuid() == 0,
                            exported_variables(Environment::of_process().names()));

@@ -934,6 +934,14 @@ const std::vector<Option>& table() {
        .help = "hosts and slots on the command line; also -H",
        .group = Group::kLaunch,
        .commands = kOnRanks | kJob | kTopo | kProbe | kDoctor},
+      {.name = "topology",
+       .field = &C::topology,
+       .unset = "what the hostfile says",
+       .metavar = "FILE",
+       .help = "what the hosts look like, so that each rank runs near its GPU and adapter: the JSON of probe or topo, NCCL or "
+               "hwloc XML, nvidia-smi topo text, and files of the fabric; several with commas between",
+       .group = Group::kLaunch,
+       .commands = kOnRanks | kJob},
       {.name = "dry-run",
        .field = &C::dry_run,
        .fallback = "false",
@@ -1062,7 +1070,7 @@ const std::vector<Option>& table() {
        .group = Group::kBatch,
        .commands = kSbatch},
       {.name = "query",
-       .field = &C::stats,  // facts instead of the text: the switch that tokenize has
+       .field = &C::query,
        .fallback = "false",
        .help = "print one line a GPU, as nvidia-smi --query-gpu does, instead of the table",
        .group = Group::kMachine,

@@ -93,7 +93,7 @@ struct JobConfig {
   bool no_graphs = false;
   std::vector<std::string> offload;  ///< of "optimizer", "activations"
   // launching
-  std::string hostfile, host;
+  std::string hostfile, host, topology;
   bool dry_run = false;
   double peer_timeout = 0, stall_timeout = 0;  ///< seconds
   int max_restarts = 0;
@@ -103,6 +103,7 @@ struct JobConfig {
   int nodes = 0, gpus_per_node = 0;  ///< 0: auto
   double save_before = 0;            ///< seconds
   bool submit = false;
+  bool query = false;  ///< doctor: one line a GPU
   // planning
   std::string cluster, catalogue, html;
   double price = 0;  ///< USD an hour; 0: the catalogue's
