@@ -30,6 +30,8 @@ constexpr double kOrphanGrace_s = 1.0;
 /// A record must reach the launcher in one piece: Open MPI forwards output in pieces of 4,096
 /// bytes.
 constexpr size_t kRecordLimit = 4000;
+/// Some steps of a layout with much communication.
+constexpr size_t kFlightLines = 1000;
 
 void write_all(int fd, std::string_view text) {
   while (!text.empty()) {
@@ -85,6 +87,7 @@ class Shim {
     // so that it may read.
     spawn_options.own_group = is_rank(o_.where);
     spawn_options.set_environment.emplace_back(kRankStatusFdVariable, std::to_string(status_.fd()));
+    if (o_.term_saves) spawn_options.set_environment.emplace_back(kTermSavesVariable, "1");
     // Eight ranks on two cores, 1 KiB all-reduce among four: 30 us with yielding, 31,000 us
     // without.
     if (getenv("OMPI_MCA_mpi_yield_when_idle") == nullptr)
@@ -126,9 +129,8 @@ class Shim {
       stop_requested_ = true;
       stop_requested_at_ = monotonic_s();
     }
-    if (s.number == SIGTERM && o_.term_saves && !notice_) {
-      notice_ = true;
-      kill(child_, SIGUSR1);
+    if (s.number == SIGTERM && o_.term_saves) {
+      kill(child_, SIGUSR1);  // once or twice: Slurm may have told the rank itself
       return;
     }
     // Without a launcher the rank shares our group, and the terminal has told it already.
@@ -151,7 +153,7 @@ class Shim {
       if (over && ended_at_ == 0) {
         ended_at_ = now;
         stop_requested_ = true;
-        kill(child_, SIGTERM);
+        kill(child_, SIGINT);  // SIGTERM may mean "save"
       }
       if (ended_at_ > 0 && now - ended_at_ > kOrphanGrace_s) kill(child_, SIGKILL);
       if (!o_.every_rank_reports && control_->silence_s() > o_.peer_timeout_s && isolated_at_ == 0) {
@@ -164,7 +166,7 @@ class Shim {
       stop_requested_ = true;
       if (orphaned_at_ == 0) {
         orphaned_at_ = now;
-        kill(child_, SIGTERM);
+        kill(child_, o_.term_saves ? SIGINT : SIGTERM);
       } else if (now - orphaned_at_ > kOrphanGrace_s) {
         kill(child_, SIGKILL);
       }
@@ -252,8 +254,21 @@ class Shim {
     // Asked to end: by the user, or by the launcher because another rank was the cause. Either way
     // no news.
     if (stop_requested_) return r.code == 0 ? static_cast<int>(ExitCode::kTemporary) : r.code;
+    if (r.kind == ReportKind::kPrimary && r.step >= 0) r.flight = keep_flight(r);
     speak(r, wait_s);
     return r.code;
+  }
+
+  /// What the rank did last, as a file in the output: its name, or nothing where it cannot be written.
+  [[nodiscard]] std::string keep_flight(const FaultRecord& r) const {
+    const FlightData flight = status_.flight();
+    struct stat st {};
+    if (flight.recent.empty() || o_.output.empty() || stat(o_.output.c_str(), &st) != 0) return {};
+    std::string path = fmt::format("{}/flight-rank-{}.txt", o_.output, r.rank);
+    std::ofstream out(path);
+    out << describe(r) << "\n\nWhat it did last: record, start (monotonic clock), step, time taken, operation.\n"
+        << flight_text(flight, kFlightLines);
+    return out.flush() ? path : std::string();
   }
 
   void speak(const FaultRecord& r, double wait_s) {
@@ -303,7 +318,7 @@ class Shim {
   std::optional<ControlClient> control_;
   pid_t child_ = -1, launcher_ = -1;
   long oom_before_ = 0;
-  bool stop_requested_ = false, notice_ = false;
+  bool stop_requested_ = false;
   double ended_at_ = 0, isolated_at_ = 0, stop_requested_at_ = 0, orphaned_at_ = 0, detected_s_ = 0;
   int stopped_ticks_ = 0;
   std::string verdict_;
@@ -340,6 +355,7 @@ ShimOptions shim_options(const Environment& env, const Whereabouts& where,
     const Invocation inv = split_command(o.arguments);
     const JobConfig config = parse_options(inv.command, inv.args);
     if (config.peer_timeout > 0) o.peer_timeout_s = config.peer_timeout;
+    if (inv.command == "train") o.output = config.output;
     o.term_saves = slurm && inv.command == "train";
     if (config.max_restarts > 0 && is_rank(where) && !o.supervised)
       o.warning =

@@ -14,6 +14,7 @@
 #include "runtime/core/host.h"
 #include "runtime/core/log.h"
 #include "runtime/train/commands.h"
+#include "runtime/train/same_job.h"
 
 namespace {
 
@@ -21,12 +22,15 @@ using namespace r1;
 
 train::SignalFlags g_signals;  // handlers have no other way to reach it
 
+bool g_term_saves = false;  // kTermSavesVariable; set before the handlers are
+
 void on_signal(int signal) {
-  if (signal == SIGUSR1) g_signals.save.store(1);
+  if (signal == SIGUSR1 || (signal == SIGTERM && g_term_saves)) g_signals.save.store(1);
   else g_signals.stop.store(signal);
 }
 
 void install_handlers() {
+  g_term_saves = std::getenv(kTermSavesVariable) != nullptr;
   struct sigaction action{};
   action.sa_handler = on_signal;
   action.sa_flags = SA_RESTART;
@@ -94,6 +98,10 @@ int main(int argc, char** argv) {
     std::unique_ptr<comm::Communicator> world;
     if (under_mpi() && train::needs_ranks(call.command)) {
       mpi.emplace(&argc, &argv);
+      // MPI_Finalize waits for ranks that wait for this one: whoever calls it too early (a library, in a handler of its own) is named.
+      mpi->on_early_end([&] {
+        leave(*status, ReportKind::kPrimary, ExitCode::kInternal, "MPI_Finalize was called before the job was over", mpi);
+      });
       world = comm::make_recorded(comm::make_staged(mpi->world(train::stop_check(config, g_signals))), status->flight());
     } else {
       world = comm::make_self("world");
@@ -101,6 +109,7 @@ int main(int argc, char** argv) {
     status->set_identity(world->rank(), world->size(), "");
     log::setup(world->rank() == 0 ? "r1run" : fmt::format("r1run: rank {}", world->rank()),
                world->rank() == 0 ? spdlog::level::info : spdlog::level::warn);
+    if (train::needs_ranks(call.command)) train::check_same_job(*world, train::job_facts(config));
     // Commands without a time-out for progress (probe) have their own.
     if (train::needs_ranks(call.command) && config.stall_timeout > 0) watch = make_watch(config, *world, *status);
     const train::RankContext ctx{config, *world, *status, g_signals, std::getenv("R1RUN_TERMINAL") != nullptr, watch.get(),

@@ -78,13 +78,15 @@ std::optional<Judge::Verdict> Judge::judge(double now) {
   const bool all_finished = std::all_of(views_.begin(), views_.end(), [](const RankView& v) { return v.finished || v.gone; });
   if (all_finished || moved_at_ == 0) return std::nullopt;
   const bool started = std::any_of(views_.begin(), views_.end(), [](const RankView& v) { return v.beat.step >= 0; });
-  const double limit = some_finished ? std::min(o_.peer_timeout_s, o_.stall_timeout_s) : o_.stall_timeout_s * (started ? 1 : 3);
-  if (still <= limit) return std::nullopt;
+  const double limit = o_.stall_timeout_s * (started ? 1 : 3), soon = std::min(o_.peer_timeout_s, limit);
+  if (still <= soon) return std::nullopt;
   const Diagnosis d = diagnose(views_, still);
+  // Neither of these gets better by waiting.
+  if (still <= limit && !some_finished && !d.deadlock) return std::nullopt;
   if (d.culprits.empty()) return std::nullopt;
   const RankView& first = views_[static_cast<size_t>(d.culprits.front())];
   Verdict verdict{.culprits = d.culprits, .speaks = !first.finished && !first.gone, .why = d.why, .table = stall_table(views_)};
-  if (first.finished) verdict.code = ExitCode::kInternal;
+  if (first.finished || d.deadlock) verdict.code = ExitCode::kInternal;
   return verdict;
 }
 

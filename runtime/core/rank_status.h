@@ -22,6 +22,9 @@ namespace r1 {
 
 /// Name of the environment variable that carries the page's file descriptor.
 inline constexpr const char* kRankStatusFdVariable = "R1RUN_STATUS_FD";
+/// Set by the parent where SIGTERM may be a notice (Slurm sends it to every process of a step before preemption and the time
+/// limit): the rank then saves as at SIGUSR1, and ends at once at SIGINT.
+inline constexpr const char* kTermSavesVariable = "R1RUN_TERM_SAVES";
 
 /// What a rank's last words are.
 enum class ReportKind : uint32_t {
