@@ -2,7 +2,6 @@
 
 #include <elf.h>
 #include <link.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cstring>
@@ -12,6 +11,7 @@
 #include <nlohmann/json.hpp>
 
 #include "runtime/core/error.h"
+#include "runtime/core/host.h"
 #include "runtime/core/rng.h"
 
 namespace r1::train {
@@ -117,20 +117,12 @@ std::string fact_differences(const std::vector<JobFact>& first, const std::vecto
 }
 
 void check_same_job(comm::Communicator& world, const std::vector<JobFact>& facts) {
-  const auto n = static_cast<size_t>(world.size());
-  std::vector<int64_t> all(n), counts(n, 1);
-  int64_t mine = digest(facts);
-  const auto tensor = [](int64_t* data, size_t size) {
-    return Tensor{.data = data, .dtype = DType::kI64, .shape = {static_cast<int64_t>(size)}, .device = {}};
-  };
-  world.all_gather(tensor(&mine, 1), tensor(all.data(), n), counts, {});
+  const std::vector<int64_t> all = gather(world, digest(facts));
   const auto odd = std::find_if(all.begin(), all.end(), [&](int64_t d) { return d != all[0]; });
   if (odd == all.end()) return;
   const int rank = static_cast<int>(odd - all.begin());
   const std::string first = broadcast_text(world, to_text(facts), 0), other = broadcast_text(world, to_text(facts), rank);
-  char host[256] = {};
-  gethostname(host, sizeof host - 1);
-  const std::string first_host = broadcast_text(world, host, 0), other_host = broadcast_text(world, host, rank);
+  const std::string first_host = broadcast_text(world, host_name(), 0), other_host = broadcast_text(world, host_name(), rank);
   const auto unlike = std::count_if(all.begin(), all.end(), [&](int64_t d) { return d != all[0]; });
   throw UsageError("the ranks were not given the same job: rank {} on {} differs from rank 0 on {}{}:{}\n(one command line, the same "
                    "configuration file, program and model on every host; `r1run doctor --hostfile F` compares hosts)",
