@@ -10,7 +10,9 @@
 #include <set>
 
 #include "runtime/core/error.h"
+#include "runtime/core/json.h"
 #include "runtime/core/options.h"
+#include "runtime/core/text.h"
 
 // Made from catalogue/*.json at build time (CMakeLists.txt).
 extern const unsigned char r1_hardware_catalogue[];
@@ -34,12 +36,6 @@ constexpr int64_t kNcclCommunicator = int64_t{256} << 20;
 constexpr int64_t kCpuRankReserve = int64_t{96} << 20, kHostReserve = int64_t{2} << 30;
 /// Least time of a kernel: launch on a GPU, a parallel loop on a CPU.
 constexpr double kGpuKernel = 3e-6, kCpuKernel = 5e-6;
-
-std::string lower(std::string_view text) {
-  std::string out(text);
-  std::ranges::transform(out, out.begin(), [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
-  return out;
-}
 
 /// One entry of the catalogue; errors name source and entry.
 class Entry {
@@ -273,13 +269,7 @@ Catalogue Catalogue::built_in() {
 }
 
 void Catalogue::add(std::string_view text, const std::string& source) {
-  json root;
-  try {
-    root = json::parse(text);
-  } catch (const json::exception& e) {
-    throw DataError("{}: not valid JSON: {}", source, e.what());
-  }
-  if (!root.is_object()) throw DataError("{}: expected a JSON object", source);
+  const json root = parse_json_object(text, source);
   for (const auto& [key, value] : root.items()) {
     if (key == "about") continue;
     if (key == "links") {

@@ -21,8 +21,8 @@ inline constexpr const char* kControlTokenVariable = "R1RUN_CONTROL_TOKEN";
 /// IPv4 addresses of the launcher, with commas: where no launcher of MPI says how to reach it (srun).
 inline constexpr const char* kControlAddressVariable = "R1RUN_CONTROL_ADDRESS";
 
-/// IPv4 addresses of this machine's interfaces that are up, loopback last.
-[[nodiscard]] std::vector<std::string> own_addresses();
+/// Where processes of other hosts and of this one reach this one: IPv4 addresses, loopback last.
+[[nodiscard]] std::vector<std::string> contact_addresses();
 
 /// IPv4 addresses in an Open MPI contact string ("123.0;tcp://10.0.0.1,192.168.0.1:4000;tcp6://…").
 [[nodiscard]] std::vector<std::string> addresses_of(std::string_view contact);

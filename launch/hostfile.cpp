@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cctype>
 #include <cerrno>
 #include <charconv>
 #include <cstring>
@@ -15,6 +14,7 @@
 
 #include "runtime/core/error.h"
 #include "runtime/core/options.h"
+#include "runtime/core/text.h"
 
 namespace r1::launch {
 namespace {
@@ -64,12 +64,6 @@ int number_in(std::string_view text, int64_t least, int64_t most, const std::str
     throw UsageError("{}: {} is \"{}\"; allowed: a whole number from {} to {}", where, what,
                      shown(text), least, most);
   return static_cast<int>(*v);
-}
-
-std::string lower(std::string_view s) {
-  std::string out(s);
-  for (char& c : out) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
-  return out;
 }
 
 bool is_address(const std::string& name) {

@@ -30,6 +30,8 @@ constexpr double kOrphanGrace_s = 1.0;
 /// A record must reach the launcher in one piece: Open MPI forwards output in pieces of 4,096
 /// bytes.
 constexpr size_t kRecordLimit = 4000;
+/// Some steps of a layout with much communication.
+constexpr size_t kFlightLines = 1000;
 
 void write_all(int fd, std::string_view text) {
   while (!text.empty()) {
@@ -252,8 +254,21 @@ class Shim {
     // Asked to end: by the user, or by the launcher because another rank was the cause. Either way
     // no news.
     if (stop_requested_) return r.code == 0 ? static_cast<int>(ExitCode::kTemporary) : r.code;
+    if (r.kind == ReportKind::kPrimary && r.step >= 0) r.flight = keep_flight(r);
     speak(r, wait_s);
     return r.code;
+  }
+
+  /// What the rank did last, as a file in the output: its name, or nothing where it cannot be written.
+  [[nodiscard]] std::string keep_flight(const FaultRecord& r) const {
+    const FlightData flight = status_.flight();
+    struct stat st {};
+    if (flight.recent.empty() || o_.output.empty() || stat(o_.output.c_str(), &st) != 0) return {};
+    std::string path = fmt::format("{}/flight-rank-{}.txt", o_.output, r.rank);
+    std::ofstream out(path);
+    out << describe(r) << "\n\nWhat it did last: record, start (monotonic clock), step, time taken, operation.\n"
+        << flight_text(flight, kFlightLines);
+    return out.flush() ? path : std::string();
   }
 
   void speak(const FaultRecord& r, double wait_s) {
@@ -340,6 +355,7 @@ ShimOptions shim_options(const Environment& env, const Whereabouts& where,
     const Invocation inv = split_command(o.arguments);
     const JobConfig config = parse_options(inv.command, inv.args);
     if (config.peer_timeout > 0) o.peer_timeout_s = config.peer_timeout;
+    if (inv.command == "train") o.output = config.output;
     o.term_saves = slurm && inv.command == "train";
     if (config.max_restarts > 0 && is_rank(where) && !o.supervised)
       o.warning =

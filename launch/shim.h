@@ -31,6 +31,7 @@ struct ShimOptions {
   std::string control_token;
   std::string warning;  ///< for people, said by rank 0 before its rank program starts; may be empty
   std::string job_dir;  ///< directory that all ranks of the job on this host share; empty: none
+  std::string output;   ///< of the job, for the flight record of a rank that is a cause; empty: none is kept
   /// SIGTERM may be a notice (srun passes on Slurm's of preemption, time limit and scancel): the rank
   /// saves first. Not so under mpirun, which sends it when another rank has failed.
   bool term_saves = false;

@@ -42,7 +42,7 @@ class Supervisor {
     SpawnOptions so;
     so.set_environment = command_.environment;
     std::string addresses;
-    for (const std::string& a : own_addresses()) addresses += (addresses.empty() ? "" : ",") + a;
+    for (const std::string& a : contact_addresses()) addresses += (addresses.empty() ? "" : ",") + a;
     so.set_environment.emplace_back(kControlAddressVariable, addresses);
     so.set_environment.emplace_back(kControlPortVariable, std::to_string(control_.port()));
     so.set_environment.emplace_back(kControlTokenVariable, control_.token());

@@ -152,14 +152,6 @@ double rank_params(const ModelSpec& spec, const JobShape& job, int pp_rank) {
 
 }  // namespace
 
-double recompute_seconds(const ModelSpec& spec, const JobShape& job, int stage, Recompute policy, const DeviceRates& rates,
-                         const MeshLinks& links, double segment_tokens) {
-  const LayerTime t = layer_time(sizes_of(spec, job, segment_tokens), rates, links);
-  const Repeated again = repeated(t, policy);
-  const StageSpec& st = spec.stages().at(static_cast<size_t>(stage));
-  return d(st.layer_end - st.layer_begin) * (again.compute * rates.overhead + again.comm);
-}
-
 StepTraffic step_traffic(const ModelSpec& spec, const JobShape& job) {
   StepTraffic t;
   const double act = d(dtype_bytes(job.format.weights)), m = job.microbatches();

@@ -64,10 +64,6 @@ struct StepTime {
 [[nodiscard]] StepTime step_time(const ModelSpec& spec, const JobShape& job, const Schedule& schedule,
                                  const DeviceRates& rates, const MeshLinks& links, double segment_tokens = 0);
 
-/// Seconds of forward work that a policy repeats, for one micro-batch and all layers of a stage.
-[[nodiscard]] double recompute_seconds(const ModelSpec& spec, const JobShape& job, int stage, Recompute policy,
-                                       const DeviceRates& rates, const MeshLinks& links, double segment_tokens = 0);
-
 /// Bytes that one step moves, for placement: per rank and step.
 struct StepTraffic {
   double tp_bytes = 0;       ///< each rank of a tp group sends in all its collectives

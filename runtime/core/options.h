@@ -155,6 +155,9 @@ struct JobConfig {
 /// with the escapes \\ \" \n \r \t \xHH. Relative paths are relative to the working directory.
 [[nodiscard]] JobConfig parse_options(std::string_view command, std::span<const std::string> args);
 
+/// The options of `command` that there are, in the order of the help, --help left out.
+[[nodiscard]] std::vector<std::string> option_names(std::string_view command);
+
 /// The resolved configuration as INI text with a note where each value came from; parse_options
 /// reads it back.
 [[nodiscard]] std::string resolved_ini(const JobConfig& cfg);

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "runtime/core/human.h"
@@ -47,9 +46,7 @@ ExitCode run_eval(const RankContext& ctx) {
   setup_threads(ctx);
   const ModelSource source = open_model_source(ctx, ".");
   const text::Tokenizer tokenizer = text::Tokenizer::load(source.dir.path());
-  if (tokenizer.vocab_size() > source.config.vocab)
-    throw DataError("{}: the tokenizer has ids up to {}, but the model's embedding has {} rows (vocab_size in config.json)",
-                    (source.dir.path() / "tokenizer.json").string(), tokenizer.vocab_size() - 1, source.config.vocab);
+  check_tokenizer(tokenizer, source);
   const int64_t seq_len = seq_len_of(cfg, source.config);
   std::vector<data::Dataset> sets;
   for (const std::string& file : cfg.data) {
@@ -84,10 +81,7 @@ ExitCode run_eval(const RankContext& ctx) {
   out["loss"] = loss;
   out["perplexity"] = std::exp(loss);
   out["trained_tokens"] = trained;
-  if (ctx.first() && !cfg.json.empty()) {
-    if (cfg.json == "-") fmt::print("{}\n", out.dump(2));
-    else if (!(std::ofstream(cfg.json) << out.dump(2) << "\n").flush()) throw StorageError("--json {}: cannot be written", cfg.json);
-  }
+  if (ctx.first() && !cfg.json.empty()) write_json(cfg.json, out.dump(2));
   engine.close();
   return ExitCode::kOk;
 }
