@@ -115,6 +115,9 @@ class MpiWorld {
   /// A communicator over all ranks; once. Close it before the end: the destructor calls MPI_Finalize only when all ranks
   /// are known to come. Waiting loops poll (I-collectives and Test), call `stop` every few milliseconds.
   [[nodiscard]] std::unique_ptr<Communicator> world(StopCheck stop);
+  /// `told` is called within MPI_Finalize when somebody else calls it (MPI 4.0, 11.2.4: functions at process termination are
+  /// attributes of MPI_COMM_SELF) while this object is alive and not abandoned. What it refers to must live as long.
+  void on_early_end(std::function<void()> told);
   /// Leaves without MPI_Finalize being needed (after an error the destructor must not block in MPI).
   void abandon() noexcept;
 

@@ -104,8 +104,6 @@ void tree_sum(std::span<const void* const> sources, void* out, int64_t numel) {
 
 }  // namespace
 
-bool reducible(DType t) { return t != DType::kU8; }
-
 void reduce_in_order(DType dtype, ReduceOp op, std::span<const void* const> sources, void* out,
                      int64_t numel) {
   if (numel == 0) return;

@@ -9,10 +9,6 @@
 
 namespace r1::comm {
 
-/// Whether reductions are defined for a type: fp32, fp64, bf16, fp16, int32, int64 (not uint8,
-/// which would overflow).
-[[nodiscard]] bool reducible(DType t);
-
 /// out[i] = sources[0][i] op sources[1][i] op ..., strictly in the order of `sources`. bf16 and
 /// fp16 accumulate in fp32 and are rounded once; integers wrap; a NaN in any source makes the
 /// maximum NaN. `out` may be one of the sources.

@@ -8,6 +8,7 @@
 #include <string_view>
 #include <vector>
 
+#include "launch/comm_groups.h"
 #include "parallel/cost/fit.h"
 #include "parallel/spec/model_config.h"
 
@@ -56,6 +57,7 @@ struct ShapeKind {
   int sockets = 1, cpu_cores = 0, numa = 0, nics = 1;
   int64_t memory_bytes = 0;
   std::optional<double> usd_per_hour;
+  std::string price_source;  ///< where the price is from, and when; "" not sourced
 };
 
 /// Equal hosts with equal devices.
@@ -71,10 +73,16 @@ class PlannedCluster final : public parallel::Machine {
   int64_t host_memory_bytes = 0;
   std::optional<double> usd_per_hour;   ///< of all hosts together
   std::string price_note;
+  CommChoice comm = CommChoice::kAuto;  ///< --comm: which groups are NCCL's, whose buffers take memory
 
   [[nodiscard]] bool gpu() const { return device.gpu; }
+  /// What one rank of a mesh takes beside the plan's tensors, by category: context, graphs, workspace and NCCL on a GPU; code and
+  /// libraries on a CPU.
+  [[nodiscard]] std::vector<parallel::MemoryItem> beside_plan(const parallel::MeshShape& mesh) const;
   /// Bytes that the plan's tensors of all ranks on a device may take.
-  [[nodiscard]] int64_t capacity_bytes(int ranks_per_device) const;
+  [[nodiscard]] int64_t capacity_bytes(const parallel::MeshShape& mesh) const;
+  /// Where a rank is when ranks fill the hosts in order.
+  [[nodiscard]] RankSpot spot(const parallel::MeshShape& mesh, int world_rank) const;
   [[nodiscard]] int ranks_per_device(const parallel::MeshShape& mesh) const;
   [[nodiscard]] int ranks_per_host(const parallel::MeshShape& mesh) const;
 
@@ -96,7 +104,6 @@ class Catalogue {
   [[nodiscard]] const std::vector<DeviceKind>& devices() const { return devices_; }
   [[nodiscard]] const std::vector<DeviceKind>& cpus() const { return cpus_; }
   [[nodiscard]] const std::vector<ShapeKind>& shapes() const { return shapes_; }
-  [[nodiscard]] const std::string& price_date() const { return price_date_; }
 
   /// [HOSTS x] [COUNT x] NAME [/MIG] [+NETWORK]: "4xA100-80", "2x4xA100-80+NDR", "2xproduction", "A100-80/3g.40gb",
   /// "2xEPYC-7763". Throws UsageError that names what is known.
@@ -110,7 +117,6 @@ class Catalogue {
   std::vector<ShapeKind> shapes_;
   std::map<std::string, std::string> aliases_;             ///< lower case -> name
   std::map<std::string, std::vector<std::string>> comparisons_;
-  std::string price_date_;
 };
 
 /// config.json facts of a model named without a directory ("R1-Distill-Qwen-32B", "deepseek-ai/DeepSeek-R1-Distill-Qwen-32B");

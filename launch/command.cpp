@@ -1,9 +1,11 @@
 #include "launch/command.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 
 #include "launch/control.h"
 #include "launch/shim.h"
@@ -151,20 +153,18 @@ Command cluster_mpirun(const std::string& mpirun, const RankProgram& program,
   c.argv = {mpirun, "-q", "-np", std::to_string(program.ranks)};
   // Hosts and counts on the command line: no file of ours has to outlive anything.
   std::string hosts;
+  bool ssh = false;
   for (const Host& h : cluster.hosts) {
-    if (!h.user.empty() || h.port != 0)
-      throw UsageError(
-          "{}:{}: host \"{}\" has a user or a port of its own: put them into ~/.ssh/config, which "
-          "mpirun's "
-          "agent reads",
-          cluster.source, h.line, h.name);
+    ssh = ssh || !h.user.empty() || h.port != 0;
     if (h.name.find(':') != std::string::npos)
       throw UsageError(
           "{}:{}: \"{}\": Open MPI 4.1 cannot start hosts named by IPv6 address; use a host name",
           cluster.source, h.line, h.name);
     hosts += fmt::format("{}{}:{}", hosts.empty() ? "" : ",", h.name, h.slots);
   }
-  c.argv.insert(c.argv.end(), {"--host", hosts, "--map-by", "slot", "--bind-to", "none"});
+  // Users and ports have no place in --host.
+  if (ssh) c.file = openmpi_hostfile(cluster);
+  c.argv.insert(c.argv.end(), {ssh ? "--hostfile" : "--host", ssh ? kFileInArguments : hosts, "--map-by", "slot", "--bind-to", "none"});
   if (cluster.keep_fqdn) add_mca(c.argv, "orte_keep_fqdn_hostnames", "1");
   c.warnings = cluster.warnings;
   for (auto& w : layout_warnings(cluster, mesh)) c.warnings.push_back(std::move(w));
@@ -176,19 +176,132 @@ Command cluster_mpirun(const std::string& mpirun, const RankProgram& program,
   return c;
 }
 
+namespace {
+
+void add_warnings(Command* command, const Placement& placement) {
+  for (const std::string& w : placement.warnings)
+    if (w.find("group crosses") == std::string::npos) command->warnings.push_back(w);  // said already
+}
+
+/// Gives the launcher's environment the table for the ranks' parents. False: it would be empty.
+bool add_table(Command* command, const Placement& placement, const Cluster& cluster) {
+  command->placement = placement_lines(placement, cluster);
+  if (std::ranges::all_of(placement.ranks, [](const RankPlace& r) { return r.environment.empty(); }))
+    return false;
+  command->environment.emplace_back(kPlacementVariable, placement_table(placement, cluster));
+  return true;
+}
+
+/// Hexadecimal mask of CPUs, as --cpu-bind=mask_cpu takes it.
+std::string mask_of(const CpuSet& cpus) {
+  std::string digits;
+  for (int low = 0; low <= cpus.ranges().back().second; low += 4) {
+    int digit = 0;
+    for (int bit = 0; bit < 4; ++bit) digit |= cpus.contains(low + bit) ? 1 << bit : 0;
+    digits += "0123456789abcdef"[digit];
+  }
+  std::ranges::reverse(digits);
+  return "0x" + digits;
+}
+
+/// Masks by local rank, where all hosts agree about them; empty otherwise: srun knows one list for
+/// all nodes.
+std::vector<std::string> common_masks(const Placement& placement) {
+  std::vector<std::string> masks;
+  for (const RankPlace& r : placement.ranks) {
+    if (r.cpus.empty()) return {};
+    const auto local = static_cast<size_t>(r.local_rank);
+    if (masks.size() <= local) masks.resize(local + 1);
+    const std::string mask = mask_of(r.cpus);
+    if (!masks[local].empty() && masks[local] != mask) return {};
+    masks[local] = mask;
+  }
+  return masks;
+}
+
+}  // namespace
+
+namespace {
+
+/// What is wrong with the cores of one line, "" nothing.
+std::string core_fault(const RankfileEntry& e, const HostTopology& t) {
+  for (const RankfileEntry::Part& p : e.parts) {
+    if (p.socket >= static_cast<int>(t.packages.size()))
+      return fmt::format("socket {} of {}, which has {}", p.socket, e.host, t.packages.size());
+    const auto cores = std::ranges::count_if(
+        t.cores, [&](const Core& c) { return p.socket < 0 || c.package == p.socket; });
+    for (const auto& [first, last] : p.cores)
+      if (last >= cores)
+        return fmt::format("core {}{} of {}, which has {} (0-{})", last,
+                           p.socket < 0 ? "" : fmt::format(" of socket {}", p.socket), e.host, cores, cores - 1);
+  }
+  return "";
+}
+
+}  // namespace
+
+void use_rankfile(Command* command, const std::vector<RankfileEntry>& entries, const std::string& source, const Cluster& cluster,
+                  const Topology& topology, int ranks) {
+  if (static_cast<int>(entries.size()) != ranks)
+    throw UsageError("{} places {} ranks, the job has {}", source, entries.size(), ranks);
+  std::map<std::string, int> used;
+  std::vector<std::string> unknown;
+  for (const RankfileEntry& e : entries) {
+    const auto host = std::ranges::find(cluster.hosts, e.host, &Host::name);
+    if (host == cluster.hosts.end()) throw UsageError("{}:{}: rank {}: {} has no host {}", source, e.line, e.rank, cluster.source, e.host);
+    if (++used[e.host] > host->slots)
+      throw UsageError("{}:{}: rank {}: {} gives {} {} slots, which are taken", source, e.line, e.rank, cluster.source, e.host, host->slots);
+    const HostTopology* t = topology.find(e.host);
+    if (t == nullptr || t->cores.empty()) {
+      if (std::ranges::find(unknown, e.host) == unknown.end()) unknown.push_back(e.host);
+    } else if (const std::string fault = core_fault(e, *t); !fault.empty()) {
+      throw UsageError("{}:{}: rank {} is given {}; mpirun would say nothing and not bind it", source, e.line, e.rank, fault);
+    }
+  }
+  if (!unknown.empty())
+    command->warnings.push_back(fmt::format("{}: the cores of {}{} are not known, and mpirun says nothing where one does not exist: "
+                                            "--topology (r1run probe --json) tells",
+                                            source, unknown.front(), unknown.size() > 1 ? fmt::format(" and {} more", unknown.size() - 1) : ""));
+  if (!command->file.empty())
+    throw UsageError("{}: hosts with users or ports of their own do not go with --rankfile: put them into ~/.ssh/config", cluster.source);
+  std::vector<std::string>& argv = command->argv;
+  const auto at = std::ranges::find(argv, "--map-by");
+  R1_CHECK(at != argv.end() && argv.end() - at >= 4, "no mapping to replace in {}", argv.front());
+  command->file = rankfile_text(entries);
+  argv.insert(argv.erase(at, at + 4), {"--rankfile", kFileInArguments});
+}
+
+std::string placement_lines(const Placement& placement, const Cluster& cluster) {
+  std::string out;
+  for (size_t i = 0; i < placement.ranks.size(); ++i) {
+    const RankPlace& r = placement.ranks[i];
+    out += fmt::format("# rank {} ({}): {}", i, parallel::coord_of(placement.mesh, static_cast<int>(i)).str(),
+                       cluster.hosts[static_cast<size_t>(r.host)].name);
+    if (r.gpu >= 0) out += fmt::format(", GPU {}{}", r.gpu, r.gpu_uuid.empty() ? "" : " " + r.gpu_uuid);
+    if (r.numa >= 0) out += fmt::format(", NUMA node {}", r.numa);
+    out += r.cpus.empty() ? ", not bound" : fmt::format(", CPUs {}", r.cpus.list());
+    if (!r.nics.empty()) out += fmt::format(", adapters {}", fmt::join(r.nics, ","));
+    out += '\n';
+  }
+  return out;
+}
+
 void use_placement(Command* command, const Placement& placement, const Cluster& cluster,
                    const Topology& topology) {
-  for (const std::string& w : placement.warnings)
-    if (w.find("crosses") == std::string::npos) command->warnings.push_back(w);  // said already
   std::vector<std::string>& argv = command->argv;
-  const bool known = std::ranges::any_of(
-      placement.ranks, [](const RankPlace& r) { return !r.environment.empty(); });
-  if (known) {
-    command->environment.emplace_back(kPlacementVariable, placement_table(placement, cluster));
-    argv.insert(argv.begin() + 1, {"-x", kPlacementVariable});
+  const bool has_hostfile = !command->file.empty();
+  if (has_hostfile && !placement.default_order) {
+    command->warnings.push_back(cluster.source + ": hosts have users or ports of their own: ranks keep the launcher's order");
+    return;
   }
-  const bool bound = std::ranges::all_of(placement.ranks,
-                                         [](const RankPlace& r) { return !r.cpus.empty(); });
+  add_warnings(command, placement);
+  if (add_table(command, placement, cluster)) argv.insert(argv.begin() + 1, {"-x", kPlacementVariable});
+  if (has_hostfile) return;  // the ranks' parents bind
+  // Open MPI counts the cores of a host; a map that only lists CPUs cannot be told to it.
+  const bool bound = std::ranges::all_of(placement.ranks, [&](const RankPlace& r) {
+    const HostTopology* t = topology.find(cluster.hosts[static_cast<size_t>(r.host)].name);
+    return !r.cpus.empty() && t != nullptr && !t->cores.empty();
+  });
   if (!bound && placement.default_order) return;
   const auto at = std::ranges::find(argv, "--map-by");
   R1_CHECK(at != argv.end() && argv.end() - at >= 4, "no mapping to replace in {}", argv.front());
@@ -207,35 +320,86 @@ void use_placement(Command* command, const Placement& placement, const Cluster& 
   *(hosts + 1) = kFileInArguments;
 }
 
-Command slurm_srun(const std::string& srun, const RankProgram& program, const Cluster& allocation,
-                   const parallel::MeshShape& mesh) {
-  const int nodes = static_cast<int>(allocation.hosts.size());
-  const int world = mesh.world();
+Cluster slurm_ranks(const Cluster& allocation, int ranks) {
   // Slurm fills 8 tasks on 2 nodes as 7 + 1 unless it is told how many a node gets.
-  const bool fits = world <= allocation.total_slots();
+  const int nodes = static_cast<int>(allocation.hosts.size());
+  const bool fits = ranks <= allocation.total_slots();
   const bool even = allocation.total_slots() == nodes * allocation.widest();
   const int per_node =
-      fits && even ? std::min(world, allocation.widest()) : (world + nodes - 1) / nodes;
-  const int used = (world + per_node - 1) / per_node;
+      fits && even ? std::min(ranks, allocation.widest()) : (ranks + nodes - 1) / nodes;
+  Cluster out = allocation;
+  out.hosts.resize(static_cast<size_t>((ranks + per_node - 1) / per_node));
+  for (Host& h : out.hosts) h.slots = per_node;
+  return out;
+}
+
+std::vector<std::string> srun_variables(const std::vector<std::string>& names) {
+  static constexpr std::string_view kNames[] = {"PATH",   "HOME", "USER",     "LOGNAME",
+                                                "SHELL",  "TMPDIR", "HOSTNAME", "XDG_RUNTIME_DIR"};
+  static constexpr std::string_view kPrefixes[] = {"OMPI_", "PMIX_", "OPAL_", "PRTE_"};
+  std::vector<std::string> out = exported_variables(names);
+  for (const std::string& n : names)
+    if (std::ranges::find(kNames, n) != std::end(kNames) ||
+        std::ranges::any_of(kPrefixes, [&](std::string_view p) { return n.starts_with(p); }))
+      out.push_back(n);
+  return out;
+}
+
+Command slurm_srun(const std::string& srun, const RankProgram& program, const Cluster& allocation,
+                   const parallel::MeshShape& mesh, const std::vector<std::string>& exported) {
+  const int world = mesh.world();
+  const Cluster placed = slurm_ranks(allocation, world);
+  const int per_node = placed.hosts.front().slots;
+  // By name, so that no value stands among arguments that everybody on the host can read; the one
+  // value here is no secret.
+  std::string names = fmt::format("{}=1", kSupervisedVariable);
+  for (const char* own : {kControlAddressVariable, kControlPortVariable, kControlTokenVariable})
+    names += fmt::format(",{}", own);
+  for (const std::string& name : exported) names += "," + name;
   Command c;
   c.argv = {srun,
             "--mpi=pmix",
             "--kill-on-bad-exit=1",
-            fmt::format("--nodes={}", used),
+            fmt::format("--nodes={}", placed.hosts.size()),
             fmt::format("--ntasks={}", world),
             fmt::format("--ntasks-per-node={}", per_node),
             "--distribution=block:block",
-            fmt::format("--export=ALL,{}=1", kSupervisedVariable)};
+            "--export=" + names};
   if (program.threads > 0) c.argv.push_back(fmt::format("--cpus-per-task={}", program.threads));
-  if (!fits)
+  if (world > allocation.total_slots())
     c.warnings.push_back(
         fmt::format("{} ranks in an allocation of {} task{}: asking srun for {} a node", world,
                     allocation.total_slots(), allocation.total_slots() == 1 ? "" : "s", per_node));
-  Cluster placed = allocation;
-  for (Host& h : placed.hosts) h.slots = per_node;
   for (auto& w : layout_warnings(placed, mesh)) c.warnings.push_back(std::move(w));
   add_program(&c, program);
   return c;
+}
+
+void use_srun_placement(Command* command, const Placement& placement, const Cluster& cluster,
+                        bool whole_nodes) {
+  add_warnings(command, placement);
+  std::vector<std::string>& argv = command->argv;
+  const auto option = [&](std::string_view start) {
+    return std::ranges::find_if(argv, [&](const std::string& a) { return a.starts_with(start); });
+  };
+  if (add_table(command, placement, cluster)) {
+    const auto exported = option("--export=");
+    R1_CHECK(exported != argv.end(), "no --export in {}", argv.front());
+    *exported += fmt::format(",{}", kPlacementVariable);
+  }
+  if (!placement.default_order) {
+    const auto order = option("--distribution=");
+    R1_CHECK(order != argv.end(), "no --distribution in {}", argv.front());
+    *order = "--distribution=arbitrary";
+    const auto per_node = option("--ntasks-per-node=");
+    if (per_node != argv.end()) argv.erase(per_node);
+    command->file = slurm_hostfile(placement, cluster);
+    command->environment.emplace_back("SLURM_HOSTFILE", kFileInArguments);
+  }
+  if (std::ranges::all_of(placement.ranks, [](const RankPlace& r) { return r.cpus.empty(); })) return;
+  const std::vector<std::string> masks = whole_nodes ? common_masks(placement) : std::vector<std::string>{};
+  argv.insert(argv.begin() + 1, masks.empty() ? std::string("--cpu-bind=none")
+                                              : fmt::format("--cpu-bind=mask_cpu:{}", fmt::join(masks, ",")));
 }
 
 std::string shell_line(const std::vector<std::string>& argv) {

@@ -39,8 +39,9 @@ struct Command {
       environment;                    ///< for the launcher process itself
   std::vector<std::string> warnings;  ///< for people, before the start
   /// A file that the launcher reads at its start (a rankfile, hosts in rank order): its path stands
-  /// for kFileInArguments in argv. Empty: none.
+  /// for kFileInArguments in argv and in the environment. Empty: none.
   std::string file;
+  std::string placement;  ///< where each rank goes, for people: placement_lines; empty: the launcher's order
 };
 inline constexpr const char* kFileInArguments = "@FILE@";
 
@@ -63,13 +64,39 @@ inline constexpr const char* kFileInArguments = "@FILE@";
 
 /// Puts the ranks of cluster_mpirun's command where a placement says: by a rankfile where cores are
 /// known, by the order of hosts where only that differs from the launcher's own; and gives the
-/// ranks' parents the table of what to set.
+/// ranks' parents the table of what to set and where to bind.
 void use_placement(Command* command, const Placement& placement, const Cluster& cluster,
                    const Topology& topology);
 
-/// srun inside a Slurm allocation. Throws UsageError when the ranks do not fit the allocation.
+/// Places the ranks of cluster_mpirun's command as a rankfile of the user's says. Throws UsageError naming the file's line where
+/// the file does not fit the job, its hosts, or the cores that `topology` knows them to have (mpirun is silent about cores that
+/// do not exist); warns where the cores of a host are not known.
+void use_rankfile(Command* command, const std::vector<RankfileEntry>& entries, const std::string& source, const Cluster& cluster,
+                  const Topology& topology, int ranks);
+
+/// A placement for people, a line a rank, each beginning with "# ".
+[[nodiscard]] std::string placement_lines(const Placement& placement, const Cluster& cluster);
+
+/// Hosts of an allocation with the ranks that srun puts on each: `ranks` spread evenly where the
+/// allocation's own counts do not hold them or are uneven.
+[[nodiscard]] Cluster slurm_ranks(const Cluster& allocation, int ranks);
+
+/// srun inside a Slurm allocation. `exported`: names of the variables that the tasks get beside
+/// Slurm's own; their values never appear in the arguments.
 [[nodiscard]] Command slurm_srun(const std::string& srun, const RankProgram& program,
-                                 const Cluster& allocation, const parallel::MeshShape& mesh);
+                                 const Cluster& allocation, const parallel::MeshShape& mesh,
+                                 const std::vector<std::string>& exported);
+
+/// Names of this process's variables that the tasks of srun get: those of exported_variables, what a
+/// program needs at all ($PATH, $HOME …) and the settings of Open MPI and PMIx.
+[[nodiscard]] std::vector<std::string> srun_variables(const std::vector<std::string>& names);
+
+/// The same for slurm_srun's command: tasks in the order of the placement (--distribution=arbitrary
+/// with a list of hosts) where it is not Slurm's own. `whole_nodes`: the allocation has every CPU of
+/// its nodes, and --cpu-bind may name them (Slurm refuses that otherwise); else the ranks' parents
+/// bind alone.
+void use_srun_placement(Command* command, const Placement& placement, const Cluster& cluster,
+                        bool whole_nodes);
 
 /// Which host each rank lands on when hosts are filled in order.
 [[nodiscard]] std::vector<int> block_fill(const Cluster& cluster, int ranks);

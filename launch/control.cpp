@@ -5,7 +5,6 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
-#include <sys/random.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -16,6 +15,7 @@
 
 #include "launch/hostfile.h"
 #include "runtime/core/error.h"
+#include "runtime/core/host.h"
 
 namespace r1::launch {
 namespace {
@@ -24,24 +24,7 @@ constexpr size_t kWaitingLimit = 64;
 constexpr double kHelloLimit_s = 2;
 constexpr size_t kLineLimit = 512;
 constexpr std::string_view kGreeting = "r1run-control-1 ";
-constexpr char kBeat[] = "h\n";
-
-bool same_bytes(std::string_view a, std::string_view b) {  // in constant time
-  if (a.size() != b.size()) return false;
-  unsigned difference = 0;
-  for (size_t i = 0; i < a.size(); ++i)
-    difference |= static_cast<unsigned char>(a[i]) ^ static_cast<unsigned char>(b[i]);
-  return difference == 0;
-}
-
-std::string random_token() {
-  std::array<unsigned char, 32> bytes{};
-  R1_CHECK(getrandom(bytes.data(), bytes.size(), 0) == static_cast<ssize_t>(bytes.size()),
-           "getrandom: {}", std::strerror(errno));
-  std::string text;
-  for (const unsigned char b : bytes) text += fmt::format("{:02x}", b);
-  return text;
-}
+constexpr char kBeat[] = "h\n", kEnd[] = "e\n";
 
 /// Reads what is there. False at the end of the stream or on an error.
 bool read_available(const Fd& fd, std::string* into) {
@@ -85,18 +68,15 @@ std::vector<std::string> addresses_of(std::string_view contact) {
   return out;
 }
 
-ControlServer::ControlServer() : token_(random_token()) {
-  listener_ = Fd(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-  sockaddr_in any{};
-  any.sin_family = AF_INET;
-  any.sin_addr.s_addr = htonl(INADDR_ANY);
-  socklen_t length = sizeof(any);
-  R1_CHECK(listener_ &&
-               bind(listener_.get(), reinterpret_cast<sockaddr*>(&any), sizeof(any)) == 0 &&
-               listen(listener_.get(), 1024) == 0 &&
-               getsockname(listener_.get(), reinterpret_cast<sockaddr*>(&any), &length) == 0,
-           "cannot listen for the hosts of the job: {}", std::strerror(errno));
-  port_ = ntohs(any.sin_port);
+std::vector<std::string> contact_addresses() {
+  std::vector<std::string> out = own_addresses();
+  out.emplace_back("127.0.0.1");
+  return out;
+}
+
+ControlServer::ControlServer() : token_(random_token(32)) {
+  listener_ = listen_tcp(INADDR_ANY, 1024, &port_);
+  R1_CHECK(static_cast<bool>(listener_), "cannot listen for the hosts of the job: {}", std::strerror(errno));
 }
 
 ControlServer::~ControlServer() = default;
@@ -113,7 +93,7 @@ bool ControlServer::serve(Peer* peer) {
           std::string_view(line).substr(std::min(line.size(), kGreeting.size()));
       const size_t blank = rest.find(' ');
       if (!line.starts_with(kGreeting) || blank == std::string_view::npos ||
-          !same_bytes(rest.substr(0, blank), token_))
+          !same_secret(rest.substr(0, blank), token_))
         return false;
       const std::string host(rest.substr(blank + 1));
       try {
@@ -146,6 +126,11 @@ void ControlServer::service() {
   for (Peer& p : peers_)
     if (serve(&p)) kept.push_back(std::move(p));
   peers_ = std::move(kept);
+}
+
+void ControlServer::end_all() {
+  for (const Peer& p : peers_)
+    if (!p.host.empty()) send_text(p.socket, kEnd);
 }
 
 ControlClient::ControlClient(std::vector<std::string> addresses, int port, std::string token,
@@ -204,6 +189,7 @@ void ControlClient::service() {
   std::string heard;
   const bool open = read_available(socket_, &heard);
   if (!heard.empty()) last_heard_ = now;
+  asked_to_end_ = asked_to_end_ || heard.find(kEnd[0]) != std::string::npos;
   if (!open) {
     socket_.reset();
     return;

@@ -18,6 +18,11 @@ namespace r1::launch {
 
 inline constexpr const char* kControlPortVariable = "R1RUN_CONTROL_PORT";
 inline constexpr const char* kControlTokenVariable = "R1RUN_CONTROL_TOKEN";
+/// IPv4 addresses of the launcher, with commas: where no launcher of MPI says how to reach it (srun).
+inline constexpr const char* kControlAddressVariable = "R1RUN_CONTROL_ADDRESS";
+
+/// Where processes of other hosts and of this one reach this one: IPv4 addresses, loopback last.
+[[nodiscard]] std::vector<std::string> contact_addresses();
 
 /// IPv4 addresses in an Open MPI contact string ("123.0;tcp://10.0.0.1,192.168.0.1:4000;tcp6://…").
 [[nodiscard]] std::vector<std::string> addresses_of(std::string_view contact);
@@ -35,6 +40,8 @@ class ControlServer {
   [[nodiscard]] const std::string& token() const noexcept { return token_; }
   /// Accepts, reads and answers what has arrived. Never blocks.
   void service();
+  /// Tells every parent that has joined to end its rank: the cause is known.
+  void end_all();
   /// Monotonic time of the last heartbeat of each host that ever joined.
   [[nodiscard]] const std::map<std::string, double>& last_heard() const noexcept {
     return last_heard_;
@@ -68,6 +75,8 @@ class ControlClient {
   /// Seconds since the launcher was last heard; 0 while it never was (then nothing can be
   /// concluded).
   [[nodiscard]] double silence_s() const;
+  /// The launcher has said that the job is over.
+  [[nodiscard]] bool asked_to_end() const noexcept { return asked_to_end_; }
 
  private:
   void connect_next();
@@ -77,6 +86,7 @@ class ControlClient {
   std::string hello_;
   double interval_s_, peer_timeout_s_;
   size_t next_address_ = 0;
+  bool asked_to_end_ = false;
   Fd socket_;
   bool connected_ = false;
   double started_ = 0, next_beat_ = 0, last_heard_ = 0;

@@ -85,6 +85,7 @@ std::string describe(const FaultRecord& r) {
   if (!r.operation.empty()) line += fmt::format(" op={}", quoted_line(r.operation));
   if (r.detected_s > 0) line += fmt::format(" detected={:.1f}s", r.detected_s);
   if (r.checkpoint_step >= 0) line += fmt::format(" ckpt={}", r.checkpoint_step);
+  if (!r.flight.empty()) line += fmt::format(" flight={}", quoted_line(r.flight));
   line += fmt::format(" code={}", r.code);
   if (code == ExitCode::kTemporary)
     line += r.checkpoint_step >= 0 ? " next=\"run the same command with --resume\""
@@ -106,6 +107,7 @@ std::string to_json_line(const FaultRecord& r) {
                    {"phase", r.phase},
                    {"op", r.operation},
                    {"ckpt", r.checkpoint_step},
+                   {"flight", r.flight},
                    {"detected_s", r.detected_s},
                    {"time_s", r.time_s}};
   // Text cut inside a UTF-8 sequence must not make the record unreadable.
@@ -130,6 +132,7 @@ std::optional<FaultRecord> from_json_line(std::string_view line) {
     r.phase = j.at("phase").get<std::string>();
     r.operation = j.value("op", std::string());
     r.checkpoint_step = j.at("ckpt").get<int64_t>();
+    r.flight = j.value("flight", std::string());
     r.detected_s = j.at("detected_s").get<double>();
     r.time_s = j.at("time_s").get<double>();
     return r;

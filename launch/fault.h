@@ -23,6 +23,7 @@ struct FaultRecord {
   std::string phase;
   std::string operation;  ///< between ranks, that it was in: "all-reduce #12 of tp (pp 0 dp 0), 4.0 KiB"
   int64_t checkpoint_step = -1;
+  std::string flight;     ///< file with what the rank did last; empty: none
   double detected_s = 0;  ///< from the fault to its detection, where known
   double time_s = 0;      ///< wall clock of the record; orders records of one host only
 };

@@ -3,11 +3,8 @@
 #include <arpa/inet.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
-#include <ifaddrs.h>
-#include <net/if.h>
 #include <netinet/in.h>
 #include <poll.h>
-#include <sys/random.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -16,7 +13,9 @@
 #include <cerrno>
 #include <cstring>
 
+#include "launch/control.h"
 #include "runtime/core/error.h"
+#include "runtime/core/host.h"
 
 namespace r1::launch {
 namespace {
@@ -27,41 +26,6 @@ constexpr const char* kToken = "R1RUN_GATHER_TOKEN";
 constexpr std::string_view kGreeting = "r1run-gather-1 ";
 constexpr size_t kHeaderLimit = 512, kTextLimit = 16u << 20, kPeerLimit = 4096;
 constexpr double kHeaderLimit_s = 5;
-
-std::string random_hex() {
-  std::array<unsigned char, 32> bytes{};
-  R1_CHECK(getrandom(bytes.data(), bytes.size(), 0) == static_cast<ssize_t>(bytes.size()),
-           "getrandom: {}", std::strerror(errno));
-  return fmt::format("{:02x}", fmt::join(bytes, ""));
-}
-
-bool same_bytes(std::string_view a, std::string_view b) {  // in constant time
-  if (a.size() != b.size()) return false;
-  unsigned difference = 0;
-  for (size_t i = 0; i < a.size(); ++i)
-    difference |= static_cast<unsigned char>(a[i]) ^ static_cast<unsigned char>(b[i]);
-  return difference == 0;
-}
-
-/// IPv4 addresses of the interfaces that are up; loopback last: tasks on this host may need it.
-std::vector<std::string> own_addresses() {
-  std::vector<std::string> out;
-  ifaddrs* list = nullptr;
-  if (getifaddrs(&list) == 0) {
-    for (const ifaddrs* i = list; i != nullptr; i = i->ifa_next) {
-      if (i->ifa_addr == nullptr || i->ifa_addr->sa_family != AF_INET ||
-          (i->ifa_flags & IFF_UP) == 0 || (i->ifa_flags & IFF_LOOPBACK) != 0)
-        continue;
-      std::array<char, INET_ADDRSTRLEN> text{};
-      const auto* address = reinterpret_cast<const sockaddr_in*>(i->ifa_addr);
-      if (inet_ntop(AF_INET, &address->sin_addr, text.data(), text.size()) != nullptr)
-        out.emplace_back(text.data());
-    }
-    freeifaddrs(list);
-  }
-  out.emplace_back("127.0.0.1");
-  return out;
-}
 
 /// Header fields: token, host, clock, length.
 struct Header {
@@ -122,24 +86,15 @@ Fd connect_to(const std::string& address, int port, double limit_s) {
 
 }  // namespace
 
-GatherServer::GatherServer() : token_(random_hex()) {
-  listener_ = Fd(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-  sockaddr_in any{};
-  any.sin_family = AF_INET;
-  any.sin_addr.s_addr = htonl(INADDR_ANY);
-  socklen_t length = sizeof(any);
-  R1_CHECK(listener_ &&
-               bind(listener_.get(), reinterpret_cast<sockaddr*>(&any), sizeof(any)) == 0 &&
-               listen(listener_.get(), SOMAXCONN) == 0 &&
-               getsockname(listener_.get(), reinterpret_cast<sockaddr*>(&any), &length) == 0,
-           "no port to listen on: {}", std::strerror(errno));
-  port_ = ntohs(any.sin_port);
+GatherServer::GatherServer() : token_(random_token(32)) {
+  listener_ = listen_tcp(INADDR_ANY, SOMAXCONN, &port_);
+  R1_CHECK(static_cast<bool>(listener_), "no port to listen on: {}", std::strerror(errno));
 }
 
 std::vector<std::string> GatherServer::variable_names() { return {kAddresses, kPort, kToken}; }
 
 std::vector<std::pair<std::string, std::string>> GatherServer::environment() const {
-  return {{kAddresses, fmt::format("{}", fmt::join(own_addresses(), ","))},
+  return {{kAddresses, fmt::format("{}", fmt::join(contact_addresses(), ","))},
           {kPort, std::to_string(port_)},
           {kToken, token_}};
 }
@@ -169,7 +124,7 @@ bool GatherServer::serve(Peer* peer) {
            peer->bytes.size() < kHeaderLimit && monotonic_s() - peer->since < kHeaderLimit_s;
   }
   if (!peer->known) {
-    if (!same_bytes(header->token, token_)) return false;
+    if (!same_secret(header->token, token_)) return false;
     peer->known = true;
   }
   if (peer->bytes.size() < header->bytes + header->length) return open;

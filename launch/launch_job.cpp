@@ -45,15 +45,50 @@ std::string program_for(const std::string& name, const Request& request, const E
   return *path;
 }
 
-/// Puts ranks where the hostfile's topologies say they belong; without any, the launcher's order
+/// Whether a Slurm allocation has every CPU of its nodes, as far as their maps say.
+bool has_whole_nodes(const Cluster& cluster, const Topology& topology, const Environment& env) {
+  const auto given = env.get("SLURM_JOB_CPUS_PER_NODE");
+  if (!given) return false;
+  const std::vector<int> cpus = expand_counts(*given, "SLURM_JOB_CPUS_PER_NODE");
+  for (size_t h = 0; h < cluster.hosts.size(); ++h) {
+    const HostTopology* t = topology.find(cluster.hosts[h].name);
+    if (t == nullptr || h >= cpus.size()) return false;
+    int there = 0;
+    for (const NumaNode& n : t->numa_nodes) there += n.cpus.count();
+    if (there == 0 || cpus[h] < there) return false;
+  }
+  return true;
+}
+
+/// Puts ranks where the topologies of the hosts say they belong; without any, the launcher's order
 /// stands.
-void place_ranks(const Request& request, const Cluster& cluster, Command* command) {
-  const Topology topology = annotated_topology(cluster, Catalogue::built_in());
-  if (topology.hosts.empty()) return;
-  // A tier says what kind of host it is, not how this one numbers its cores and adapters.
-  const Placement placement = place(cluster, topology, mesh_of(request),
-                                    planned_traffic(request.config), {.bind = false});
-  use_placement(command, placement, cluster, topology);
+void place_ranks(const Request& request, const Destination& destination, const Environment& env,
+                 Command* command) {
+  const bool slurm = destination.kind == Destination::Kind::kSrun;
+  if (!request.config.rankfile.empty()) {
+    if (slurm) throw UsageError("--rankfile is mpirun's: in a Slurm allocation give --hostfile or --host too, or --topology instead");
+    use_rankfile(command, read_rankfile(request.config.rankfile), request.config.rankfile, destination.cluster,
+                 annotated_topology(destination.cluster, Catalogue::built_in(), request.config.topology), request.world());
+    return;
+  }
+  const Cluster cluster =
+      slurm ? slurm_ranks(destination.cluster, request.world()) : destination.cluster;
+  const Topology topology =
+      annotated_topology(cluster, Catalogue::built_in(), request.config.topology);
+  if (!placeable(cluster, topology)) return;
+  const Placement placement =
+      place(cluster, topology, mesh_of(request), planned_traffic(request.config));
+  for (const Topology::Member& m : topology.hosts)
+    for (const std::string& w : m.host->warnings) {
+      const std::string text = fmt::format("topology of {}: {}", m.name, w);
+      if (w.starts_with("sources disagree") &&
+          std::ranges::find(command->warnings, text) == command->warnings.end())
+        command->warnings.push_back(text);
+    }
+  if (slurm)
+    use_srun_placement(command, placement, cluster, has_whole_nodes(cluster, topology, env));
+  else
+    use_placement(command, placement, cluster, topology);
 }
 
 Command command_for(const Request& request, const Destination& destination,
@@ -70,12 +105,15 @@ Command command_for(const Request& request, const Destination& destination,
       Command command = cluster_mpirun(program_for("mpirun", request, env), program,
                                        destination.cluster, mesh_of(request), keepalive,
                                        geteuid() == 0, exported_variables(env.names()));
-      place_ranks(request, destination.cluster, &command);
+      place_ranks(request, destination, env, &command);
       return command;
     }
-    case Destination::Kind::kSrun:
-      return slurm_srun(program_for("srun", request, env), program, destination.cluster,
-                        mesh_of(request));
+    case Destination::Kind::kSrun: {
+      Command command = slurm_srun(program_for("srun", request, env), program, destination.cluster,
+                                   mesh_of(request), srun_variables(env.names()));
+      place_ranks(request, destination, env, &command);
+      return command;
+    }
   }
   throw InternalError("destination {}", static_cast<int>(destination.kind));
 }
@@ -105,16 +143,25 @@ class UnnamedFile {
   int fd_;
 };
 
+void name_file(Command* command, const std::string& path) {
+  std::ranges::replace(command->argv, std::string(kFileInArguments), path);
+  for (auto& [name, value] : command->environment)
+    if (value == kFileInArguments) value = path;
+}
+
 JobOutcome supervise_command(const Request& request, Command command,
                              const Destination& destination) {
   std::optional<UnnamedFile> file;
   if (!command.file.empty()) {
     file.emplace(command.file);
-    std::ranges::replace(command.argv, std::string(kFileInArguments), file->path());
+    name_file(&command, file->path());
   }
   SuperviseOptions options;
   options.hosts = std::max(1, static_cast<int>(destination.cluster.hosts.size()));
-  if (destination.kind == Destination::Kind::kSrun) options.start_failure = ExitCode::kTemporary;
+  if (destination.kind == Destination::Kind::kSrun) {
+    options.start_failure = ExitCode::kTemporary;
+    options.tells_ranks_to_end = true;
+  }
   options.peer_timeout_s = request.config.peer_timeout;
   options.saves_on_request = request.config.command == "train";
   options.forward_stdin = request.config.command == "generate" || isatty(STDIN_FILENO) == 0;
@@ -151,11 +198,18 @@ LocalMachine local_machine() {
   return m;
 }
 
+Cluster given_hosts(const JobConfig& config) {
+  if (config.hostfile.empty()) return parse_host_list(config.host, "--host");
+  Cluster hosts = read_hostfile(config.hostfile);
+  return config.host.empty() ? hosts : filtered(hosts, config.host);
+}
+
 Destination choose_destination(const JobConfig& config, const Whereabouts& where,
                                const Environment& env) {
   using Kind = Destination::Kind;
-  if (!config.hostfile.empty()) return {Kind::kMpirun, read_hostfile(config.hostfile)};
-  if (!config.host.empty()) return {Kind::kMpirun, parse_host_list(config.host, "--host")};
+  if (!config.hostfile.empty() || !config.host.empty()) return {Kind::kMpirun, given_hosts(config)};
+  if (!config.rankfile.empty() && where.situation != Situation::kSlurmAllocation)
+    return {Kind::kMpirun, rankfile_cluster(read_rankfile(config.rankfile), config.rankfile)};
   switch (where.situation) {
     case Situation::kSlurmAllocation: {
       const auto nodes =
@@ -187,10 +241,11 @@ int launch(const Request& request, const Destination& destination, const Environ
     if (!command.file.empty()) {
       // As lines that can be run as they are.
       std::printf("cat > r1run.hosts <<'END'\n%sEND\n", command.file.c_str());
-      std::ranges::replace(command.argv, std::string(kFileInArguments), std::string("r1run.hosts"));
+      name_file(&command, "r1run.hosts");
     }
+    std::printf("%s", command.placement.c_str());
     for (const auto& [name, value] : command.environment)
-      if (name == kPlacementVariable)
+      if (name == kPlacementVariable || name == "SLURM_HOSTFILE")
         std::printf("%s\n", shell_line({"export", fmt::format("{}={}", name, value)}).c_str());
     std::printf("%s\n", shell_line(command.argv).c_str());
     return 0;

@@ -28,7 +28,8 @@ struct RankPlace {
   int numa = -1;          ///< index into HostTopology::numa_nodes; -1: unknown
   CpuSet cpus;            ///< logical CPUs of its own; empty: unknown, not to be bound
   std::vector<std::string> nics;  ///< nearest first, "mlx5_0:1"; empty: none near, or unknown
-  std::vector<std::pair<std::string, std::string>> environment;  ///< that makes the libraries follow
+  /// That makes the libraries follow, and the rank's parent bind it (kCpusVariable).
+  std::vector<std::pair<std::string, std::string>> environment;
 };
 
 struct PlacementCost {
@@ -50,7 +51,6 @@ struct Placement {
 struct PlacementOptions {
   /// At most so many arrangements are all tried; more are searched by construction and exchange.
   int64_t exhaustive = 50'000;
-  bool bind = true;  ///< name cores, adapters and environment; otherwise hosts and GPUs alone
 };
 
 /// Throws UsageError when the mesh has more ranks than the cluster has slots. `topology` may know fewer hosts than the
@@ -63,9 +63,11 @@ class PlannedCluster;
 [[nodiscard]] Cluster planned_hosts(const PlannedCluster& machine, int slots);
 [[nodiscard]] Topology planned_topology(const PlannedCluster& machine, const Cluster& hosts);
 class Catalogue;
-/// What a hostfile's annotations say about its hosts: `topology=FILE` (beside the hostfile), else `tier=NAME` of the catalogue.
-/// Hosts without either are not in it. Throws UsageError, DataError.
-[[nodiscard]] Topology annotated_topology(const Cluster& hosts, const Catalogue& catalogue);
+/// What is said about the hosts of a job: a hostfile's `topology=FILE` (beside the hostfile), else the files of --topology, else
+/// `tier=NAME` of the catalogue (kind_only). Hosts without any of them are not in it. Throws UsageError, DataError.
+[[nodiscard]] Topology annotated_topology(const Cluster& hosts, const Catalogue& catalogue, const std::string& files = "");
+/// Whether a placement has anything to go by: a map of a host, a fabric, or racks.
+[[nodiscard]] bool placeable(const Cluster& hosts, const Topology& topology);
 
 /// Cost of a given assignment: slot of each world rank, slots numbered host by host in file order.
 [[nodiscard]] PlacementCost placement_cost(const Cluster& cluster, const Topology& topology, const parallel::MeshShape& mesh,
@@ -76,6 +78,9 @@ class Catalogue;
 /// One host name a rank, for SLURM_HOSTFILE with --distribution=arbitrary.
 [[nodiscard]] std::string slurm_hostfile(const Placement& placement, const Cluster& cluster);
 
+/// The CPUs a rank gets ("0-15,128-143"), in its environment: its parent binds it to them whatever the launcher did. (Open MPI 4.1
+/// says nothing where a rankfile names cores that do not exist, and a map without cores cannot be a rankfile.)
+inline constexpr const char* kCpusVariable = "R1RUN_CPUS";
 /// What the ranks' parents need to set, as one variable (kPlacementVariable): tables by local rank, equal hosts sharing one.
 ///     *|0,gpu=..;NAME=value;...|1,...   or   host-a+host-b|...
 inline constexpr const char* kPlacementVariable = "R1RUN_PLACEMENT";

@@ -8,6 +8,7 @@
 
 #include "launch/plan.h"
 #include "runtime/core/human.h"
+#include "runtime/core/text.h"
 
 namespace r1::launch {
 namespace {
@@ -15,19 +16,6 @@ namespace {
 using parallel::Candidate;
 using parallel::StepTime;
 
-std::string escaped(std::string_view text) {
-  std::string out;
-  for (const char c : text) {
-    switch (c) {
-      case '<': out += "&lt;"; break;
-      case '>': out += "&gt;"; break;
-      case '&': out += "&amp;"; break;
-      case '"': out += "&quot;"; break;
-      default: out += c;
-    }
-  }
-  return out;
-}
 std::string bytes(int64_t n) { return human_bytes(static_cast<double>(n)); }
 
 constexpr const char* kStyle = R"(
@@ -64,7 +52,7 @@ struct Part {
 std::string legend(const std::vector<Part>& parts) {
   std::string out = "<div class=\"legend\">";
   for (const Part& p : parts)
-    if (p.value > 0) out += fmt::format("<span><i style=\"background:{}\"></i>{}</span>", p.color, escaped(p.name));
+    if (p.value > 0) out += fmt::format("<span><i style=\"background:{}\"></i>{}</span>", p.color, xml_escaped(p.name));
   return out + "</div>\n";
 }
 
@@ -128,7 +116,7 @@ std::vector<Part> time_parts(const StepTime& t) {
           {"norms, RoPE, SwiGLU", "#53b3c8", t.elementwise}, {"recomputation", "#b5a32b", t.recompute},
           {"launches and gaps", "#9aa5b5", t.overhead}, {"tp communication, exposed", "#e08a3c", t.tp_comm},
           {"pp communication, exposed", "#f0b27a", t.pp_comm}, {"bubble (waiting for other stages)", "#d8dde5", t.bubble},
-          {"dp gradient sums", "#d35d8c", t.dp_comm}, {"optimizer", "#9b7bd4", t.optimizer}};
+          {"dp gradient sums", "#d35d8c", t.dp_comm}, {"optimizer", "#9b7bd4", t.optimizer}, {"sums over rows", "#7a8ba8", t.row_sums}};
 }
 
 std::string time_picture(const StepTime& t) {
@@ -138,7 +126,7 @@ std::string time_picture(const StepTime& t) {
   for (const Part& p : parts) {
     if (p.value <= 0) continue;
     const double w = 1100 * p.value / t.total;
-    out += fmt::format("<rect x=\"{:.2f}\" y=\"0\" width=\"{:.2f}\" height=\"46\" fill=\"{}\"><title>{}: {} ({:.1f} %)</title></rect>\n", x, w, p.color, escaped(p.name),
+    out += fmt::format("<rect x=\"{:.2f}\" y=\"0\" width=\"{:.2f}\" height=\"46\" fill=\"{}\"><title>{}: {} ({:.1f} %)</title></rect>\n", x, w, p.color, xml_escaped(p.name),
                        human_duration(p.value), 100 * p.value / t.total);
     if (w > 42) out += fmt::format("<text x=\"{:.1f}\" y=\"28\" text-anchor=\"middle\" fill=\"{}\">{:.0f} %</text>\n", x + w / 2, p.color == "#d8dde5" ? "#1c2330" : "#fff", 100 * p.value / t.total);
     x += w;
@@ -146,7 +134,7 @@ std::string time_picture(const StepTime& t) {
   out += "</svg>\n" + legend(parts) + "<table style=\"margin-top:12px;max-width:520px\">";
   for (const Part& p : parts)
     if (p.value > t.total * 5e-4)
-      out += fmt::format("<tr><td>{}</td><td class=\"n\">{}</td><td class=\"n\">{:.1f} %</td></tr>", escaped(p.name), human_duration(p.value), 100 * p.value / t.total);
+      out += fmt::format("<tr><td>{}</td><td class=\"n\">{}</td><td class=\"n\">{:.1f} %</td></tr>", xml_escaped(p.name), human_duration(p.value), 100 * p.value / t.total);
   return out + fmt::format("<tr><td><b>step</b></td><td class=\"n\"><b>{}</b></td><td></td></tr></table>\n", human_duration(t.total));
 }
 
@@ -175,16 +163,16 @@ std::string placement_picture(const PlanReport& r) {
     const double x = static_cast<double>(h % columns) * (host_w + 14) + 1, y = static_cast<double>(h / columns) * (host_h + 14) + 1;
     ++h;
     out += fmt::format("<rect x=\"{:.0f}\" y=\"{:.0f}\" width=\"{:.0f}\" height=\"{:.0f}\" rx=\"8\" fill=\"#fafbfd\" stroke=\"#c9d1dc\"/><text x=\"{:.0f}\" y=\"{:.0f}\" fill=\"#5b6577\">{}</text>\n", x, y, host_w, host_h, x + 12, y + 18,
-                       escaped(r.hosts.hosts[static_cast<size_t>(host)].name));
+                       xml_escaped(r.hosts.hosts[static_cast<size_t>(host)].name));
     for (size_t i = 0; i < std::min<size_t>(ranks.size(), 64); ++i) {
       const RankPlace& p = r.placement.ranks[static_cast<size_t>(ranks[i])];
       const parallel::MeshCoord c = parallel::coord_of(mesh, ranks[i]);
       const double cx = x + 12 + static_cast<double>(i % across) * cell_w, cy = y + 28 + static_cast<double>(i / across) * cell_h;
       const auto line = [&](double at, const char* style, const std::string& text) {
-        return fmt::format("<text x=\"{:.0f}\" y=\"{:.0f}\" text-anchor=\"middle\" {}>{}</text>", cx + cell_w / 2 - 3, cy + at, style, escaped(text));
+        return fmt::format("<text x=\"{:.0f}\" y=\"{:.0f}\" text-anchor=\"middle\" {}>{}</text>", cx + cell_w / 2 - 3, cy + at, style, xml_escaped(text));
       };
       out += fmt::format("<rect x=\"{:.0f}\" y=\"{:.0f}\" width=\"{:.0f}\" height=\"{:.0f}\" rx=\"5\" fill=\"{}\" stroke=\"#8a94a6\" stroke-width=\"0.6\"><title>rank {}: {}{}{}</title></rect>", cx, cy, cell_w - 6, cell_h - 6, stage_color(c.pp, mesh.pp), ranks[i],
-                         c.str(), p.cpus.empty() ? "" : ", CPUs " + p.cpus.list(), p.nics.empty() ? "" : escaped(", adapter " + p.nics.front()));
+                         c.str(), p.cpus.empty() ? "" : ", CPUs " + p.cpus.list(), p.nics.empty() ? "" : xml_escaped(", adapter " + p.nics.front()));
       out += line(16, "font-weight=\"600\"", fmt::format("rank {}", ranks[i])) + line(30, "fill=\"#3a4353\" font-size=\"10\"", fmt::format("{}.{}.{}", c.pp, c.dp, c.tp)) +
              line(43, "fill=\"#3a4353\" font-size=\"10\"", p.gpu >= 0 ? fmt::format("GPU {}", p.gpu) : p.cpus.empty() ? std::string("CPU") : fmt::format("{} cores", p.cpus.count())) + "\n";
     }
@@ -222,7 +210,7 @@ std::string tensor_table(const PlanReport& r) {
   std::string out = fmt::format("<details><summary>what the fullest rank (pp {} tp {}) holds, by name</summary><table style=\"max-width:640px;margin-top:8px\"><tr><th>category</th><th>tensor</th><th class=\"n\">in flight</th><th class=\"n\">bytes</th></tr>",
                                 fullest->coord.pp, fullest->coord.tp);
   for (const auto& i : items)
-    out += fmt::format("<tr><td>{}</td><td>{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td></tr>", i.category, escaped(i.name), i.copies > 1 ? fmt::format("x {}", i.copies) : "", bytes(i.bytes));
+    out += fmt::format("<tr><td>{}</td><td>{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td></tr>", i.category, xml_escaped(i.name), i.copies > 1 ? fmt::format("x {}", i.copies) : "", bytes(i.bytes));
   return out + "</table></details>\n";
 }
 
@@ -232,7 +220,7 @@ std::string ranking_table(const PlanReport& r) {
     const Candidate& c = r.ranking[i];
     out += fmt::format("<tr class=\"{}\"><td>{}</td><td>{}</td><td>{}</td><td class=\"n\">{}</td><td>{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td><td>{}</td></tr>", i == 0 && c.fits ? "chosen" : c.fits ? "" : "no", i + 1, c.job.mesh.str(),
                        c.job.mesh.pp == 1 ? "–" : fmt::format("{}{}", c.job.schedule, c.job.virtual_stages > 1 ? fmt::format(" x {}", c.job.virtual_stages) : ""), c.job.micro_batch, c.job.recompute_text(), bytes(c.device_bytes),
-                       c.fits ? human_count(static_cast<int64_t>(c.time.tokens_per_s)) : "does not fit", c.fits ? escaped(c.reason) : "");
+                       c.fits ? human_count(static_cast<int64_t>(c.time.tokens_per_s)) : "does not fit", c.fits ? xml_escaped(c.reason) : "");
   }
   out += "</table></div>\n";
   if (r.ranking.size() > 24) out += fmt::format("<p class=\"sub\">and {} more</p>", r.ranking.size() - 24);
@@ -241,17 +229,17 @@ std::string ranking_table(const PlanReport& r) {
 
 std::string list(const std::vector<std::string>& lines) {
   std::string out = "<ul>";
-  for (const std::string& l : lines) out += "<li>" + escaped(l) + "</li>";
+  for (const std::string& l : lines) out += "<li>" + xml_escaped(l) + "</li>";
   return out + "</ul>\n";
 }
 
 std::string figure(const std::string& value, const std::string& what, const char* mood = "") {
-  return fmt::format("<div class=\"figure\"><b class=\"{}\">{}</b><span>{}</span></div>\n", mood, escaped(value), escaped(what));
+  return fmt::format("<div class=\"figure\"><b class=\"{}\">{}</b><span>{}</span></div>\n", mood, xml_escaped(value), xml_escaped(what));
 }
 
 std::string page(const std::string& title, const std::string& body) {
   return fmt::format("<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"><title>{}</title><style>{}</style></head>\n<body><main>\n{}"
-                     "<footer>Planned by r1run {} without a GPU: expected figures, not measurements.</footer></main></body></html>\n", escaped(title), kStyle, body, R1RUN_VERSION);
+                     "<footer>Planned by r1run {} without a GPU: expected figures, not measurements.</footer></main></body></html>\n", xml_escaped(title), kStyle, body, R1RUN_VERSION);
 }
 
 }  // namespace
@@ -260,7 +248,7 @@ std::string plan_html(const PlanReport& r) {
   const parallel::JobShape& job = r.chosen.job;
   const StepTime& t = r.chosen.time;
   const std::string title = fmt::format("{} on {}", r.model_name, r.cluster.title);
-  std::string out = fmt::format("<h1>{}</h1>\n<p class=\"sub\">{}, {} parameters, {} layers, hidden {}, heads {}/{}, ffn {}, vocabulary {}. {} tokens a step in rows of {}.</p>\n", escaped(title), r.model.architecture_name(),
+  std::string out = fmt::format("<h1>{}</h1>\n<p class=\"sub\">{}, {} parameters, {} layers, hidden {}, heads {}/{}, ffn {}, vocabulary {}. {} tokens a step in rows of {}.</p>\n", xml_escaped(title), r.model.architecture_name(),
                                 human_count(r.model.parameters()), r.model.layers, r.model.hidden, r.model.heads, r.model.kv_heads, r.model.ffn, r.model.vocab, human_count(job.batch * job.seq_len), job.seq_len);
   out += "<div class=\"figures\">\n";
   out += figure(r.fits() ? "fits" : "does not fit", fmt::format("{} of {} a {}", bytes(r.chosen.device_bytes), bytes(r.capacity_bytes), r.cluster.gpu() ? "GPU" : "host"), r.fits() ? "good" : "bad");
@@ -276,7 +264,7 @@ std::string plan_html(const PlanReport& r) {
     } else {
       out += "<table><tr><th>change</th><th class=\"n\">memory of a rank</th><th class=\"n\">step time</th><th></th></tr>";
       for (const auto& m : r.remedies)
-        out += fmt::format("<tr><td><code>{}</code></td><td class=\"n\">{}</td><td class=\"n\">{}{:.0f} %</td><td>{}</td></tr>", escaped(m.change), bytes(m.largest_bytes), m.slowdown < 0 ? "−" : "+", std::abs(100 * m.slowdown), escaped(m.explanation));
+        out += fmt::format("<tr><td><code>{}</code></td><td class=\"n\">{}</td><td class=\"n\">{}{:.0f} %</td><td>{}</td></tr>", xml_escaped(m.change), bytes(m.largest_bytes), m.slowdown < 0 ? "−" : "+", std::abs(100 * m.slowdown), xml_escaped(m.explanation));
       out += "</table>\n";
     }
     out += "</section>\n";
@@ -286,14 +274,20 @@ std::string plan_html(const PlanReport& r) {
          fmt::format("<p>{} micro-batch{} of {} row{} a replica{}; recompute <b>{}</b>; weights {}, gradients {}, moments {}{}.</p>\n", job.microbatches(), job.microbatches() == 1 ? "" : "es", job.micro_batch, job.micro_batch == 1 ? "" : "s",
                      job.mesh.pp > 1 ? fmt::format(", schedule {}", job.schedule) : "", job.recompute_text(), dtype_name(job.format.weights), dtype_name(job.format.gradients), dtype_name(job.format.moments),
                      job.format.master ? ", fp32 master weights" : "") +
-         fmt::format("<pre>r1run train {}</pre></section>\n", escaped(r.flags));
+         fmt::format("<pre>r1run train {}</pre></section>\n", xml_escaped(r.flags));
   out += "<section><h2>Memory of each rank</h2>\n" + memory_picture(r) + tensor_table(r) + "</section>\n";
   out += "<section><h2>Step time</h2>\n" + time_picture(t) + "</section>\n";
   if (job.mesh.pp > 1)
     out += "<section><h2>Schedule</h2>\n<div class=\"scroll\">" + parallel::gantt_svg(r.schedule, r.simulation) +
-           "</div>\n<details><summary>as text: stage, action, micro-batch (S sends, R receives)</summary><pre>" + escaped(parallel::print(r.schedule)) + "</pre></details></section>\n";
+           "</div>\n<details><summary>as text: stage, action, micro-batch (S sends, R receives)</summary><pre>" + xml_escaped(parallel::print(r.schedule)) + "</pre></details></section>\n";
   out += "<section><h2>Shards</h2>\n" + shard_table(r) + "</section>\n";
   if (!r.ranking.empty()) out += "<section><h2>Layouts that were compared</h2>\n" + ranking_table(r) + "</section>\n";
+  std::vector<std::string> carried;
+  for (const PlannedGroup& g : r.groups) carried.push_back(fmt::format("{}: {}", g.kind, group_text(g)));
+  if (!carried.empty()) out += "<section><h2>What carries each group</h2>" + list(carried) + "</section>\n";
+  std::vector<std::string> beside;
+  for (const parallel::MemoryItem& i : r.beside) beside.push_back(fmt::format("{}: {} ({})", i.category, bytes(i.bytes), i.name));
+  out += "<section><h2>Memory of a rank beside the plan</h2>" + list(beside) + "</section>\n";
   out += "<section><h2>Assumptions</h2>" + list(r.assumptions) + "</section>\n";
   return page(title, out);
 }
@@ -302,7 +296,7 @@ std::string comparison_html(const std::vector<PlanReport>& reports) {
   if (reports.empty()) return page("r1run plan", "");
   const PlanReport& first = reports.front();
   const std::string title = fmt::format("{} on {} machines", first.model_name, reports.size());
-  std::string out = fmt::format("<h1>{}</h1>\n<p class=\"sub\">{} parameters; {} tokens a step in rows of {}; the best layout of each machine.</p>\n", escaped(title), human_count(first.model.parameters()),
+  std::string out = fmt::format("<h1>{}</h1>\n<p class=\"sub\">{} parameters; {} tokens a step in rows of {}; the best layout of each machine.</p>\n", xml_escaped(title), human_count(first.model.parameters()),
                                 human_count(first.chosen.job.batch * first.chosen.job.seq_len), first.chosen.job.seq_len);
   double fastest = 0;
   for (const PlanReport& r : reports)
@@ -311,14 +305,14 @@ std::string comparison_html(const std::vector<PlanReport>& reports) {
   for (const PlanReport& r : reports) {
     const parallel::JobShape& job = r.chosen.job;
     out += fmt::format("<tr class=\"{}\"><td><b>{}</b><br><span class=\"sub\">{}</span></td><td>{}</td><td>{}, {}</td><td class=\"n\">{} of {}</td><td class=\"n\">{}</td><td><svg width=\"120\" height=\"14\"><rect width=\"{:.1f}\" height=\"14\" rx=\"3\" fill=\"#3d6fd1\"/></svg></td><td class=\"n\">{}</td><td class=\"n\">{}</td></tr>",
-                       r.fits() ? "" : "no", escaped(r.cluster.text), escaped(r.cluster.title), job.mesh.str(), job.micro_batch, job.recompute_text(), bytes(r.chosen.device_bytes), bytes(r.capacity_bytes),
+                       r.fits() ? "" : "no", xml_escaped(r.cluster.text), xml_escaped(r.cluster.title), job.mesh.str(), job.micro_batch, job.recompute_text(), bytes(r.chosen.device_bytes), bytes(r.capacity_bytes),
                        r.fits() ? human_count(static_cast<int64_t>(r.chosen.time.tokens_per_s)) : "does not fit", r.fits() && fastest > 0 ? 120 * r.chosen.time.tokens_per_s / fastest : 0.0,
                        r.usd_per_hour ? fmt::format("{:.2f}", *r.usd_per_hour) : "–", r.usd_per_million_tokens && r.fits() ? fmt::format("{:.3f}", *r.usd_per_million_tokens) : "–");
   }
   out += "</table></div></section>\n";
   for (const PlanReport& r : reports) {
     if (r.warnings.empty() && r.fits()) continue;
-    out += fmt::format("<section class=\"{}\"><h2>{}</h2>", r.fits() ? "warn" : "stop", escaped(r.cluster.text));
+    out += fmt::format("<section class=\"{}\"><h2>{}</h2>", r.fits() ? "warn" : "stop", xml_escaped(r.cluster.text));
     std::vector<std::string> lines = r.warnings;
     if (!r.fits() && r.remedies.empty()) lines.insert(lines.begin(), "does not fit, and no one or two changes would make it");
     for (const auto& m : r.remedies) lines.push_back(fmt::format("would fit with {} ({:+.0f} % step time)", m.change, 100 * m.slowdown));

@@ -6,6 +6,7 @@
 
 #include "launch/catalogue.h"
 #include "launch/placement.h"
+#include "launch/topology/cluster_topology.h"
 
 namespace r1::launch {
 namespace {
@@ -73,17 +74,24 @@ Topology planned_topology(const PlannedCluster& c, const Cluster& hosts) {
   return out;
 }
 
-Topology annotated_topology(const Cluster& hosts, const Catalogue& catalogue) {
-  Topology out;
+Topology annotated_topology(const Cluster& hosts, const Catalogue& catalogue, const std::string& files) {
+  Topology out = cluster_topology(hosts, files);
   std::map<std::string, std::shared_ptr<const HostTopology>> known;  // by annotation: equal hosts share one
-  for (const Host& h : hosts.hosts) {
+  for (size_t i = 0; i < hosts.hosts.size(); ++i) {
+    const Host& h = hosts.hosts[i];
     const auto tier = h.annotations.find("tier");
-    if (tier == h.annotations.end()) continue;
+    if (out.hosts[i].host != nullptr || tier == h.annotations.end()) continue;
     auto it = known.find(tier->second);
     if (it == known.end()) it = known.emplace(tier->second, host_of(catalogue.cluster(tier->second))).first;
-    out.hosts.push_back({h.name, it->second});
+    out.hosts[i] = {h.name, it->second, true};
   }
+  std::erase_if(out.hosts, [](const Topology::Member& m) { return m.host == nullptr; });
   return out;
+}
+
+bool placeable(const Cluster& hosts, const Topology& topology) {
+  return !topology.hosts.empty() || !topology.fabric.source.empty() ||
+         std::ranges::any_of(hosts.hosts, [](const Host& h) { return h.annotations.contains("rack"); });
 }
 
 }  // namespace r1::launch

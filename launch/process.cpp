@@ -9,7 +9,6 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -21,12 +20,6 @@
 
 namespace r1::launch {
 namespace {
-
-double clock_s(clockid_t clock) {
-  timespec t{};
-  clock_gettime(clock, &t);
-  return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
-}
 
 std::vector<char*> c_argv(const std::vector<std::string>& argv) {
   std::vector<char*> out;
@@ -53,20 +46,6 @@ std::vector<std::string> merged_environment(
 }
 
 }  // namespace
-
-void Fd::reset() noexcept {
-  if (fd_ >= 0) close(fd_);
-  fd_ = -1;
-}
-
-double monotonic_s() { return clock_s(CLOCK_MONOTONIC); }
-double wall_clock_s() { return clock_s(CLOCK_REALTIME); }
-
-std::string host_name() {
-  char name[HOST_NAME_MAX + 1] = {};
-  if (gethostname(name, sizeof(name) - 1) != 0) return "unknown";
-  return name;
-}
 
 std::string executable_dir() {
   char path[PATH_MAX];

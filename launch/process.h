@@ -8,43 +8,11 @@
 #include <string>
 #include <vector>
 
+#include "runtime/core/fd.h"
+#include "runtime/core/host.h"
+
 namespace r1::launch {
 
-/// Owns a file descriptor.
-class Fd {
- public:
-  Fd() = default;
-  explicit Fd(int fd) noexcept : fd_(fd) {}
-  ~Fd() { reset(); }
-  Fd(Fd&& other) noexcept : fd_(other.release()) {}
-  Fd& operator=(Fd&& other) noexcept {
-    if (this != &other) {
-      reset();
-      fd_ = other.release();
-    }
-    return *this;
-  }
-  Fd(const Fd&) = delete;
-  Fd& operator=(const Fd&) = delete;
-  [[nodiscard]] int get() const noexcept { return fd_; }
-  [[nodiscard]] explicit operator bool() const noexcept { return fd_ >= 0; }
-  int release() noexcept {
-    const int fd = fd_;
-    fd_ = -1;
-    return fd;
-  }
-  void reset() noexcept;
-
- private:
-  int fd_ = -1;
-};
-
-/// Seconds of CLOCK_MONOTONIC.
-[[nodiscard]] double monotonic_s();
-/// Seconds since the epoch.
-[[nodiscard]] double wall_clock_s();
-/// This machine's name, as the kernel has it.
-[[nodiscard]] std::string host_name();
 /// Directory of the running executable. Throws InternalError.
 [[nodiscard]] std::string executable_dir();
 /// Path of a program that must lie beside the running executable. Throws UsageError when it is not

@@ -15,6 +15,7 @@
 #include <optional>
 
 #include "launch/control.h"
+#include "launch/placed_here.h"
 #include "launch/placement.h"
 #include "launch/process.h"
 #include "runtime/core/options.h"
@@ -29,6 +30,8 @@ constexpr double kOrphanGrace_s = 1.0;
 /// A record must reach the launcher in one piece: Open MPI forwards output in pieces of 4,096
 /// bytes.
 constexpr size_t kRecordLimit = 4000;
+/// Some steps of a layout with much communication.
+constexpr size_t kFlightLines = 1000;
 
 void write_all(int fd, std::string_view text) {
   while (!text.empty()) {
@@ -84,18 +87,25 @@ class Shim {
     // so that it may read.
     spawn_options.own_group = is_rank(o_.where);
     spawn_options.set_environment.emplace_back(kRankStatusFdVariable, std::to_string(status_.fd()));
+    if (o_.term_saves) spawn_options.set_environment.emplace_back(kTermSavesVariable, "1");
     // Eight ranks on two cores, 1 KiB all-reduce among four: 30 us with yielding, 31,000 us
     // without.
     if (getenv("OMPI_MCA_mpi_yield_when_idle") == nullptr)
       spawn_options.set_environment.emplace_back("OMPI_MCA_mpi_yield_when_idle", "1");
-    // What the placement chose for this rank; what the user has set stays.
-    if (const char* table = getenv(kPlacementVariable); table != nullptr && is_rank(o_.where))
-      for (const auto& [name, value] : placement_environment(table, host_, o_.where.local_rank))
-        if (getenv(name.c_str()) == nullptr) spawn_options.set_environment.emplace_back(name, value);
+    if (const char* table = getenv(kPlacementVariable); table != nullptr && is_rank(o_.where)) {
+      const PlacedHere here = take_place(table, host_, o_.where.local_rank);
+      for (const auto& [name, value] : here.environment)
+        if (getenv(name.c_str()) == nullptr)  // what the user has set stays
+          spawn_options.set_environment.emplace_back(name, value);
+      // The ranks of a host mostly share what is wrong with its map.
+      if (!here.warnings.empty() && first_to("r1run-place."))
+        for (const std::string& w : here.warnings)
+          write_all(STDERR_FILENO, fmt::format("r1run: warning: rank {} on {}: {}\n", o_.where.rank, host_, w));
+    }
     child_ = spawn(argv, spawn_options);
     shield.restore_for(child_);
     pidfd_ = open_pidfd(child_);
-    if (o_.control_port > 0 && o_.where.local_rank == 0)
+    if (o_.control_port > 0 && (o_.where.local_rank == 0 || o_.every_rank_reports))
       control_.emplace(o_.launcher_addresses, o_.control_port, o_.control_token, host_,
                        o_.peer_timeout_s);
     return watch();
@@ -119,6 +129,10 @@ class Shim {
       stop_requested_ = true;
       stop_requested_at_ = monotonic_s();
     }
+    if (s.number == SIGTERM && o_.term_saves) {
+      kill(child_, SIGUSR1);  // once or twice: Slurm may have told the rank itself
+      return;
+    }
     // Without a launcher the rank shares our group, and the terminal has told it already.
     if (!(s.from_terminal && !is_rank(o_.where))) kill(child_, s.number);
   }
@@ -133,7 +147,16 @@ class Shim {
       control_->service();
       // This host is cut off from the launcher. Its daemon may wait for hours for an
       // acknowledgement: end it, and with it, through the death signal, every parent on this host.
-      if (control_->silence_s() > o_.peer_timeout_s && isolated_at_ == 0) {
+      // (Slurm's is not ours to end: there each parent ends its own rank.)
+      const bool over = control_->asked_to_end() ||
+                        (o_.every_rank_reports && control_->silence_s() > o_.peer_timeout_s);
+      if (over && ended_at_ == 0) {
+        ended_at_ = now;
+        stop_requested_ = true;
+        kill(child_, SIGINT);  // SIGTERM may mean "save"
+      }
+      if (ended_at_ > 0 && now - ended_at_ > kOrphanGrace_s) kill(child_, SIGKILL);
+      if (!o_.every_rank_reports && control_->silence_s() > o_.peer_timeout_s && isolated_at_ == 0) {
         isolated_at_ = now;
         kill(launcher_, SIGTERM);
       }
@@ -143,7 +166,7 @@ class Shim {
       stop_requested_ = true;
       if (orphaned_at_ == 0) {
         orphaned_at_ = now;
-        kill(child_, SIGTERM);
+        kill(child_, o_.term_saves ? SIGINT : SIGTERM);
       } else if (now - orphaned_at_ > kOrphanGrace_s) {
         kill(child_, SIGKILL);
       }
@@ -231,8 +254,21 @@ class Shim {
     // Asked to end: by the user, or by the launcher because another rank was the cause. Either way
     // no news.
     if (stop_requested_) return r.code == 0 ? static_cast<int>(ExitCode::kTemporary) : r.code;
+    if (r.kind == ReportKind::kPrimary && r.step >= 0) r.flight = keep_flight(r);
     speak(r, wait_s);
     return r.code;
+  }
+
+  /// What the rank did last, as a file in the output: its name, or nothing where it cannot be written.
+  [[nodiscard]] std::string keep_flight(const FaultRecord& r) const {
+    const FlightData flight = status_.flight();
+    struct stat st {};
+    if (flight.recent.empty() || o_.output.empty() || stat(o_.output.c_str(), &st) != 0) return {};
+    std::string path = fmt::format("{}/flight-rank-{}.txt", o_.output, r.rank);
+    std::ofstream out(path);
+    out << describe(r) << "\n\nWhat it did last: record, start (monotonic clock), step, time taken, operation.\n"
+        << flight_text(flight, kFlightLines);
+    return out.flush() ? path : std::string();
   }
 
   void speak(const FaultRecord& r, double wait_s) {
@@ -267,9 +303,11 @@ class Shim {
   }
   /// The first to claim prints. The claim lies in the launcher's session directory, which goes with
   /// the job.
-  [[nodiscard]] bool speak_for_host() const {
+  [[nodiscard]] bool speak_for_host() const { return first_to("r1run-fault."); }
+  [[nodiscard]] bool first_to(const std::string& what) const {
     if (o_.job_dir.empty()) return true;
-    const Fd fd(open(claim_path().c_str(), O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0600));
+    const std::string path = o_.job_dir + "/" + what + o_.where.job;
+    const Fd fd(open(path.c_str(), O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0600));
     return static_cast<bool>(fd) || errno != EEXIST;
   }
 
@@ -281,7 +319,7 @@ class Shim {
   pid_t child_ = -1, launcher_ = -1;
   long oom_before_ = 0;
   bool stop_requested_ = false;
-  double isolated_at_ = 0, stop_requested_at_ = 0, orphaned_at_ = 0, detected_s_ = 0;
+  double ended_at_ = 0, isolated_at_ = 0, stop_requested_at_ = 0, orphaned_at_ = 0, detected_s_ = 0;
   int stopped_ticks_ = 0;
   std::string verdict_;
   ExitCode verdict_code_ = ExitCode::kTemporary;
@@ -296,8 +334,11 @@ ShimOptions shim_options(const Environment& env, const Whereabouts& where,
   o.arguments = std::move(arguments);
   o.where = where;
   o.supervised = env.has(kSupervisedVariable);
-  if (o.supervised && where.situation == Situation::kOpenMpiRank) {
-    o.launcher_addresses = addresses_of(env.get("OMPI_MCA_orte_hnp_uri").value_or(""));
+  if (o.supervised && is_rank(where)) {
+    o.launcher_addresses =
+        where.situation == Situation::kOpenMpiRank
+            ? addresses_of(env.get("OMPI_MCA_orte_hnp_uri").value_or(""))
+            : addresses_of("tcp://" + env.get(kControlAddressVariable).value_or("") + ":0");
     const auto port = env.number(kControlPortVariable);
     const auto token = env.get(kControlTokenVariable);
     if (port && *port > 0 && *port < 65536 && token) {
@@ -306,12 +347,16 @@ ShimOptions shim_options(const Environment& env, const Whereabouts& where,
     }
   }
   if (where.situation == Situation::kOpenMpiRank) o.end_grace_s = 0.7;
+  const bool slurm = where.situation == Situation::kPmixRank && where.job.starts_with("slurm.pmix.");
+  o.every_rank_reports = slurm;
   if (where.world > 1 && !where.job.empty() && where.job.find('/') == std::string::npos)
     o.job_dir = env.get("PMIX_SERVER_TMPDIR").value_or("");
   try {
     const Invocation inv = split_command(o.arguments);
     const JobConfig config = parse_options(inv.command, inv.args);
     if (config.peer_timeout > 0) o.peer_timeout_s = config.peer_timeout;
+    if (inv.command == "train") o.output = config.output;
+    o.term_saves = slurm && inv.command == "train";
     if (config.max_restarts > 0 && is_rank(where) && !o.supervised)
       o.warning =
           "--max-restarts does nothing under mpirun or srun: start `r1run train` itself, which "

@@ -31,6 +31,11 @@ struct ShimOptions {
   std::string control_token;
   std::string warning;  ///< for people, said by rank 0 before its rank program starts; may be empty
   std::string job_dir;  ///< directory that all ranks of the job on this host share; empty: none
+  std::string output;   ///< of the job, for the flight record of a rank that is a cause; empty: none is kept
+  /// SIGTERM may be a notice (srun passes on Slurm's of preemption, time limit and scancel): the rank
+  /// saves first. Not so under mpirun, which sends it when another rank has failed.
+  bool term_saves = false;
+  bool every_rank_reports = false;  ///< each parent on a host, not only the first, keeps a control channel
   double peer_timeout_s = 10;  ///< a rank that has been stopped this long is a fault
   /// Waiting times before a fault is printed, during which the launcher's SIGTERM says that another
   /// rank is the cause. Open MPI sends it 1 s after the first non-zero exit on the same host, 3 s

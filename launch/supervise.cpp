@@ -24,7 +24,7 @@ constexpr double kSettle_s = 0.3;
 /// Open MPI ends a job 2.0 s (one host) or 4.0 s (three hosts) after the first failure; when it has
 /// not by then, it is waiting for a host it has lost, and killing it ends the remote daemons too
 /// (measured: all gone within 5 s).
-constexpr double kEndAfterCause_s = 3.0, kEndAfterCauseHosts_s = 5.0;
+constexpr double kEndAfterCause_s = 3.0, kEndAfterCauseHosts_s = 5.0, kEndAfterLoss_s = 1.5;
 
 class Supervisor {
  public:
@@ -41,6 +41,9 @@ class Supervisor {
     Fd null_in;
     SpawnOptions so;
     so.set_environment = command_.environment;
+    std::string addresses;
+    for (const std::string& a : contact_addresses()) addresses += (addresses.empty() ? "" : ",") + a;
+    so.set_environment.emplace_back(kControlAddressVariable, addresses);
     so.set_environment.emplace_back(kControlPortVariable, std::to_string(control_.port()));
     so.set_environment.emplace_back(kControlTokenVariable, control_.token());
     so.stderr_fd = errors_in.get();
@@ -126,6 +129,7 @@ class Supervisor {
 
   void end_job(int sig) {
     if (killed_at_ == 0) killed_at_ = monotonic_s();
+    if (o_.tells_ranks_to_end) control_.end_all();
     kill(child_, sig);
   }
 
@@ -138,7 +142,9 @@ class Supervisor {
       kill(child_, SIGKILL);
     look_for_lost_hosts(now);
     if (stop_requests_ > 0 && killed_at_ == 0 && now - stop_at_ > o_.save_grace_s) end_job(SIGTERM);
-    if (killed_at_ > 0 && now - killed_at_ > limit) kill(child_, SIGKILL);
+    // A launcher that has lost a host would wait for it.
+    if (killed_at_ > 0 && now - killed_at_ > (lost_hosts_.empty() ? limit : kEndAfterLoss_s))
+      kill(child_, SIGKILL);
   }
 
   /// A host whose parents of ranks have fallen silent while others speak is cut off or dead.
@@ -171,8 +177,11 @@ class Supervisor {
     first_record_at_ = now;
     announce();
     // mpirun would wait for the lost host's daemon; killing it ends the daemons that can still be
-    // reached.
-    kill(child_, SIGKILL);
+    // reached. srun ends its step when it is asked to; killed, it would leave the step running.
+    if (o_.tells_ranks_to_end)
+      end_job(SIGTERM);
+    else
+      kill(child_, SIGKILL);
   }
 
   /// Prints the cause, once. A secondary cause waits for the end: the primary may still come.
@@ -182,6 +191,7 @@ class Supervisor {
     if (!cause || (cause->kind != ReportKind::kPrimary && !ended_)) return;
     announced_ = cause;
     show(describe(*cause) + "\n");
+    if (o_.tells_ranks_to_end) control_.end_all();
   }
 
   JobOutcome outcome(int status) {

@@ -20,6 +20,9 @@ struct SuperviseOptions {
   /// What it means when the launcher could not start the ranks: a mistake in the command or the
   /// hostfile (mpirun), or nodes that are not ready (srun, whose hosts Slurm chose).
   ExitCode start_failure = ExitCode::kUsage;
+  /// Whether the ranks' parents are told to end their ranks once a cause is known. mpirun does that
+  /// itself; srun's SIGTERM may also be a notice of preemption, at which a rank saves first.
+  bool tells_ranks_to_end = false;
   bool forward_stdin = false;  ///< hand this process's standard input to rank 0
   /// After a request to end, the job has this long to save before the ranks are ended.
   double save_grace_s = 25;

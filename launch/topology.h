@@ -246,6 +246,9 @@ struct Topology {
   struct Member {
     std::string name;                          ///< as the hostfile names it
     std::shared_ptr<const HostTopology> host;  ///< null: unknown
+    /// A description of this kind of host: how this one numbers its cores, GPUs and adapters is not
+    /// known.
+    bool kind_only = false;
   };
   std::vector<Member> hosts;
   Fabric fabric;

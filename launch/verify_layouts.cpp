@@ -1,16 +1,14 @@
 #include "launch/verify_layouts.h"
 
-#include <stdlib.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
-#include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "launch/launch_job.h"
+#include "launch/temporary_directory.h"
 #include "parallel/mesh/mesh.h"
 #include "runtime/core/error.h"
 
@@ -25,26 +23,6 @@ double number_of(const json& value) {
 }
 bool worse(double a, double b) { return std::isnan(a) ? !std::isnan(b) : a > b; }
 json as_json(double v) { return std::isfinite(v) ? json(v) : json(nullptr); }
-
-class TemporaryDirectory {
- public:
-  TemporaryDirectory() {
-    std::string path = (std::filesystem::temp_directory_path() / "r1run-verify-XXXXXX").string();
-    if (mkdtemp(path.data()) == nullptr)
-      throw StorageError("cannot create a temporary directory {}: {}", path, std::strerror(errno));
-    path_ = path;
-  }
-  ~TemporaryDirectory() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  TemporaryDirectory(const TemporaryDirectory&) = delete;
-  TemporaryDirectory& operator=(const TemporaryDirectory&) = delete;
-  [[nodiscard]] std::string file(const std::string& name) const { return (path_ / name).string(); }
-
- private:
-  std::filesystem::path path_;
-};
 
 }  // namespace
 
@@ -109,7 +87,7 @@ int verify_layouts(const Request& request, const Destination& destination) {
   const std::string& json_file = request.config.json;
   std::vector<parallel::MeshShape> shapes;
   for (const auto& text : layouts) shapes.push_back(parallel::parse_layout(text));
-  const TemporaryDirectory scratch;
+  const TemporaryDirectory scratch("verify");
   const std::vector<std::string> base =
       without_options(request.for_ranks, {"--layouts", "--json", "--pp", "--dp", "--tp"});
   std::vector<std::pair<std::string, json>> results;

@@ -11,8 +11,10 @@
 #include "comm/recorded/recorded.h"
 #include "comm/staged/staged.h"
 #include "comm/watch/hub.h"
+#include "runtime/core/host.h"
 #include "runtime/core/log.h"
 #include "runtime/train/commands.h"
+#include "runtime/train/same_job.h"
 
 namespace {
 
@@ -20,12 +22,15 @@ using namespace r1;
 
 train::SignalFlags g_signals;  // handlers have no other way to reach it
 
+bool g_term_saves = false;  // kTermSavesVariable; set before the handlers are
+
 void on_signal(int signal) {
-  if (signal == SIGUSR1) g_signals.save.store(1);
+  if (signal == SIGUSR1 || (signal == SIGTERM && g_term_saves)) g_signals.save.store(1);
   else g_signals.stop.store(signal);
 }
 
 void install_handlers() {
+  g_term_saves = std::getenv(kTermSavesVariable) != nullptr;
   struct sigaction action{};
   action.sa_handler = on_signal;
   action.sa_flags = SA_RESTART;
@@ -46,9 +51,7 @@ void install_handlers() {
 
 /// Starts the control thread. Collective over the world.
 std::unique_ptr<comm::Watch> make_watch(const JobConfig& config, comm::Communicator& world, RankStatusWriter& status) {
-  char host[256] = {};
-  gethostname(host, sizeof host - 1);
-  const comm::WatchOptions options{.rank = world.rank(), .size = world.size(), .host = host,
+  const comm::WatchOptions options{.rank = world.rank(), .size = world.size(), .host = host_name(),
                                    .peer_timeout_s = config.peer_timeout, .stall_timeout_s = config.stall_timeout,
                                    .stall_report = config.output.empty() ? "" : config.output + "/stall-report.txt"};
   const bool one_host = train::ranks_on_this_host(world) == world.size();
@@ -95,14 +98,18 @@ int main(int argc, char** argv) {
     std::unique_ptr<comm::Communicator> world;
     if (under_mpi() && train::needs_ranks(call.command)) {
       mpi.emplace(&argc, &argv);
+      // MPI_Finalize waits for ranks that wait for this one: whoever calls it too early (a library, in a handler of its own) is named.
+      mpi->on_early_end([&] {
+        leave(*status, ReportKind::kPrimary, ExitCode::kInternal, "MPI_Finalize was called before the job was over", mpi);
+      });
       world = comm::make_recorded(comm::make_staged(mpi->world(train::stop_check(config, g_signals))), status->flight());
     } else {
       world = comm::make_self("world");
     }
     status->set_identity(world->rank(), world->size(), "");
-    status->join_control(train::broadcast_text(*world, world->rank() == 0 ? status->control_offer() : std::string()));
     log::setup(world->rank() == 0 ? "r1run" : fmt::format("r1run: rank {}", world->rank()),
                world->rank() == 0 ? spdlog::level::info : spdlog::level::warn);
+    if (train::needs_ranks(call.command)) train::check_same_job(*world, train::job_facts(config));
     // Commands without a time-out for progress (probe) have their own.
     if (train::needs_ranks(call.command) && config.stall_timeout > 0) watch = make_watch(config, *world, *status);
     const train::RankContext ctx{config, *world, *status, g_signals, std::getenv("R1RUN_TERMINAL") != nullptr, watch.get(),

@@ -24,6 +24,7 @@
 #include <numeric>
 #include <sstream>
 
+#include "benchmarks/support/mpi_main.h"
 #include "comm/communicator.h"
 #include "comm/ucx/ucx.h"
 
@@ -216,14 +217,4 @@ int run(MpiWorld& mpi, int argc, char** argv) {
 
 }  // namespace
 
-int main(int argc, char** argv) {
-  MpiWorld mpi(&argc, &argv);
-  try {
-    return run(mpi, argc, argv);
-  } catch (const std::exception& e) {
-    std::fprintf(stderr, "bench_collectives: %s\n", e.what());
-    mpi.abandon();
-    std::fflush(nullptr);
-    _exit(1);
-  }
-}
+int main(int argc, char** argv) { return r1::bench::mpi_main("bench_collectives", argc, argv, run); }

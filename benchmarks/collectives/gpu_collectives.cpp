@@ -12,8 +12,6 @@
 // (n-1)/n for all_reduce, (n-1)/n for all_gather and reduce_scatter, 1 for send_recv (each rank to
 // the next). "ipc" uses one-kernel collectives where every rank has a GPU of its own, "ipc-copies"
 // never; with several ranks on one GPU the time is that of the GPU's time slices.
-#include <unistd.h>
-
 #include <algorithm>
 #include <boost/program_options.hpp>
 #include <chrono>
@@ -21,6 +19,7 @@
 #include <iostream>
 #include <sstream>
 
+#include "benchmarks/support/mpi_main.h"
 #include "comm/ipc/ipc.h"
 #include "comm/nccl/nccl.h"
 #include "comm/staged/staged.h"
@@ -129,7 +128,7 @@ int run(MpiWorld& mpi, int argc, char** argv) {
     world->close();
     return 0;
   }
-  cuda::Api& api = *reinterpret_cast<cuda::Api* (*)()>(cuda_library_symbol("r1run_cuda_api"))();
+  cuda::Api& api = cuda::api();
   std::string why;
   const int gpus = api.device_count(&why);
   if (gpus == 0) throw DeviceError("no usable GPU: {}", why);
@@ -174,14 +173,4 @@ int run(MpiWorld& mpi, int argc, char** argv) {
 
 }  // namespace
 
-int main(int argc, char** argv) {
-  MpiWorld mpi(&argc, &argv);
-  try {
-    return run(mpi, argc, argv);
-  } catch (const std::exception& e) {
-    std::fprintf(stderr, "bench_gpu_collectives: %s\n", e.what());
-    mpi.abandon();
-    std::fflush(nullptr);
-    _exit(1);
-  }
-}
+int main(int argc, char** argv) { return r1::bench::mpi_main("bench_gpu_collectives", argc, argv, run); }

@@ -396,7 +396,7 @@ int run(int argc, char** argv) {
       throw UsageError("unknown argument {}; allowed: --cache DIR, --only TEXT, --deterministic",
                        a);
   }
-  auto& api = *reinterpret_cast<cuda::Api* (*)()>(cuda_library_symbol("r1run_cuda_api"))();
+  auto& api = cuda::api();
   std::string why;
   if (api.device_count(&why) == 0) throw DeviceError("no GPU to measure: {}", why);
   api.set_tuning(cuda::Tuning::kTimed, cache);

@@ -11,19 +11,18 @@
 
 #include <algorithm>
 #include <boost/program_options.hpp>
-#include <chrono>
 #include <cstring>
 #include <iostream>
 #include <vector>
 
 #include "comm/communicator.h"
+#include "runtime/core/host.h"
 #include "runtime/device/cpu/thread_pool.h"
 #include "runtime/serve/engine.h"
 
 namespace r1 {
 namespace {
 
-double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 parallel::ModelConfig shape_of_the_bar() {
   return parallel::parse_model_config(
@@ -49,12 +48,12 @@ class Copy {
   Copy() : from_(kBytes, 1), to_(kBytes, 2) {}
   static constexpr size_t kBytes = size_t{256} << 20;
   void run(Times& times) {
-    const double begin = now();
+    const double begin = monotonic_s();
     constexpr int64_t kPart = int64_t{1} << 20;
     parallel_ranges(static_cast<int64_t>(kBytes), kPart, [&](int64_t b, int64_t e) {
       std::memcpy(to_.data() + b, from_.data() + b, static_cast<size_t>(e - b));
     });
-    times.all.push_back(now() - begin);
+    times.all.push_back(monotonic_s() - begin);
   }
 
  private:
@@ -102,14 +101,14 @@ int run(const Options& o) {
   double last = 0;
   engine.run(
       [&](const serve::TokenEvent&) {
-        const double t = now();
+        const double t = monotonic_s();
         // The first of a round starts from a cache full of the copy's block, and is not counted.
         if (made % o.tokens > 1) tokens.all.push_back(t - last);
         if (++made % o.tokens == 0) {
           copy.run(copies);
           copy.run(copies);
         }
-        last = now();
+        last = monotonic_s();
         return false;
       },
       [] {});

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <numeric>
+#include <utility>
 
 #include "comm/arguments.h"
 #include "comm/check.h"
@@ -28,6 +29,7 @@ struct MpiWorld::State : Wires {
   bool abandoned = false;
   bool made = false;    // world() was called
   bool closed = false;  // and closed by all
+  std::function<void()> early_end;
 };
 
 namespace {
@@ -204,9 +206,25 @@ std::unique_ptr<Communicator> MpiWorld::world(StopCheck stop) {
                                            &state_->closed);
 }
 
-void MpiWorld::abandon() noexcept { state_->abandoned = true; }
+void MpiWorld::on_early_end(std::function<void()> told) {
+  R1_CHECK(!state_->early_end, "MpiWorld::on_early_end() called twice");
+  state_->early_end = std::move(told);
+  int key = MPI_KEYVAL_INVALID;
+  const auto deleted = [](MPI_Comm, int, void*, void* state) {
+    if (auto& early = static_cast<State*>(state)->early_end) std::exchange(early, nullptr)();
+    return MPI_SUCCESS;
+  };
+  MPI_Comm_create_keyval(MPI_COMM_NULL_COPY_FN, deleted, &key, state_.get());
+  MPI_Comm_set_attr(MPI_COMM_SELF, key, nullptr);
+}
+
+void MpiWorld::abandon() noexcept {
+  state_->abandoned = true;
+  state_->early_end = nullptr;
+}
 
 MpiWorld::~MpiWorld() {
+  state_->early_end = nullptr;  // from here on the end is not early
   if (state_->abandoned || !state_->broken.empty()) return;
   if (state_->made && !state_->closed) {
     // MPI_Finalize waits for all ranks, and without close() nobody knows that they are coming.

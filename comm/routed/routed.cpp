@@ -1,7 +1,5 @@
 #include "comm/routed/routed.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <map>
 #include <numeric>
@@ -12,6 +10,7 @@
 #include "comm/nccl/nccl_api.h"
 #include "comm/staged/staged.h"
 #include "comm/ucx/ucx.h"
+#include "runtime/core/host.h"
 #include "runtime/core/log.h"
 #include "runtime/core/rng.h"
 #include "runtime/device/cuda/cuda_api.h"
@@ -289,9 +288,7 @@ Router::Router(Communicator& host, CommChoice choice, Device device, StopCheck s
   state_->device = device;
   state_->stop = std::move(stop);
   const auto n = static_cast<size_t>(host.size());
-  char name[256] = {};
-  gethostname(name, sizeof name - 1);
-  Place own{.host = static_cast<int64_t>(hash_name(name))};
+  Place own{.host = static_cast<int64_t>(hash_name(host_name()))};
   std::string without_nccl;
   if (n > 1 && state_->on_gpu()) {
     own.gpu = static_cast<int64_t>(hash_name(state_->need_memory().device_id()) | 1);
@@ -314,8 +311,7 @@ Router::Router(Communicator& host, CommChoice choice, Device device, StopCheck s
   world_ = std::make_unique<World>(state_);
   if (n > 1 && state_->on_gpu()) {
     // A stream whose work waits for a rank that died never ends by itself.
-    auto& api = *reinterpret_cast<cuda::Api* (*)()>(cuda_library_symbol("r1run_cuda_api"))();
-    api.set_wait_hook([this](std::chrono::nanoseconds waited) {
+    cuda::api().set_wait_hook([this](std::chrono::nanoseconds waited) {
       // A peer may wait for the rest of a message before it does what this rank's stream waits for.
       if (state_->ipc) progress(*state_->ipc);
       if (state_->nccl)
@@ -328,8 +324,7 @@ Router::Router(Communicator& host, CommChoice choice, Device device, StopCheck s
 
 Router::~Router() {
   if (state_->places.size() < 2 || !state_->on_gpu()) return;
-  auto& api = *reinterpret_cast<cuda::Api* (*)()>(cuda_library_symbol("r1run_cuda_api"))();
-  api.set_wait_hook({});
+  cuda::api().set_wait_hook({});
 }
 
 Communicator& Router::world() { return *world_; }

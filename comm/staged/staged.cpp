@@ -1,12 +1,9 @@
 #include "comm/staged/staged.h"
 
 #include <map>
-#include <tuple>
 #include <utility>
 #include <vector>
 
-#include "runtime/device/cuda/cuda_api.h"
-#include "runtime/device/cuda_library.h"
 #include "runtime/device/device.h"
 
 namespace r1::comm {
@@ -15,30 +12,20 @@ namespace {
 /// Pinned host buffers for reuse: a copy to pageable memory is staged again by the driver, at half the rate.
 class HostBuffers {
  public:
-  HostBuffers() = default;
-  HostBuffers(const HostBuffers&) = delete;
-  HostBuffers& operator=(const HostBuffers&) = delete;
-  ~HostBuffers() {
-    for (auto& [bytes, list] : free_)
-      for (void* p : list) api_->release_pinned(p);
-  }
-  std::pair<void*, size_t> take(size_t bytes) {
+  /// At least that large: a power of two.
+  PinnedBuffer take(DeviceKind kind, size_t bytes) {
     size_t size = 4096;
     while (size < bytes) size *= 2;
     auto& list = free_[size];
-    if (!list.empty()) {
-      void* p = list.back();
-      list.pop_back();
-      return {p, size};
-    }
-    if (api_ == nullptr) api_ = reinterpret_cast<cuda::Api* (*)()>(cuda_library_symbol("r1run_cuda_api"))();
-    return {api_->allocate_pinned(size), size};
+    if (list.empty()) return {kind, size};
+    PinnedBuffer buffer = std::move(list.back());
+    list.pop_back();
+    return buffer;
   }
-  void give(void* p, size_t size) { free_[size].push_back(p); }
+  void give(PinnedBuffer buffer) { free_[buffer.bytes()].push_back(std::move(buffer)); }
 
  private:
-  cuda::Api* api_ = nullptr;
-  std::map<size_t, std::vector<void*>> free_;
+  std::map<size_t, std::vector<PinnedBuffer>> free_;
 };
 
 /// A host copy of a device tensor; host tensors are used as they are.
@@ -50,7 +37,8 @@ class Staged {
       return;
     }
     buffers_ = &buffers;
-    std::tie(host_.data, size_) = buffers.take(t.bytes());
+    memory_ = buffers.take(t.device.kind, t.bytes());
+    host_.data = memory_.data();
     host_.device = {};
     if (read) {
       DeviceBackend& backend = backend_of(t.device.kind);
@@ -59,10 +47,11 @@ class Staged {
     }
   }
   Staged(Staged&& o) noexcept
-      : device_(o.device_), stream_(o.stream_), host_(o.host_), buffers_(std::exchange(o.buffers_, nullptr)), size_(o.size_) {}
+      : device_(o.device_), stream_(o.stream_), host_(o.host_), buffers_(std::exchange(o.buffers_, nullptr)),
+        memory_(std::move(o.memory_)) {}
   Staged& operator=(Staged&&) = delete;
   ~Staged() {
-    if (buffers_ != nullptr) buffers_->give(host_.data, size_);
+    if (buffers_ != nullptr) buffers_->give(std::move(memory_));
   }
   [[nodiscard]] const Tensor& host() const { return host_; }
   void write_back() const {
@@ -77,7 +66,7 @@ class Staged {
   Stream stream_;
   Tensor host_;
   HostBuffers* buffers_ = nullptr;
-  size_t size_ = 0;
+  PinnedBuffer memory_;
 };
 
 class StagedPending : public Pending {

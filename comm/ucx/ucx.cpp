@@ -1,16 +1,15 @@
 #include "comm/ucx/ucx.h"
 
 #include <ucp/api/ucp.h>
-#include <unistd.h>
 
 #include <cstdlib>
-#include <cstring>
 #include <numeric>
 #include <sstream>
 
 #include "comm/arguments.h"
 #include "comm/check.h"
 #include "comm/composed.h"
+#include "runtime/core/host.h"
 
 namespace r1::comm {
 
@@ -307,9 +306,8 @@ std::unique_ptr<Communicator> make_ucx(Communicator& bootstrap, StopCheck stop,
   ucp_worker_release_address(wires->worker, address);
 
   wires->addresses = gather_all(bootstrap, own);
-  char host[256] = "";
-  gethostname(host, sizeof host - 1);
-  const auto hosts = gather_all(bootstrap, {host, strlen(host)});
+  const std::string host = host_name();
+  const auto hosts = gather_all(bootstrap, {host.data(), host.size()});
   const bool watch_local = options.watch_local_peers || !shared_memory_allowed(options.transports);
   for (const auto& h : hosts)
     wires->watched.push_back(watch_local || h != hosts[static_cast<size_t>(bootstrap.rank())]);

@@ -94,6 +94,8 @@ Diagnosis diagnose(std::span<const RankView> ranks, double stalled_s) {
       }
       if (seen.contains(start)) d.culprits.push_back(start);
     }
+    d.deadlock = std::all_of(d.culprits.begin(), d.culprits.end(),
+                             [&](int r) { return is_collective(ranks[static_cast<size_t>(r)].beat.op); });
   }
   if (d.culprits.empty())  // nobody waits for another: whoever is not over
     for (size_t i = 0; i < ranks.size(); ++i)

@@ -24,6 +24,7 @@ struct RankView {
 struct Diagnosis {
   std::vector<int> culprits;  ///< ranks that others wait for and that wait for nobody; all of a cycle
   bool cycle = false;         ///< the culprits wait for each other
+  bool deadlock = false;      ///< a cycle of collectives: time cannot resolve it, while a transfer both sides are in may just be long
   std::string why;            ///< "no progress for 3.0 s in forward stage 0 micro-batch 1; waited for by ranks 0, 2: …"
 };
 /// Follows who waits for whom: in a collective, for the members that have not come to it; in a transfer, for the other side.

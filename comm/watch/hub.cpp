@@ -1,14 +1,8 @@
 #include "comm/watch/hub.h"
 
-#include <arpa/inet.h>
-#include <fcntl.h>
-#include <ifaddrs.h>
-#include <net/if.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
-#include <sys/random.h>
 #include <sys/socket.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -16,6 +10,7 @@
 #include <cstring>
 
 #include "runtime/core/error.h"
+#include "runtime/core/host.h"
 
 namespace r1::comm {
 namespace {
@@ -26,36 +21,6 @@ constexpr double kStrangerTime_s = 2.0;
 constexpr double kOthersSpeak_s = 1.5;
 /// A pause of this process longer than this accuses nobody.
 constexpr double kOwnPause_s = 1.0;
-
-std::string random_token() {
-  std::array<unsigned char, 16> bytes;
-  if (getrandom(bytes.data(), bytes.size(), 0) != static_cast<ssize_t>(bytes.size()))
-    throw CommError("cannot get random bytes for the control channel: {}", std::strerror(errno));
-  std::string text;
-  for (const unsigned char b : bytes) text += fmt::format("{:02x}", b);
-  return text;
-}
-
-/// Takes equally long whatever is different.
-bool same_secret(const std::string& a, const std::string& b) {
-  unsigned char difference = a.size() == b.size() ? 0 : 1;
-  for (size_t i = 0; i < std::min(a.size(), b.size()); ++i) difference |= static_cast<unsigned char>(a[i] ^ b[i]);
-  return difference == 0;
-}
-
-std::vector<std::string> own_addresses() {
-  std::vector<std::string> out;
-  ifaddrs* list = nullptr;
-  if (getifaddrs(&list) != 0) return out;
-  for (const ifaddrs* i = list; i != nullptr; i = i->ifa_next) {
-    if (i->ifa_addr == nullptr || i->ifa_addr->sa_family != AF_INET || (i->ifa_flags & IFF_LOOPBACK) != 0) continue;
-    char text[INET_ADDRSTRLEN] = {};
-    inet_ntop(AF_INET, &reinterpret_cast<const sockaddr_in*>(i->ifa_addr)->sin_addr, text, sizeof text);
-    out.emplace_back(text);
-  }
-  freeifaddrs(list);
-  return out;
-}
 
 }  // namespace
 
@@ -113,36 +78,28 @@ std::optional<Judge::Verdict> Judge::judge(double now) {
   const bool all_finished = std::all_of(views_.begin(), views_.end(), [](const RankView& v) { return v.finished || v.gone; });
   if (all_finished || moved_at_ == 0) return std::nullopt;
   const bool started = std::any_of(views_.begin(), views_.end(), [](const RankView& v) { return v.beat.step >= 0; });
-  const double limit = some_finished ? std::min(o_.peer_timeout_s, o_.stall_timeout_s) : o_.stall_timeout_s * (started ? 1 : 3);
-  if (still <= limit) return std::nullopt;
+  const double limit = o_.stall_timeout_s * (started ? 1 : 3), soon = std::min(o_.peer_timeout_s, limit);
+  if (still <= soon) return std::nullopt;
   const Diagnosis d = diagnose(views_, still);
+  // Neither of these gets better by waiting.
+  if (still <= limit && !some_finished && !d.deadlock) return std::nullopt;
   if (d.culprits.empty()) return std::nullopt;
   const RankView& first = views_[static_cast<size_t>(d.culprits.front())];
   Verdict verdict{.culprits = d.culprits, .speaks = !first.finished && !first.gone, .why = d.why, .table = stall_table(views_)};
-  if (first.finished) verdict.code = ExitCode::kInternal;
+  if (first.finished || d.deadlock) verdict.code = ExitCode::kInternal;
   return verdict;
 }
 
 // ---- sockets
 
 WatchHub::WatchHub(const WatchOptions& options, bool one_host)
-    : o_(options), judge_(options), one_host_(one_host), token_(random_token()) {
-  listener_ = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-  sockaddr_in a{};
-  a.sin_family = AF_INET;
-  a.sin_addr.s_addr = htonl(one_host ? INADDR_LOOPBACK : INADDR_ANY);
-  socklen_t length = sizeof a;
-  if (listener_ < 0 || bind(listener_, reinterpret_cast<sockaddr*>(&a), sizeof a) != 0 || listen(listener_, 1024) != 0 ||
-      getsockname(listener_, reinterpret_cast<sockaddr*>(&a), &length) != 0)
-    throw CommError("the control channel gets no port: {}", std::strerror(errno));
-  port_ = ntohs(a.sin_port);
+    : o_(options), judge_(options), one_host_(one_host), token_(random_token(16)) {
+  listener_ = listen_tcp(one_host ? INADDR_LOOPBACK : INADDR_ANY, 1024, &port_);
+  if (!listener_) throw CommError("the control channel gets no port: {}", std::strerror(errno));
   judge_.joined(options.rank, options.host, 0);
 }
 
-WatchHub::~WatchHub() {
-  for (Peer& p : peers_) drop(p);
-  if (listener_ >= 0) close(listener_);
-}
+WatchHub::~WatchHub() = default;
 
 std::string WatchHub::offer() const {
   std::string text = fmt::format("{} {}", token_, port_);
@@ -152,21 +109,16 @@ std::string WatchHub::offer() const {
 }
 
 std::vector<int> WatchHub::sockets() const {
-  std::vector<int> out{listener_};
-  for (const Peer& p : peers_) out.push_back(p.fd);
+  std::vector<int> out{listener_.get()};
+  for (const Peer& p : peers_) out.push_back(p.fd.get());
   return out;
-}
-
-void WatchHub::drop(Peer& peer) {
-  if (peer.fd >= 0) close(peer.fd);
-  peer.fd = -1;
 }
 
 void WatchHub::read(Peer& peer, double now) {
   std::array<char, 16384> buffer;
   bool ended = false;
   while (true) {
-    const ssize_t n = recv(peer.fd, buffer.data(), buffer.size(), MSG_DONTWAIT);
+    const ssize_t n = recv(peer.fd.get(), buffer.data(), buffer.size(), MSG_DONTWAIT);
     if (n < 0 && errno == EINTR) continue;
     if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) break;
     ended = n <= 0;
@@ -176,12 +128,12 @@ void WatchHub::read(Peer& peer, double now) {
   while (auto frame = peer.reader.next()) {
     if (peer.rank < 0) {
       const auto hello = frame->kind == FrameKind::kHello ? hello_from(frame->payload) : std::nullopt;
-      if (!hello || !same_secret(hello->token, token_) || hello->rank < 0 || hello->rank >= o_.size) return drop(peer);
+      if (!hello || !same_secret(hello->token, token_) || hello->rank < 0 || hello->rank >= o_.size) return peer.fd.reset();
       peer.rank = hello->rank;
       judge_.joined(peer.rank, hello->host, now);
     } else if (frame->kind == FrameKind::kHeartbeat) {
       const auto beat = heartbeat_from(frame->payload);
-      if (!beat || beat->rank != peer.rank) return drop(peer);
+      if (!beat || beat->rank != peer.rank) return peer.fd.reset();
       judge_.heard(*beat, now);
     } else if (frame->kind == FrameKind::kFarewell) {
       judge_.farewell(peer.rank, now);
@@ -189,28 +141,25 @@ void WatchHub::read(Peer& peer, double now) {
   }
   if (ended || peer.reader.broken()) {
     if (peer.rank >= 0) judge_.lost(peer.rank, now);
-    drop(peer);
+    peer.fd.reset();
   }
 }
 
 std::optional<Judge::Verdict> WatchHub::service(const Heartbeat& own, double now) {
   while (true) {
-    const int fd = accept4(listener_, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK);
-    if (fd < 0) break;
+    Fd fd(accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+    if (!fd) break;
     const auto strangers = std::count_if(peers_.begin(), peers_.end(), [](const Peer& p) { return p.rank < 0; });
-    if (static_cast<size_t>(strangers) >= kMaxStrangers) {
-      close(fd);
-      continue;
-    }
+    if (static_cast<size_t>(strangers) >= kMaxStrangers) continue;  // closed at once
     const int on = 1;
-    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-    peers_.push_back({.fd = fd, .rank = -1, .since = now, .reader = {}});
+    setsockopt(fd.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    peers_.push_back({.fd = std::move(fd), .rank = -1, .since = now, .reader = {}});
   }
   for (Peer& p : peers_) {
     read(p, now);
-    if (p.rank < 0 && p.fd >= 0 && now - p.since > kStrangerTime_s) drop(p);
+    if (p.rank < 0 && p.fd && now - p.since > kStrangerTime_s) p.fd.reset();
   }
-  std::erase_if(peers_, [](const Peer& p) { return p.fd < 0; });
+  std::erase_if(peers_, [](const Peer& p) { return !p.fd; });
   judge_.heard(own, now);
   return judge_.judge(now);
 }
@@ -220,14 +169,14 @@ void WatchHub::stop(const Judge::Verdict& verdict) {
     if (p.rank < 0) continue;
     const bool cause = verdict.speaks && p.rank == verdict.culprits.front();
     const std::string frame = to_frame(StopOrder{.code = static_cast<int32_t>(verdict.code), .culprit = cause ? 1u : 0u, .why = verdict.why});
-    static_cast<void>(send(p.fd, frame.data(), frame.size(), MSG_DONTWAIT | MSG_NOSIGNAL));
+    static_cast<void>(send(p.fd.get(), frame.data(), frame.size(), MSG_DONTWAIT | MSG_NOSIGNAL));
   }
 }
 
 void WatchHub::farewell() {
   const std::string frame = farewell_frame();
   for (const Peer& p : peers_)
-    if (p.rank >= 0) static_cast<void>(send(p.fd, frame.data(), frame.size(), MSG_DONTWAIT | MSG_NOSIGNAL));
+    if (p.rank >= 0) static_cast<void>(send(p.fd.get(), frame.data(), frame.size(), MSG_DONTWAIT | MSG_NOSIGNAL));
 }
 
 HubOffer make_hub(const WatchOptions& options, bool one_host) {

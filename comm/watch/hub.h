@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "comm/watch/watch.h"
+#include "runtime/core/fd.h"
 
 namespace r1::comm {
 
@@ -59,17 +60,17 @@ class WatchHub {
 
  private:
   struct Peer {
-    int fd = -1;
+    Fd fd;
     int rank = -1;  ///< -1 until the token was right
     double since = 0;
     FrameReader reader;
   };
   void read(Peer& peer, double now);
-  void drop(Peer& peer);
 
   WatchOptions o_;
   Judge judge_;
-  int listener_ = -1, port_ = 0;
+  Fd listener_;
+  int port_ = 0;
   bool one_host_;
   std::string token_;
   std::vector<Peer> peers_;

@@ -7,7 +7,6 @@
 #include <poll.h>
 #include <signal.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -17,6 +16,7 @@
 #include <sstream>
 
 #include "comm/watch/hub.h"
+#include "runtime/core/host.h"
 #include "runtime/core/log.h"
 
 namespace r1::comm {
@@ -30,12 +30,6 @@ constexpr double kConnectTime_s = 2.0;
 /// After the hub's connection broke, the launcher gets this long to end this rank.
 constexpr double kOrphanTime_s = 1.5;
 
-double now_s() {
-  timespec t{};
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return static_cast<double>(t.tv_sec) + static_cast<double>(t.tv_nsec) * 1e-9;
-}
-
 /// This rank's connection to the hub.
 class Client {
  public:
@@ -46,24 +40,21 @@ class Client {
     hello_.rank = rank;
     hello_.host = host;
   }
-  ~Client() { reset(); }
-  Client(const Client&) = delete;
-  Client& operator=(const Client&) = delete;
 
-  [[nodiscard]] int fd() const { return fd_; }
+  [[nodiscard]] int fd() const { return fd_.get(); }
   [[nodiscard]] bool lost() const { return lost_; }
   [[nodiscard]] bool hub_finished() const { return hub_finished_; }
 
   /// Sends a heartbeat, connecting first where needed. An order of the hub, if there is one.
   std::optional<StopOrder> service(const std::string& beat, double now) {
     if (lost_ || hub_finished_) return std::nullopt;
-    if (fd_ < 0) connect_next(now);
-    if (fd_ < 0) return std::nullopt;
+    if (!fd_) connect_next(now);
+    if (!fd_) return std::nullopt;
     if (!connected_) {
-      pollfd p{fd_, POLLOUT, 0};
+      pollfd p{fd_.get(), POLLOUT, 0};
       int error = 0;
       socklen_t length = sizeof error;
-      if (poll(&p, 1, 0) > 0) getsockopt(fd_, SOL_SOCKET, SO_ERROR, &error, &length);
+      if (poll(&p, 1, 0) > 0) getsockopt(fd_.get(), SOL_SOCKET, SO_ERROR, &error, &length);
       if (error != 0 || (p.revents == 0 && now - tried_at_ > kConnectTime_s)) {
         reset();  // the next address at the next beat
         return std::nullopt;
@@ -86,17 +77,17 @@ class Client {
     a.sin_family = AF_INET;
     a.sin_port = htons(static_cast<uint16_t>(port_));
     if (inet_pton(AF_INET, addresses_[next_++ % addresses_.size()].c_str(), &a.sin_addr) != 1) return;
-    fd_ = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    if (fd_ < 0) return;
+    fd_ = Fd(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+    if (!fd_) return;
     const int on = 1;
-    setsockopt(fd_, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    setsockopt(fd_.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     tried_at_ = now;
-    if (connect(fd_, reinterpret_cast<sockaddr*>(&a), sizeof a) != 0 && errno != EINPROGRESS) reset();
+    if (connect(fd_.get(), reinterpret_cast<sockaddr*>(&a), sizeof a) != 0 && errno != EINPROGRESS) reset();
   }
   void put(const std::string& frame) {
     out_ += frame;
     while (!out_.empty()) {
-      const ssize_t n = send(fd_, out_.data(), out_.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
+      const ssize_t n = send(fd_.get(), out_.data(), out_.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
       if (n < 0 && errno == EINTR) continue;
       if (n <= 0) break;
       out_.erase(0, static_cast<size_t>(n));
@@ -106,7 +97,7 @@ class Client {
   std::optional<StopOrder> receive() {
     std::array<char, 4096> buffer;
     while (true) {
-      const ssize_t n = recv(fd_, buffer.data(), buffer.size(), MSG_DONTWAIT);
+      const ssize_t n = recv(fd_.get(), buffer.data(), buffer.size(), MSG_DONTWAIT);
       if (n < 0 && errno == EINTR) continue;
       if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) break;
       if (n <= 0) {
@@ -122,13 +113,13 @@ class Client {
     return std::nullopt;
   }
   void reset() {
-    if (fd_ >= 0) close(fd_);
-    fd_ = -1;
+    fd_.reset();
     connected_ = false;
   }
 
   Hello hello_;
-  int port_ = 0, fd_ = -1;
+  int port_ = 0;
+  Fd fd_;
   std::vector<std::string> addresses_;
   size_t next_ = 0;
   double tried_at_ = 0;
@@ -168,7 +159,7 @@ void Watch::run() {
   double next_beat = 0, lost_at = 0;
   while (true) {
     const bool ending = ending_.load();
-    const double now = now_s();
+    const double now = monotonic_s();
     std::vector<pollfd> fds;
     if (hub_)
       for (const int fd : hub_->sockets()) fds.push_back({fd, POLLIN, 0});
@@ -177,15 +168,15 @@ void Watch::run() {
     // Short enough that an end of the job does not wait for it.
     const double wait = std::clamp(next_beat - now, 0.0, 0.05);
     if (!ending && wait > 0) poll(fds.data(), fds.size(), static_cast<int>(wait * 1e3) + 1);
-    const bool due = now_s() >= next_beat;
-    if (due) next_beat = now_s() + interval;
+    const bool due = monotonic_s() >= next_beat;
+    if (due) next_beat = monotonic_s() + interval;
     if (!due && !ending && std::none_of(fds.begin(), fds.end(), [](const pollfd& f) { return f.revents != 0; })) continue;
-    const auto now_ns = static_cast<int64_t>(now_s() * 1e9);
+    const auto now_ns = monotonic_ns();
     const auto progress = status_.progress();
     const Heartbeat beat = heartbeat_of(options_.rank, stage_.load(), read_flight(status_.flight_memory(), 0), progress.count,
                                         progress.phase, now_ns);
     if (hub_) {
-      const auto verdict = hub_->service(beat, now_s());
+      const auto verdict = hub_->service(beat, monotonic_s());
       if (ending) {
         hub_->farewell();
         return;
@@ -201,9 +192,9 @@ void Watch::run() {
       if (verdict->speaks) {
         // The cause tells it itself, with its own step and phase; where it does not, this rank does.
         const int cause = verdict->culprits.front();
-        for (const double until = now_s() + kSpeakTime_s; now_s() < until && !hub_->has_left(cause);) {
+        for (const double until = monotonic_s() + kSpeakTime_s; monotonic_s() < until && !hub_->has_left(cause);) {
           poll(nullptr, 0, 10);
-          static_cast<void>(hub_->service(beat, now_s()));
+          static_cast<void>(hub_->service(beat, monotonic_s()));
         }
         if (hub_->has_left(cause))
           return leave_({.kind = ReportKind::kSecondary, .code = ExitCode::kTemporary, .why = fmt::format("rank {}: {}", cause, verdict->why)});
@@ -212,14 +203,14 @@ void Watch::run() {
       }
       return leave_({.kind = ReportKind::kPrimary, .code = verdict->code, .why = verdict->why});
     }
-    const auto order = client.service(due ? to_frame(beat) : std::string(), now_s());
+    const auto order = client.service(due ? to_frame(beat) : std::string(), monotonic_s());
     if (ending) return client.farewell();
     if (order)
       return leave_({.kind = order->culprit != 0 ? ReportKind::kPrimary : ReportKind::kSecondary,
                      .code = static_cast<ExitCode>(order->code), .why = order->why});
     if (client.lost()) {
-      if (lost_at == 0) lost_at = now_s();
-      if (now_s() - lost_at > kOrphanTime_s)
+      if (lost_at == 0) lost_at = monotonic_s();
+      if (monotonic_s() - lost_at > kOrphanTime_s)
         return leave_({.kind = ReportKind::kSecondary, .code = ExitCode::kTemporary, .why = "rank 0 vanished"});
     }
   }

@@ -100,7 +100,7 @@ std::vector<HostReport> gather(const Command& command, size_t hosts) {
 }
 
 void print(const JobConfig& config, const std::vector<HostReport>& reports) {
-  if (config.stats) {
+  if (config.query) {
     for (const auto& r : reports)
       for (const auto& line : r.gpu_lines)
         std::printf("%s%s\n", reports.size() > 1 ? (r.host + ", ").c_str() : "", line.c_str());

@@ -66,6 +66,10 @@ struct VersionTable {
 /// A driver against the toolkit a binary was built with (major.minor).
 [[nodiscard]] Check check_driver(const VersionTable& table, std::string_view driver,
                                  std::string_view cuda);
+/// cuDNN against the oldest that goes with the toolkit of a binary ("" unknown: with the oldest toolkit of the table).
+[[nodiscard]] Check check_cudnn(const VersionTable& table, std::string_view version,
+                                std::string_view cuda);
+/// Whether a library's version is refused. A version without its minor part is unknown, not compared.
 [[nodiscard]] Check check_library_version(const VersionTable& table, const std::string& what,
                                           std::string_view version);
 

@@ -116,12 +116,11 @@ void versions(const DoctorOptions& o, HostReport* r) {
   if (cudnn.empty()) cudnn = find_library(o, "libcudnn.so.8");
   if (!cudnn.empty()) {
     const std::string version = version_in_name(cudnn);
-    Check c = check_library_version(version_table(), "cuDNN", version);
-    if (c.verdict == Verdict::kOk && compare_versions(version_of(version), {8, 6}) < 0) {
-      c.verdict = Verdict::kFailure;
-      c.remedy = "cuDNN 8.6 is the oldest that goes with CUDA 11.8: install a newer one";
-    }
-    r->checks.push_back(std::move(c));
+#ifdef R1RUN_CUDA_TOOLKIT
+    r->checks.push_back(check_cudnn(version_table(), version, R1RUN_CUDA_TOOLKIT));
+#else
+    r->checks.push_back(check_cudnn(version_table(), version, ""));
+#endif
     r->facts["cuDNN"] = version;
   }
 }

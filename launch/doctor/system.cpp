@@ -10,6 +10,7 @@
 
 #include "launch/doctor/host.h"
 #include "runtime/core/human.h"
+#include "runtime/core/text.h"
 
 namespace r1::launch::doctor {
 namespace {
@@ -206,9 +207,7 @@ std::vector<std::string> names_in(const DoctorOptions& o, const std::string& pat
 }
 
 std::string trimmed(std::string_view text) {
-  const size_t from = text.find_first_not_of(" \t\r\n");
-  if (from == std::string_view::npos) return "";
-  return std::string(text.substr(from, text.find_last_not_of(" \t\r\n") - from + 1));
+  return std::string(r1::trimmed(text));
 }
 
 void add(HostReport* r, std::string name, Verdict verdict, std::string found, std::string remedy) {

@@ -116,6 +116,36 @@ Check check_driver(const VersionTable& table, std::string_view driver, std::stri
   return c;
 }
 
+namespace {
+
+/// "NCCL 2.28.3 to 2.28.8"; "nothing" when the table refuses no version.
+std::string refused_text(const VersionTable& table, const std::string& what) {
+  std::string out;
+  for (const auto& r : table.refused)
+    if (r.what == what)
+      out += fmt::format("{}{} {} to {}", out.empty() ? "" : ", ", what, shown(r.first), shown(r.last));
+  return out.empty() ? "nothing" : out;
+}
+
+}  // namespace
+
+Check check_cudnn(const VersionTable& table, std::string_view version, std::string_view cuda) {
+  Check c = check_library_version(table, "cuDNN", version);
+  if (c.verdict != Verdict::kOk) return c;
+  const std::vector<int> have = version_of(version), want = version_of(cuda);
+  const VersionTable::Toolkit* toolkit = nullptr;
+  for (const auto& t : table.toolkits)
+    if (!t.cudnn.empty() && (want.empty() || compare_versions(t.cuda, want) <= 0)) {
+      toolkit = &t;
+      if (want.empty()) break;  // the oldest toolkit asks the least
+    }
+  if (toolkit != nullptr && compare_versions(have, toolkit->cudnn) < 0) {
+    c.verdict = Verdict::kFailure;
+    c.remedy = fmt::format("cuDNN {} is the oldest that goes with CUDA {}: install a newer one", shown(toolkit->cudnn), shown(toolkit->cuda));
+  }
+  return c;
+}
+
 Check check_library_version(const VersionTable& table, const std::string& what,
                             std::string_view version) {
   Check c{.name = what, .verdict = Verdict::kOk, .found = std::string(version)};
@@ -123,6 +153,12 @@ Check check_library_version(const VersionTable& table, const std::string& what,
   if (have.empty()) {
     c.verdict = Verdict::kUnknown;
     c.remedy = "its version cannot be read";
+  }
+  // A file's name may tell the major version alone (libnccl.so.2): nothing to compare.
+  if (have.size() == 1) {
+    c.verdict = Verdict::kUnknown;
+    c.remedy = fmt::format("only its major version is known: compare by hand with what is refused ({})", refused_text(table, what));
+    return c;
   }
   for (const auto& r : table.refused)
     if (!have.empty() && r.what == what && compare_versions(have, r.first) >= 0 &&

@@ -49,9 +49,19 @@ std::string visible_devices(const std::vector<const RankPlace*>& here, const Hos
   return text;
 }
 
+/// Cores, not hardware threads: two threads of a core share its arithmetic. 0: the map has no cores.
+int cores_of(const HostTopology* t, const CpuSet& cpus) {
+  int n = 0;
+  if (t != nullptr)
+    for (const Core& core : t->cores) n += !core.cpus.empty() && cpus.contains(core.cpus) ? 1 : 0;
+  return n;
+}
+
 void set_environment(std::vector<RankPlace>& ranks, const Slots& slots, const std::vector<int>& slot_of_rank) {
   for (const auto& [host, members] : ranks_by_host(ranks)) {
-    const HostTopology* t = slots.class_of(slot_of_rank[static_cast<size_t>(members.front())]).topology;
+    const HostClass& c = slots.class_of(slot_of_rank[static_cast<size_t>(members.front())]);
+    if (c.kind_only) continue;
+    const HostTopology* t = c.topology;
     std::vector<const RankPlace*> here;
     std::set<std::string> rdma;
     for (const int r : members) {
@@ -71,9 +81,11 @@ void set_environment(std::vector<RankPlace>& ranks, const Slots& slots, const st
         env.emplace_back("NCCL_IB_HCA", hca);
         std::string mine;
         for (const std::string& nic : place.nics) mine += (mine.empty() ? "" : ",") + nic;
-        env.emplace_back("UCX_NET_DEVICES", mine);
+        if (!mine.empty()) env.emplace_back("UCX_NET_DEVICES", mine);  // without one near: UCX's own choice
       }
-      if (!place.cpus.empty()) env.emplace_back("OMP_NUM_THREADS", std::to_string(place.cpus.count()));
+      if (place.cpus.empty()) continue;
+      if (const int cores = cores_of(t, place.cpus); cores > 0) env.emplace_back("OMP_NUM_THREADS", std::to_string(cores));
+      env.emplace_back(kCpusVariable, place.cpus.list());
     }
   }
 }
@@ -108,12 +120,12 @@ Placement place(const Cluster& cluster, const Topology& topology, const parallel
       // Instances of a partitioned GPU are devices of their own: one a rank, in turn.
       if (!gpu.mig.empty()) place.gpu_uuid = gpu.mig[local / c.topology->gpus.size() % gpu.mig.size()].uuid;
     }
-    if (options.bind) place.cpus = c.cpus[local];
-    if (options.bind && c.topology != nullptr && !c.far_nic[local])
+    if (!c.kind_only) place.cpus = c.cpus[local];
+    if (!c.kind_only && c.topology != nullptr && !c.far_nic[local])
       for (const int nic : c.nics[local]) place.nics.push_back(nic_text(c.topology->nics[static_cast<size_t>(nic)]));
     out.ranks.push_back(std::move(place));
   }
-  if (options.bind) set_environment(out.ranks, slots, slot_of_rank);
+  set_environment(out.ranks, slots, slot_of_rank);
   out.warnings = placement::warnings_of(slots, cluster, mesh, slot_of_rank);
   return out;
 }

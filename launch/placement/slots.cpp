@@ -59,13 +59,23 @@ int numa_of_gpu(const HostTopology& t, int gpu) {
   return -1;
 }
 
-/// Cores of a set of CPUs, whole: their hardware threads; where the map has no cores, the CPUs themselves.
+/// Cores of a set of CPUs, whole: their hardware threads. Where the map has no cores: a set of several ranges of one length
+/// ("0-63,128-191") is what a NUMA node with hardware threads looks like, the threads of a core one from each range.
 std::vector<CpuSet> cores_in(const HostTopology& t, const CpuSet& cpus) {
   std::vector<CpuSet> out;
   for (const Core& c : t.cores)
     if (!c.cpus.empty() && cpus.contains(c.cpus)) out.push_back(c.cpus);
-  if (out.empty() && t.cores.empty())
-    for (const int cpu : cpus.members()) out.push_back(CpuSet::range(cpu, cpu));
+  if (!out.empty() || !t.cores.empty() || cpus.empty()) return out;
+  const auto length = [](const std::pair<int, int>& r) { return r.second - r.first; };
+  const std::vector<std::pair<int, int>>& ranges = cpus.ranges();
+  if (std::ranges::all_of(ranges, [&](const auto& r) { return length(r) == length(ranges.front()); })) {
+    for (int i = 0; i <= length(ranges.front()); ++i) {
+      out.emplace_back();
+      for (const auto& r : ranges) out.back().insert(r.first + i, r.first + i);
+    }
+    return out;
+  }
+  for (const int cpu : cpus.members()) out.push_back(CpuSet::range(cpu, cpu));
   return out;
 }
 
@@ -172,8 +182,9 @@ void find_pairs(HostClass& h) {
     }
 }
 
-std::shared_ptr<const HostClass> make_class(const HostTopology* t, int slots) {
+std::shared_ptr<const HostClass> make_class(const HostTopology* t, int slots, bool kind_only) {
   auto h = std::make_shared<HostClass>();
+  h->kind_only = kind_only;
   h->topology = t;
   h->slots = slots;
   const auto n = static_cast<size_t>(slots);
@@ -246,8 +257,8 @@ class Leaves {
 }  // namespace
 
 Slots::Slots(const Cluster& cluster, const Topology& topology) {
-  std::unordered_map<std::string, const HostTopology*> known;
-  for (const Topology::Member& m : topology.hosts) known.emplace(m.name, m.host.get());
+  std::unordered_map<std::string, const Topology::Member*> known;
+  for (const Topology::Member& m : topology.hosts) known.emplace(m.name, &m);
   const Leaves leaves(topology.fabric);
   for (const FabricSwitch& s : topology.fabric.switches)
     leaf_share_.push_back(s.oversubscription && *s.oversubscription > 1 ? 1 / *s.oversubscription
@@ -258,9 +269,10 @@ Slots::Slots(const Cluster& cluster, const Topology& topology) {
   for (size_t h = 0; h < cluster.hosts.size(); ++h) {
     const Host& host = cluster.hosts[h];
     const auto it = known.find(host.name);
-    const HostTopology* t = it == known.end() ? nullptr : it->second;
+    const HostTopology* t = it == known.end() ? nullptr : it->second->host.get();
+    const bool kind_only = t != nullptr && it->second->kind_only;
     const auto [entry, fresh] = class_index.emplace(std::pair{t, host.slots}, static_cast<int>(classes_.size()));
-    if (fresh) classes_.push_back(make_class(t, host.slots));
+    if (fresh) classes_.push_back(make_class(t, host.slots, kind_only));
     int rack = -1;
     if (const auto a = host.annotations.find("rack"); a != host.annotations.end())
       rack = racks.emplace(a->second, static_cast<int>(topology.fabric.switches.size() + racks.size())).first->second;

@@ -11,6 +11,7 @@ namespace r1::launch::placement {
 /// Slots of one kind of host: equal topologies with equal counts share one.
 struct HostClass {
   const HostTopology* topology = nullptr;  ///< null: unknown
+  bool kind_only = false;  ///< a description of the kind of host: nothing to bind to
   int slots = 0;
   std::vector<int> gpu;                    ///< of each slot; -1: none
   std::vector<int> numa;                   ///< of each slot; -1: unknown

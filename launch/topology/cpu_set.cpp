@@ -6,16 +6,10 @@
 #include <charconv>
 
 #include "runtime/core/error.h"
+#include "runtime/core/text.h"
 
 namespace r1::launch {
 namespace {
-
-std::string_view trimmed(std::string_view text) {
-  const auto blank = [](char c) { return c == ' ' || c == '\t' || c == '\r' || c == '\n'; };
-  while (!text.empty() && blank(text.front())) text.remove_prefix(1);
-  while (!text.empty() && blank(text.back())) text.remove_suffix(1);
-  return text;
-}
 
 /// A whole number within [0, kMost), or -1.
 int index_of(std::string_view text) {

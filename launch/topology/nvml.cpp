@@ -11,6 +11,7 @@
 
 #include "launch/topology/import.h"
 #include "launch/topology/live.h"
+#include "launch/topology/nvml.h"
 #include "launch/topology/paths.h"
 #include "launch/topology/xml.h"
 
@@ -18,17 +19,9 @@ namespace r1::launch {
 namespace {
 
 using Device = struct nvmlDevice_st*;
+using nvml::Memory, nvml::PciInfo;
 constexpr int kSuccess = 0;
 constexpr unsigned kMostLinks = 18, kNameBytes = 96;
-
-struct PciInfo {
-  char busid_legacy[16];
-  unsigned domain, bus, device, pci_device_id, pci_subsystem_id;
-  char busid[32];
-};
-struct Memory {
-  unsigned long long total, free, used;
-};
 
 struct Unload {
   void operator()(void* library) const { dlclose(library); }

@@ -2,13 +2,11 @@
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
-#include <stdlib.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
-#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <map>
@@ -19,10 +17,12 @@
 #include "launch/process.h"
 #include "launch/shim.h"
 #include "launch/supervise.h"
+#include "launch/temporary_directory.h"
 #include "launch/topology/fabric.h"
 #include "launch/topology/json.h"
 #include "launch/topology/live.h"
 #include "launch/topology/merge.h"
+#include "launch/topology/cluster_topology.h"
 #include "launch/topology/topo_command.h"
 #include "parallel/mesh/mesh.h"
 #include "runtime/core/error.h"
@@ -37,26 +37,6 @@ constexpr const char* kLocalVariable = "R1RUN_PROBE_LOCAL";
 constexpr const char* kResultVariable = "R1RUN_PROBE_RESULT";
 constexpr const char* kRawVariable = "R1RUN_PROBE_RAW";
 constexpr std::string_view kBegin = "r1run-probe-result ";  // then one line of JSON
-
-class TemporaryFolder {
- public:
-  TemporaryFolder() {
-    std::string path = (std::filesystem::temp_directory_path() / "r1run-probe-XXXXXX").string();
-    if (mkdtemp(path.data()) == nullptr)
-      throw StorageError("cannot create a temporary directory {}: {}", path, std::strerror(errno));
-    path_ = path;
-  }
-  ~TemporaryFolder() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  TemporaryFolder(const TemporaryFolder&) = delete;
-  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
-  [[nodiscard]] std::string file(const char* name) const { return (path_ / name).string(); }
-
- private:
-  std::filesystem::path path_;
-};
 
 std::string content_of(const std::string& path) {
   std::ifstream in(path, std::ios::binary);
@@ -408,7 +388,8 @@ int run_probe(const Request& request, const Destination& destination, const Envi
   constexpr double kPeerTimeout_s = 10;
   const Command command =
       destination.kind == Destination::Kind::kSrun
-          ? slurm_srun(program_in_path("srun", env), program, cluster, mesh)
+          ? slurm_srun(program_in_path("srun", env), program, cluster, mesh,
+                       srun_variables(env.names()))
           : cluster_mpirun(program_in_path("mpirun", env), program, cluster, mesh,
                            keepalive_for(kPeerTimeout_s), geteuid() == 0,
                            exported_variables(Environment::of_process().names()));
@@ -445,7 +426,7 @@ int run_probe_parent(const Environment& env, const Whereabouts& where,
     std::printf("%s", options_help("probe").c_str());
     return 0;
   }
-  const TemporaryFolder scratch;
+  const TemporaryDirectory scratch("probe");
   const std::string local = scratch.file("host.json"), answer = scratch.file("result.json");
   write_output(local, to_json(look_around(env, config.measure)));
   setenv(kLocalVariable, local.c_str(), 1);

@@ -16,6 +16,14 @@ std::string label(const Nic& nic) {
   return nic.port > 1 ? fmt::format("{}:{}", nic.name, nic.port) : nic.name;
 }
 
+std::set<std::string> cells_between(const HostTopology& host, const std::vector<int>& gpus) {
+  std::set<std::string> cells;
+  for (const int a : gpus)
+    for (const int b : gpus)
+      if (a != b) cells.insert(cell(host.gpu_gpu[static_cast<size_t>(a)][static_cast<size_t>(b)]));
+  return cells;
+}
+
 namespace {
 
 std::string gigabytes(uint64_t bytes) {
@@ -196,11 +204,7 @@ std::string nvlink_text(const HostTopology& host) {
   std::string out;
   for (const auto& domain : host.nvlink_domains()) {
     if (domain.size() < 2) continue;
-    std::set<std::string> cells;
-    for (const int a : domain)
-      for (const int b : domain)
-        if (a != b)
-          cells.insert(cell(host.gpu_gpu[static_cast<size_t>(a)][static_cast<size_t>(b)]));
+    const std::set<std::string> cells = cells_between(host, domain);
     std::vector<std::string> names;
     for (const int g : domain) names.push_back(label(host.gpus[static_cast<size_t>(g)]));
     const auto& first =

@@ -2,7 +2,9 @@
 // Pure.
 #pragma once
 
+#include <set>
 #include <string>
+#include <vector>
 
 #include "launch/topology.h"
 
@@ -20,5 +22,7 @@ namespace r1::launch {
 /// "GPU3" and "mlx5_0", "mlx5_0:2" for a second port, the PCI address for a nameless one.
 [[nodiscard]] std::string label(const Gpu& gpu);
 [[nodiscard]] std::string label(const Nic& nic);
+/// The different cells of the matrix between these GPUs: one where all pairs are linked alike.
+[[nodiscard]] std::set<std::string> cells_between(const HostTopology& host, const std::vector<int>& gpus);
 
 }  // namespace r1::launch

@@ -9,28 +9,12 @@
 #include <set>
 
 #include "launch/topology/render.h"
+#include "runtime/core/text.h"
 
 namespace r1::launch {
 namespace {
 
 constexpr double kDeviceW = 92, kDeviceH = 48, kGap = 10, kPad = 14;
-
-std::string escaped(std::string_view text) {
-  std::string out;
-  for (const char c : text) {
-    if (c == '&')
-      out += "&amp;";
-    else if (c == '<')
-      out += "&lt;";
-    else if (c == '>')
-      out += "&gt;";
-    else if (c == '"')
-      out += "&quot;";
-    else if (static_cast<unsigned char>(c) >= ' ')
-      out += c;
-  }
-  return out;
-}
 
 /// At most `chars` characters, the middle left out.
 std::string fitted(const std::string& text, size_t chars) {
@@ -76,7 +60,7 @@ class Canvas {
   }
   void text(double x, double y, const std::string& words, const char* style) {
     body_ += fmt::format("<text x=\"{:.1f}\" y=\"{:.1f}\" class=\"{}\">{}</text>\n", x, y, style,
-                         escaped(words));
+                         xml_escaped(words));
     grow(x, y);
   }
   void line(double x1, double y1, double x2, double y2, std::optional<double> gbytes_per_s) {
@@ -306,11 +290,7 @@ class HostDrawing {
     int bars = 0;
     for (const auto& domain : nvlink_groups()) {
       if (domain.size() < 2) continue;
-      std::set<std::string> cells;
-      for (const int a : domain)
-        for (const int b : domain)
-          if (a != b)
-            cells.insert(cell(host_.gpu_gpu[static_cast<size_t>(a)][static_cast<size_t>(b)]));
+      const std::set<std::string> cells = cells_between(host_, domain);
       bottom = std::max(bottom, cells.size() == 1 && domain.size() > 2
                                     ? draw_bar(domain, *cells.begin(), y + 34.0 * bars++)
                                     : draw_bows(domain));

@@ -7,12 +7,6 @@ constexpr std::string_view kBlank = " \t\r\n";
 
 }  // namespace
 
-std::string_view trimmed(std::string_view text) {
-  const auto begin = text.find_first_not_of(kBlank);
-  if (begin == std::string_view::npos) return {};
-  return text.substr(begin, text.find_last_not_of(kBlank) - begin + 1);
-}
-
 std::vector<std::string_view> words_of(std::string_view text) {
   std::vector<std::string_view> out;
   for (auto begin = text.find_first_not_of(kBlank); begin != std::string_view::npos;) {
@@ -62,13 +56,6 @@ std::string shown(std::string_view text) {
   std::string out;
   for (const char c : text.substr(0, 60)) out += c >= ' ' && c <= '~' ? c : '?';
   return text.size() > 60 ? out + "…" : out;
-}
-
-std::string lower(std::string_view text) {
-  std::string out(text);
-  for (char& c : out)
-    if (c >= 'A' && c <= 'Z') c = static_cast<char>(c - 'A' + 'a');
-  return out;
 }
 
 }  // namespace r1::launch

@@ -1,13 +1,14 @@
-// Lines and words of text tables.
+// Lines and words of text tables; runtime/core/text.h with them.
 #pragma once
 
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "runtime/core/text.h"
+
 namespace r1::launch {
 
-[[nodiscard]] std::string_view trimmed(std::string_view text);
 /// Words between blanks and tabs.
 [[nodiscard]] std::vector<std::string_view> words_of(std::string_view text);
 /// Cuts at each `separator`, keeping empty fields.
@@ -19,6 +20,5 @@ bool next_line(std::string_view& rest, std::string_view& line);
 [[nodiscard]] std::string without_escapes(std::string_view text);
 /// Quoted for a message: at most 60 bytes, unprintable ones as '?'.
 [[nodiscard]] std::string shown(std::string_view text);
-[[nodiscard]] std::string lower(std::string_view text);
 
 }  // namespace r1::launch

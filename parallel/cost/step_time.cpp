@@ -152,14 +152,6 @@ double rank_params(const ModelSpec& spec, const JobShape& job, int pp_rank) {
 
 }  // namespace
 
-double recompute_seconds(const ModelSpec& spec, const JobShape& job, int stage, Recompute policy, const DeviceRates& rates,
-                         const MeshLinks& links, double segment_tokens) {
-  const LayerTime t = layer_time(sizes_of(spec, job, segment_tokens), rates, links);
-  const Repeated again = repeated(t, policy);
-  const StageSpec& st = spec.stages().at(static_cast<size_t>(stage));
-  return d(st.layer_end - st.layer_begin) * (again.compute * rates.overhead + again.comm);
-}
-
 StepTraffic step_traffic(const ModelSpec& spec, const JobShape& job) {
   StepTraffic t;
   const double act = d(dtype_bytes(job.format.weights)), m = job.microbatches();
@@ -241,7 +233,14 @@ StepTime step_time(const ModelSpec& spec, const JobShape& job, const Schedule& s
     out.dp_comm = 2 * links.dp.latency_s +
                   params * part * (job.zero > 0 ? g + w : 2 * g) / links.dp.bytes_per_s;
   }
-  out.total = sim.makespan + out.dp_comm + out.optimizer;
+  if (job.tree_rows > 0) {
+    // Each merge reads two and writes one gradient; each row that begins a partial sum clears one.
+    double passes = 0;
+    for (const RowTree::Step& step : row_tree(job.tree_rows, job.mesh.dp, job.mesh.dp - 1).steps)
+      passes += 3.0 * step.merges + (step.slot > 0 ? 1.0 : 0.0);
+    out.row_sums = copy_s(params * g * passes, rates);
+  }
+  out.total = sim.makespan + out.dp_comm + out.optimizer + out.row_sums;
   const double tokens = d(job.batch) * d(job.seq_len);
   out.tokens_per_s = tokens / out.total;
   out.model_flops_per_s = out.tokens_per_s * spec.config().train_flops_per_token(s.segment) / job.mesh.world();

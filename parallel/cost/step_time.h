@@ -50,6 +50,7 @@ struct StepTime {
   double bubble = 0;       ///< waiting for other stages
   double dp_comm = 0;      ///< gradients (and weights, where the optimizer is sharded)
   double optimizer = 0;
+  double row_sums = 0;     ///< --deterministic: partial gradients of rows, added up and cleared
   double total = 0;
 
   double tokens_per_s = 0;       ///< of the whole job
@@ -62,10 +63,6 @@ struct StepTime {
 /// Estimates a step. `schedule` is schedule_of(job). `segment_tokens`: mean length of what attention sees; 0: seq_len.
 [[nodiscard]] StepTime step_time(const ModelSpec& spec, const JobShape& job, const Schedule& schedule,
                                  const DeviceRates& rates, const MeshLinks& links, double segment_tokens = 0);
-
-/// Seconds of forward work that a policy repeats, for one micro-batch and all layers of a stage.
-[[nodiscard]] double recompute_seconds(const ModelSpec& spec, const JobShape& job, int stage, Recompute policy,
-                                       const DeviceRates& rates, const MeshLinks& links, double segment_tokens = 0);
 
 /// Bytes that one step moves, for placement: per rank and step.
 struct StepTraffic {

@@ -6,6 +6,7 @@
 
 #include "parallel/schedule/schedule.h"
 #include "runtime/core/error.h"
+#include "runtime/core/text.h"
 
 namespace r1::parallel {
 namespace {
@@ -50,21 +51,6 @@ double tick_step(double span) {
   return 10 * power;
 }
 
-std::string escaped(std::string_view text) {
-  std::string out;
-  for (const char c : text) {
-    if (c == '<')
-      out += "&lt;";
-    else if (c == '&')
-      out += "&amp;";
-    else if (c == '"')
-      out += "&quot;";
-    else
-      out += c;
-  }
-  return out;
-}
-
 }  // namespace
 
 std::string gantt_svg(const Schedule& s, const Simulation& sim) {
@@ -93,7 +79,7 @@ std::string gantt_svg(const Schedule& s, const Simulation& sim) {
       "<text x=\"8\" y=\"20\" font-size=\"15\" font-weight=\"bold\">{}</text>\n"
       "<text x=\"8\" y=\"38\">pp {}{}, {} micro-batches, time {:.4g}, bubble {:.1f} % of the "
       "ranks' time</text>\n",
-      escaped(s.name), s.pp,
+      xml_escaped(s.name), s.pp,
       s.virtual_stages > 1 ? fmt::format(" x {} virtual stages", s.virtual_stages) : "",
       s.microbatches, sim.makespan, 100 * sim.bubble_fraction);
 

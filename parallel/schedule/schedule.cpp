@@ -4,7 +4,6 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <charconv>
 #include <map>
 #include <optional>
 
@@ -13,126 +12,10 @@
 namespace r1::parallel {
 namespace {
 
-struct KindName {
-  ActionKind kind;
-  std::string_view text;
-};
-constexpr KindName kKindNames[] = {
-    {ActionKind::kForward, "F"},       {ActionKind::kBackward, "B"},
-    {ActionKind::kBackwardInput, "I"}, {ActionKind::kBackwardWeight, "W"},
-    {ActionKind::kSendForward, "SF"},  {ActionKind::kRecvForward, "RF"},
-    {ActionKind::kSendBackward, "SB"}, {ActionKind::kRecvBackward, "RB"},
-};
-
-std::string_view name_of(ActionKind kind) {
-  for (const auto& k : kKindNames) {
-    if (k.kind == kind) return k.text;
-  }
-  throw InternalError("action kind {}", static_cast<int>(kind));
-}
+constexpr size_t kActionKinds = static_cast<size_t>(ActionKind::kRecvBackward) + 1;
 
 bool is_send(ActionKind k) {
   return k == ActionKind::kSendForward || k == ActionKind::kSendBackward;
-}
-
-/// Largest stage and micro-batch taken from text: keeps tables that are indexed by both small.
-constexpr int kMaxIndex = 1'000'000;
-
-// ---- Generators: compute actions only
-
-using Lists = std::vector<std::vector<Action>>;
-
-Schedule empty_schedule(std::string name, int pp, int v, int m) {
-  return {.name = std::move(name),
-          .pp = pp,
-          .virtual_stages = v,
-          .microbatches = m,
-          .ranks = Lists(static_cast<size_t>(pp))};
-}
-
-Schedule gpipe(int pp, int v, int m) {
-  auto s = empty_schedule("gpipe", pp, v, m);
-  for (int r = 0; r < pp; ++r) {
-    auto& list = s.ranks[static_cast<size_t>(r)];
-    for (int i = 0; i < m; ++i) list.push_back({r, ActionKind::kForward, i});
-    for (int i = 0; i < m; ++i) list.push_back({r, ActionKind::kBackward, i});
-  }
-  return s;
-}
-
-/// PipeDream-flush (Narayanan et al., 2021, "Memory-Efficient Pipeline-Parallel DNN Training").
-Schedule one_f_one_b(int pp, int v, int m) {
-  auto s = empty_schedule("1f1b", pp, v, m);
-  for (int r = 0; r < pp; ++r) {
-    auto& list = s.ranks[static_cast<size_t>(r)];
-    const int warmup = std::min(m, pp - 1 - r);
-    for (int i = 0; i < warmup; ++i) list.push_back({r, ActionKind::kForward, i});
-    for (int i = 0; i < m; ++i) {
-      if (warmup + i < m) list.push_back({r, ActionKind::kForward, warmup + i});
-      list.push_back({r, ActionKind::kBackward, i});
-    }
-  }
-  return s;
-}
-
-/// Narayanan et al., 2021, "Efficient Large-Scale Language Model Training on GPU Clusters",
-/// section 2.2: micro-batches go through the chunks of a rank in groups, and a rank's warm-up is as
-/// long as the first backward takes to come back. The paper has groups of pp and m a multiple of
-/// it. Here the groups are as even as can be and none is below pp: a smaller one would leave a gap
-/// (measured on paper: 1F1B is faster then), a larger one costs memory only, so the bubble is the
-/// paper's for every m >= pp.
-Schedule interleaved(int pp, int v, int m) {
-  auto s = empty_schedule("interleaved", pp, v, m);
-  struct Unit {
-    int chunk, microbatch;
-  };
-  std::vector<Unit> forward, backward;
-  const int groups = std::max(1, m / pp);
-  const int largest = (m + groups - 1) / groups;
-  for (int g = 0, begin = 0; g < groups; ++g) {
-    const int end = begin + m / groups + (g < m % groups ? 1 : 0);
-    for (int c = 0; c < v; ++c) {
-      for (int i = begin; i < end; ++i) {
-        forward.push_back({c, i});
-        backward.push_back({v - 1 - c, i});
-      }
-    }
-    begin = end;
-  }
-  const int total = m * v;
-  for (int r = 0; r < pp; ++r) {
-    auto& list = s.ranks[static_cast<size_t>(r)];
-    const auto add = [&](const Unit& u, ActionKind kind) {
-      list.push_back({u.chunk * pp + r, kind, u.microbatch});
-    };
-    const int warmup = std::min(total, (v - 1) * largest + (v > 1 ? 2 : 1) * (pp - 1 - r));
-    for (int k = 0; k < warmup; ++k) add(forward[static_cast<size_t>(k)], ActionKind::kForward);
-    for (int k = 0; k < total; ++k) {
-      if (warmup + k < total) add(forward[static_cast<size_t>(warmup + k)], ActionKind::kForward);
-      add(backward[static_cast<size_t>(k)], ActionKind::kBackward);
-    }
-  }
-  return s;
-}
-
-/// Qi et al., 2023, "Zero Bubble Pipeline Parallelism", section 2.3 (ZB-H1): 1F1B with the weight
-/// gradient of rank r put off by r micro-batches, so that every rank holds pp of them, as the first
-/// rank of 1F1B does.
-Schedule zb_h1(int pp, int v, int m) {
-  auto s = empty_schedule("zb-h1", pp, v, m);
-  for (int r = 0; r < pp; ++r) {
-    auto& list = s.ranks[static_cast<size_t>(r)];
-    const int warmup = std::min(m, pp - 1 - r);
-    int weight = 0;
-    for (int i = 0; i < warmup; ++i) list.push_back({r, ActionKind::kForward, i});
-    for (int i = 0; i < m; ++i) {
-      if (warmup + i < m) list.push_back({r, ActionKind::kForward, warmup + i});
-      list.push_back({r, ActionKind::kBackwardInput, i});
-      if (i >= r) list.push_back({r, ActionKind::kBackwardWeight, weight++});
-    }
-    while (weight < m) list.push_back({r, ActionKind::kBackwardWeight, weight++});
-  }
-  return s;
 }
 
 // ---- Execution on paper
@@ -148,7 +31,7 @@ class Times {
  public:
   explicit Times(const Schedule& s)
       : m_(static_cast<size_t>(s.microbatches)),
-        end_(std::size(kKindNames),
+        end_(kActionKinds,
              std::vector<double>(static_cast<size_t>(s.stages()) * m_, -1.0)) {}
   [[nodiscard]] double& at(ActionKind k, int stage, int microbatch) {
     return end_[static_cast<size_t>(k)]
@@ -182,11 +65,32 @@ double cost(const std::vector<double>& per_stage, int stage) {
 
 /// Runs the lists, each in its order: computation takes its cost and waits for its inputs, sends
 /// return at once, receives wait for their message. Stage and micro-batch indices must be in range.
-PaperRun run_on_paper(const Schedule& s, const ScheduleCosts& costs) {
-  const bool transfers = has_transfers(s);
-  const int last_stage = s.stages() - 1;
-  Times done(s);
-  PaperRun run{.ranks = std::vector<std::vector<SimulatedAction>>(s.ranks.size()), .stuck = {}};
+class PaperRunner {
+ public:
+  PaperRunner(const Schedule& s, const ScheduleCosts& costs)
+      : s_(s),
+        costs_(costs),
+        transfers_(has_transfers(s)),
+        done_(s),
+        clock_(s.ranks.size(), 0.0),
+        run_{.ranks = std::vector<std::vector<SimulatedAction>>(s.ranks.size()), .stuck = {}} {}
+
+  PaperRun run() {
+    for (bool progress = true; progress;) {
+      progress = false;
+      for (size_t r = 0; r < s_.ranks.size(); ++r)
+        while (step(r)) progress = true;
+    }
+    for (size_t r = 0; r < s_.ranks.size(); ++r) {
+      const size_t index = run_.ranks[r].size();
+      if (index == s_.ranks[r].size()) continue;
+      (void)ready(s_.ranks[r][index], static_cast<int>(r));
+      run_.stuck.push_back({r, index, why_});
+    }
+    return std::move(run_);
+  }
+
+ private:
   struct Message {
     Action send;
     double arrival;
@@ -195,122 +99,134 @@ PaperRun run_on_paper(const Schedule& s, const ScheduleCosts& costs) {
     std::vector<Message> sent;
     size_t received = 0;
   };
-  std::map<std::pair<int, int>, Channel> channels;  // (from, to)
-  std::vector<double> clock(s.ranks.size(), 0.0);
-  std::string why;
 
-  // Time at which the inputs are there; nullopt and `why` when not yet.
-  const auto ready = [&](const Action& a, int rank) -> std::optional<double> {
-    double at = clock[static_cast<size_t>(rank)];
-    const auto need = [&](double end, const auto& what) {
-      if (end < 0) {
-        if (why.empty()) why = what();
-        return;
-      }
-      at = std::max(at, end);
-    };
-    // What another stage computed: on this rank as it is, from another by a receive (or, in a
-    // schedule without transfers, on its own after the transfer's time).
-    const auto from_stage = [&](int stage, double end, ActionKind recv, const char* maker) {
-      const bool remote = s.pp > 1;
-      if (remote && transfers) {
-        need(done.at(recv, a.stage, a.microbatch), [&] {
-          return Action{a.stage, recv, a.microbatch}.str() + " before it on this rank";
-        });
-      } else {
-        need(end < 0 ? end : end + (remote ? costs.transfer : 0.0),
-             [&] { return fmt::format("{}{}{}", stage, maker, a.microbatch); });
-      }
-    };
-    const auto own = [&](ActionKind kind) {
-      need(done.at(kind, a.stage, a.microbatch), [&] {
-        return Action{a.stage, kind, a.microbatch}.str();
-      });
-    };
-    why.clear();
+  /// Runs the next action of a rank; false when there is none or its inputs are not there.
+  bool step(size_t r) {
+    if (run_.ranks[r].size() == s_.ranks[r].size()) return false;
+    const int rank = static_cast<int>(r);
+    const Action& a = s_.ranks[r][run_.ranks[r].size()];
+    const auto start = ready(a, rank);
+    if (!start) return false;
+    // A receive is drawn from the moment it began to wait.
+    const double begin = is_transfer(a.kind) ? clock_[r] : *start;
+    clock_[r] = *start + duration(a);
+    done_.at(a.kind, a.stage, a.microbatch) = clock_[r];
+    if (is_send(a.kind))
+      channels_[{rank, peer_of(a, s_.pp)}].sent.push_back({a, clock_[r] + costs_.transfer});
+    else if (is_transfer(a.kind))
+      ++channels_[{peer_of(a, s_.pp), rank}].received;
+    run_.ranks[r].push_back({a, begin, clock_[r]});
+    return true;
+  }
+
+  [[nodiscard]] double duration(const Action& a) const {
+    double takes = 0;
+    if (a.kind == ActionKind::kForward) takes = cost(costs_.forward, a.stage);
+    if (a.kind == ActionKind::kBackward || a.kind == ActionKind::kBackwardInput)
+      takes += cost(costs_.backward_input, a.stage);
+    if (a.kind == ActionKind::kBackward || a.kind == ActionKind::kBackwardWeight)
+      takes += cost(costs_.backward_weight, a.stage);
+    return takes;
+  }
+
+  /// Time at which the inputs are there; nullopt and `why_` when not yet.
+  std::optional<double> ready(const Action& a, int rank) {
+    at_ = clock_[static_cast<size_t>(rank)];
+    why_.clear();
+    const int last_stage = s_.stages() - 1;
     switch (a.kind) {
       case ActionKind::kForward:
-        if (a.stage > 0) {
-          from_stage(a.stage - 1, done.at(ActionKind::kForward, a.stage - 1, a.microbatch),
-                     ActionKind::kRecvForward, "F");
-        }
+        if (a.stage > 0)
+          need_from(a, a.stage - 1, done_.at(ActionKind::kForward, a.stage - 1, a.microbatch),
+                    ActionKind::kRecvForward, "F");
         break;
       case ActionKind::kBackward:
       case ActionKind::kBackwardInput:
-        own(ActionKind::kForward);
-        if (a.stage < last_stage) {
-          from_stage(a.stage + 1, done.input_gradient(a.stage + 1, a.microbatch),
-                     ActionKind::kRecvBackward, "B or I");
-        }
+        need_own(a, ActionKind::kForward);
+        if (a.stage < last_stage)
+          need_from(a, a.stage + 1, done_.input_gradient(a.stage + 1, a.microbatch),
+                    ActionKind::kRecvBackward, "B or I");
         break;
       case ActionKind::kBackwardWeight:
-        own(ActionKind::kBackwardInput);
+        need_own(a, ActionKind::kBackwardInput);
         break;
       case ActionKind::kSendForward:
-        own(ActionKind::kForward);
+        need_own(a, ActionKind::kForward);
         break;
       case ActionKind::kSendBackward:
-        need(done.input_gradient(a.stage, a.microbatch),
+        need(done_.input_gradient(a.stage, a.microbatch),
              [&] { return fmt::format("{}B or I{}", a.stage, a.microbatch); });
         break;
       case ActionKind::kRecvForward:
-      case ActionKind::kRecvBackward: {
-        const bool forward = a.kind == ActionKind::kRecvForward;
-        const Action wanted{forward ? a.stage - 1 : a.stage + 1,
-                            forward ? ActionKind::kSendForward : ActionKind::kSendBackward,
-                            a.microbatch};
-        const int peer = peer_of(a, s.pp);
-        auto& channel = channels[{peer, rank}];
-        if (channel.received == channel.sent.size()) {
-          why = fmt::format("{} from rank {}", wanted.str(), peer);
-        } else if (const auto& next = channel.sent[channel.received]; next.send != wanted) {
-          why = fmt::format("{}, but the next message from rank {} is {}", wanted.str(), peer,
-                            next.send.str());
-        } else {
-          at = std::max(at, next.arrival);
-        }
+      case ActionKind::kRecvBackward:
+        need_message(a, rank);
         break;
-      }
     }
-    if (!why.empty()) return std::nullopt;
-    return at;
-  };
+    if (!why_.empty()) return std::nullopt;
+    return at_;
+  }
 
-  for (bool progress = true; progress;) {
-    progress = false;
-    for (size_t r = 0; r < s.ranks.size(); ++r) {
-      const int rank = static_cast<int>(r);
-      while (run.ranks[r].size() < s.ranks[r].size()) {
-        const Action& a = s.ranks[r][run.ranks[r].size()];
-        const auto start = ready(a, rank);
-        if (!start) break;
-        double takes = 0;
-        if (a.kind == ActionKind::kForward) takes = cost(costs.forward, a.stage);
-        if (a.kind == ActionKind::kBackward || a.kind == ActionKind::kBackwardInput) {
-          takes += cost(costs.backward_input, a.stage);
-        }
-        if (a.kind == ActionKind::kBackward || a.kind == ActionKind::kBackwardWeight) {
-          takes += cost(costs.backward_weight, a.stage);
-        }
-        // A receive is drawn from the moment it began to wait.
-        const double begin = is_transfer(a.kind) ? clock[r] : *start;
-        clock[r] = *start + takes;
-        done.at(a.kind, a.stage, a.microbatch) = clock[r];
-        if (is_send(a.kind))
-          channels[{rank, peer_of(a, s.pp)}].sent.push_back({a, clock[r] + costs.transfer});
-        if (is_transfer(a.kind) && !is_send(a.kind)) ++channels[{peer_of(a, s.pp), rank}].received;
-        run.ranks[r].push_back({a, begin, clock[r]});
-        progress = true;
-      }
+  /// The action waits for what ended at `end` (negative: not yet; `what` says what).
+  template <class What>
+  void need(double end, const What& what) {
+    if (end < 0) {
+      if (why_.empty()) why_ = what();
+      return;
+    }
+    at_ = std::max(at_, end);
+  }
+
+  /// An action of the same stage and micro-batch.
+  void need_own(const Action& a, ActionKind kind) {
+    need(done_.at(kind, a.stage, a.microbatch),
+         [&] { return Action{a.stage, kind, a.microbatch}.str(); });
+  }
+
+  /// What another stage computed: on this rank as it is, from another by a receive (or, in a
+  /// schedule without transfers, on its own after the transfer's time).
+  void need_from(const Action& a, int stage, double end, ActionKind recv, const char* maker) {
+    const bool remote = s_.pp > 1;
+    if (remote && transfers_) {
+      need(done_.at(recv, a.stage, a.microbatch), [&] {
+        return Action{a.stage, recv, a.microbatch}.str() + " before it on this rank";
+      });
+    } else {
+      need(end < 0 ? end : end + (remote ? costs_.transfer : 0.0),
+           [&] { return fmt::format("{}{}{}", stage, maker, a.microbatch); });
     }
   }
-  for (size_t r = 0; r < s.ranks.size(); ++r) {
-    const size_t index = run.ranks[r].size();
-    if (index == s.ranks[r].size()) continue;
-    (void)ready(s.ranks[r][index], static_cast<int>(r));
-    run.stuck.push_back({r, index, why});
+
+  /// The next message from a receive's peer, which must be the one that is received.
+  void need_message(const Action& a, int rank) {
+    const bool forward = a.kind == ActionKind::kRecvForward;
+    const Action wanted{forward ? a.stage - 1 : a.stage + 1,
+                        forward ? ActionKind::kSendForward : ActionKind::kSendBackward,
+                        a.microbatch};
+    const int peer = peer_of(a, s_.pp);
+    const Channel& channel = channels_[{peer, rank}];
+    if (channel.received == channel.sent.size()) {
+      why_ = fmt::format("{} from rank {}", wanted.str(), peer);
+    } else if (const Message& next = channel.sent[channel.received]; next.send != wanted) {
+      why_ = fmt::format("{}, but the next message from rank {} is {}", wanted.str(), peer,
+                         next.send.str());
+    } else {
+      at_ = std::max(at_, next.arrival);
+    }
   }
-  return run;
+
+  const Schedule& s_;
+  const ScheduleCosts& costs_;
+  bool transfers_;
+  Times done_;
+  std::vector<double> clock_;                        ///< by rank
+  std::map<std::pair<int, int>, Channel> channels_;  ///< (from, to)
+  PaperRun run_;
+  double at_ = 0;    ///< of the action looked at: when what it needs is there
+  std::string why_;  ///< of the same: what it waits for
+};
+
+PaperRun run_on_paper(const Schedule& s, const ScheduleCosts& costs) {
+  return PaperRunner(s, costs).run();
 }
 
 // ---- Errors
@@ -397,117 +313,6 @@ void check_ranges(const Schedule& s) {
 }
 
 }  // namespace
-
-// ---- Text
-
-std::string Action::str() const { return fmt::format("{}{}{}", stage, name_of(kind), microbatch); }
-
-Action parse_action(std::string_view text) {
-  const char* at = text.data();
-  const char* const end = at + text.size();
-  const auto index = [&](int& value) {
-    const auto [next, error] = std::from_chars(at, end, value);
-    at = next;
-    return error == std::errc{} && value >= 0 && value <= kMaxIndex;
-  };
-  Action a;
-  bool ok = index(a.stage);
-  const char* const word = at;
-  while (at != end && *at >= 'A' && *at <= 'Z') ++at;
-  const auto kind = std::ranges::find(
-      kKindNames, std::string_view(word, static_cast<size_t>(at - word)), &KindName::text);
-  ok = ok && kind != std::end(kKindNames) && index(a.microbatch) && at == end;
-  if (!ok) {
-    throw UsageError(
-        "\"{}\" is no action: expected stage, kind and micro-batch, such as 2F0; kinds are F "
-        "(forward), B (backward), I and "
-        "W (its input and weight halves), SF, RF, SB, RB (send and receive)",
-        text.substr(0, 40));
-  }
-  a.kind = kind->kind;
-  return a;
-}
-
-std::string print(const Schedule& s) {
-  std::string out;
-  for (size_t r = 0; r < s.ranks.size(); ++r) {
-    out += fmt::format("{}:", r);
-    for (const auto& a : s.ranks[r]) {
-      out += ' ';
-      out += a.str();
-    }
-    out += "\n";
-  }
-  return out;
-}
-
-Schedule parse_schedule(std::string_view text, int virtual_stages) {
-  Schedule s{
-      .name = "text", .pp = 0, .virtual_stages = virtual_stages, .microbatches = 0, .ranks = {}};
-  int number = 0;
-  while (!text.empty()) {
-    const auto length = std::min(text.find('\n'), text.size());
-    auto line = text.substr(0, length);
-    text.remove_prefix(std::min(length + 1, text.size()));
-    ++number;
-    const auto skip_blanks = [&] {
-      line.remove_prefix(std::min(line.find_first_not_of(" \t\r"), line.size()));
-    };
-    skip_blanks();
-    if (line.empty() || line.front() == '#') continue;
-    const auto head = fmt::format("{}:", s.pp);
-    if (!line.starts_with(head)) {
-      throw UsageError("schedule, line {}: expected \"{}\" and the actions of that rank", number,
-                       head);
-    }
-    line.remove_prefix(head.size());
-    auto& list = s.ranks.emplace_back();
-    ++s.pp;
-    for (skip_blanks(); !line.empty(); skip_blanks()) {
-      const auto word = line.substr(0, std::min(line.find_first_of(" \t\r"), line.size()));
-      try {
-        list.push_back(parse_action(word));
-      } catch (const UsageError& e) {
-        throw UsageError("schedule, line {}: {}", number, e.what());
-      }
-      s.microbatches = std::max(s.microbatches, list.back().microbatch + 1);
-      line.remove_prefix(word.size());
-    }
-  }
-  if (s.pp == 0) throw UsageError("schedule: no line such as \"0: 0F0 0B0\"");
-  return s;
-}
-
-// ---- The table
-
-const std::vector<ScheduleKind>& schedule_kinds() {
-  static const std::vector<ScheduleKind> kinds = {
-      {"gpipe", false, false, gpipe},
-      {"1f1b", false, false, one_f_one_b},
-      {"interleaved", true, false, interleaved},
-      {"zb-h1", false, true, zb_h1},
-  };
-  return kinds;
-}
-
-Schedule make_schedule(std::string_view name, int pp, int virtual_stages, int microbatches) {
-  R1_CHECK(pp > 0 && microbatches > 0, "pp {}, {} micro-batches", pp, microbatches);
-  std::vector<std::string_view> names;
-  for (const auto& kind : schedule_kinds()) {
-    names.push_back(kind.name);
-    if (kind.name != name) continue;
-    if (virtual_stages < 1 || (virtual_stages > 1 && !kind.virtual_stages_allowed)) {
-      throw UsageError("--virtual-stages {}: --schedule {} has {}", virtual_stages, name,
-                       kind.virtual_stages_allowed
-                           ? "at least one a rank"
-                           : "one a rank; --schedule interleaved takes more");
-    }
-    auto s = with_transfers(kind.generate(pp, virtual_stages, microbatches));
-    validate(s);
-    return s;
-  }
-  throw UsageError("--schedule {}: not known; allowed: {}", name, fmt::join(names, ", "));
-}
 
 // ---- Transfers
 
@@ -606,7 +411,7 @@ void validate(const Schedule& s) {
   check_ranges(s);
   const bool transfers = has_transfers(s);
   constexpr size_t kNever = SIZE_MAX;
-  const size_t kinds = std::size(kKindNames);
+  const size_t kinds = kActionKinds;
   const auto m = static_cast<size_t>(s.microbatches);
   for (size_t r = 0; r < s.ranks.size(); ++r) {
     const auto& list = s.ranks[r];

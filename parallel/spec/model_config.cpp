@@ -7,6 +7,7 @@
 #include <set>
 
 #include "runtime/core/error.h"
+#include "runtime/core/json.h"
 
 namespace r1::parallel {
 namespace {
@@ -137,13 +138,7 @@ double ModelConfig::train_flops_per_token(double seq) const {
 
 ModelConfig parse_model_config(std::string_view text, const std::string& source,
                                std::vector<std::string>* unknown_keys) {
-  json root;
-  try {
-    root = json::parse(text);
-  } catch (const json::exception& e) {
-    throw DataError("{}: not valid JSON: {}", source, e.what());
-  }
-  if (!root.is_object()) throw DataError("{}: expected a JSON object", source);
+  const json root = parse_json_object(text, source);
   const Keys keys(root, source);
 
   ModelConfig c;

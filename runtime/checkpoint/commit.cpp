@@ -1,17 +1,15 @@
 #include "runtime/checkpoint/commit.h"
 
-#include <sys/random.h>
 #include <sys/stat.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <charconv>
-#include <cstring>
 #include <limits>
 #include <utility>
 
 #include "runtime/checkpoint/checkpoint.h"
 #include "runtime/checkpoint/settle.h"
+#include "runtime/core/host.h"
 #include "runtime/core/log.h"
 
 namespace r1::checkpoint {
@@ -85,12 +83,7 @@ void remove_if_possible(const fs::path& path, SyscallHook* hook) noexcept {
 
 }  // namespace
 
-std::string make_run_id() {
-  uint64_t bits = 0;
-  if (::getrandom(&bits, sizeof bits, 0) != static_cast<ssize_t>(sizeof bits))
-    throw StorageError("cannot get random bytes for a run id: {}", std::strerror(errno));
-  return fmt::format("{:016x}", bits);
-}
+std::string make_run_id() { return random_token(8); }
 
 std::string step_directory(int64_t step) { return fmt::format("{}{:06}", kStep, step); }
 

@@ -3,7 +3,6 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <linux/fs.h>
-#include <sys/random.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <sys/syscall.h>
@@ -16,6 +15,7 @@
 
 #include "runtime/checkpoint/checked.h"
 #include "runtime/core/error.h"
+#include "runtime/core/host.h"
 
 namespace r1::checkpoint {
 namespace {
@@ -56,13 +56,6 @@ int guarded(SyscallHook* hook, SyscallKind kind, const fs::path& path, const fs:
     rc = call();
   } while (rc < 0 && errno == EINTR);
   return rc < 0 ? errno : 0;
-}
-
-std::string random_hex() {
-  uint64_t bits = 0;
-  if (::getrandom(&bits, sizeof bits, 0) != static_cast<ssize_t>(sizeof bits))
-    throw StorageError("cannot get random bytes for a temporary name: {}", reason(errno));
-  return fmt::format("{:016x}", bits);
 }
 
 fs::path folder_of(const fs::path& path) {
@@ -234,7 +227,7 @@ std::string read_text_file(const fs::path& path, size_t max_bytes) {
 NewFile::NewFile(const fs::path& target, uint64_t expect_bytes, SyscallHook* hook)
     : target_(target), hook_(hook), expect_bytes_(expect_bytes) {
   temporary_ =
-      folder_of(target) / fmt::format(".{}.tmp-{}", target.filename().string(), random_hex());
+      folder_of(target) / fmt::format(".{}.tmp-{}", target.filename().string(), random_token(8));
   Syscall call{.kind = SyscallKind::kCreate, .path = temporary_};
   if (const int e = ask(hook_, call); e != 0) fail("creating", e);
   fd_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666);

@@ -15,18 +15,13 @@
 #include <sstream>
 
 #include "runtime/core/error.h"
+#include "runtime/core/host.h"
 #include "runtime/core/log.h"
 
 namespace r1::checkpoint {
 namespace {
 
 constexpr size_t kMaxRecord = 4096;
-
-std::string this_host() {
-  char name[256] = {};
-  gethostname(name, sizeof name - 1);
-  return name;
-}
 
 std::string now_text() {
   const std::time_t now = std::time(nullptr);
@@ -83,7 +78,7 @@ std::optional<Record> parse(const std::string& text) {
 }  // namespace
 
 OutputLock::OutputLock(const std::filesystem::path& root, const std::string& run_id, LockTimes times)
-    : path_(root / ".r1run-lock"), run_id_(run_id), host_(this_host()), since_(now_text()), times_(times) {
+    : path_(root / ".r1run-lock"), run_id_(run_id), host_(host_name()), since_(now_text()), times_(times) {
   fd_ = ::open(path_.c_str(), O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0666);
   if (fd_ < 0) throw StorageError("--output {}: cannot be written: {}: {}", root.string(), path_.string(), std::strerror(errno));
   try {

@@ -1,12 +1,11 @@
 #include "runtime/core/flight_recorder.h"
 
-#include <time.h>
-
 #include <algorithm>
 #include <cstring>
 
 #include <fmt/format.h>
 
+#include "runtime/core/host.h"
 #include "runtime/core/human.h"
 
 namespace r1 {
@@ -16,12 +15,6 @@ using detail::FlightMemory;
 using detail::kFlightRecords;
 
 constexpr size_t kEndWord = 2;
-
-int64_t now_ns() noexcept {
-  timespec t{};
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return int64_t{t.tv_sec} * 1'000'000'000 + t.tv_nsec;
-}
 
 size_t slot(uint64_t number) { return static_cast<size_t>(number % kFlightRecords); }
 
@@ -94,13 +87,13 @@ void FlightRecorder::close(uint64_t number, int64_t now) noexcept {
 
 void FlightRecorder::begin_step(int64_t step) noexcept {
   step_ = static_cast<int32_t>(step);
-  m_->step_ns.store(now_ns(), std::memory_order_relaxed);
+  m_->step_ns.store(monotonic_ns(), std::memory_order_relaxed);
   m_->step_waited_ns.store(waited_ns_, std::memory_order_relaxed);
   m_->step.store(step, std::memory_order_release);
 }
 
 void FlightRecorder::action(Operation op, int stage, int microbatch) noexcept {
-  const int64_t now = now_ns();
+  const int64_t now = monotonic_ns();
   if (open_action_ != 0) close(open_action_, now);
   open_action_ = put({.begin_ns = now, .op = op, .step = step_, .stage = stage, .microbatch = microbatch});
   m_->open_action.store(open_action_, std::memory_order_release);
@@ -108,13 +101,13 @@ void FlightRecorder::action(Operation op, int stage, int microbatch) noexcept {
 
 void FlightRecorder::end_action() noexcept {
   if (open_action_ == 0) return;
-  close(open_action_, now_ns());
+  close(open_action_, monotonic_ns());
   open_action_ = 0;
   m_->open_action.store(0, std::memory_order_release);
 }
 
 void FlightRecorder::begin(Operation op, uint32_t group, uint64_t bytes, int peer, uint64_t sequence) noexcept {
-  operation_begin_ns_ = now_ns();
+  operation_begin_ns_ = monotonic_ns();
   if (sequence == 0 && is_collective(op)) {
     auto& entered = m_->group[group].sequence;
     sequence = entered.load(std::memory_order_relaxed) + 1;
@@ -126,7 +119,7 @@ void FlightRecorder::begin(Operation op, uint32_t group, uint64_t bytes, int pee
 }
 
 void FlightRecorder::end() noexcept {
-  const int64_t now = now_ns();
+  const int64_t now = monotonic_ns();
   close(open_operation_, now);
   open_operation_ = 0;
   waited_ns_ += now - operation_begin_ns_;

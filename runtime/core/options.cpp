@@ -779,6 +779,13 @@ JobConfig parse_options(std::string_view command, std::span<const std::string> a
   return cfg;
 }
 
+std::vector<std::string> option_names(std::string_view command) {
+  std::vector<std::string> names;
+  for (const auto& o : table())
+    if (find_option(command, o.name) == &o && !o.planned && o.name != "help") names.emplace_back(o.name);
+  return names;
+}
+
 std::string resolved_ini(const JobConfig& cfg) {
   std::string out = fmt::format("# r1run {}\n", cfg.command);
   for (const auto& [group, title] : kGroups) {

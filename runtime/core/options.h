@@ -93,7 +93,7 @@ struct JobConfig {
   bool no_graphs = false;
   std::vector<std::string> offload;  ///< of "optimizer", "activations"
   // launching
-  std::string hostfile, host;
+  std::string hostfile, host, topology, rankfile;
   bool dry_run = false;
   double peer_timeout = 0, stall_timeout = 0;  ///< seconds
   int max_restarts = 0;
@@ -103,6 +103,7 @@ struct JobConfig {
   int nodes = 0, gpus_per_node = 0;  ///< 0: auto
   double save_before = 0;            ///< seconds
   bool submit = false;
+  bool query = false;  ///< doctor: one line a GPU
   // planning
   std::string cluster, catalogue, html;
   double price = 0;  ///< USD an hour; 0: the catalogue's
@@ -153,6 +154,9 @@ struct JobConfig {
 /// serve train, plan and generate. A value with `#`, quotes or outer blanks is written "in quotes"
 /// with the escapes \\ \" \n \r \t \xHH. Relative paths are relative to the working directory.
 [[nodiscard]] JobConfig parse_options(std::string_view command, std::span<const std::string> args);
+
+/// The options of `command` that there are, in the order of the help, --help left out.
+[[nodiscard]] std::vector<std::string> option_names(std::string_view command);
 
 /// The resolved configuration as INI text with a note where each value came from; parse_options
 /// reads it back.

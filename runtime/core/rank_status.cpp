@@ -2,7 +2,6 @@
 
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -10,6 +9,8 @@
 #include <cstdlib>
 #include <cstring>
 #include <new>
+
+#include "runtime/core/host.h"
 
 namespace r1 {
 namespace {
@@ -36,12 +37,6 @@ struct Report {
   char message[3060];
 };
 static_assert(sizeof(Report) == detail::kReportBytes);
-
-struct Control {
-  uint32_t length;
-  char text[508];
-};
-static_assert(sizeof(Control) == detail::kControlBytes);
 
 template <class T, size_t N>
 void store(detail::SeqBlock<N>& block, const T& value) noexcept {
@@ -93,12 +88,6 @@ std::string text_of(const char* bytes, size_t limit, bool consistent) {
   return std::string(bytes, n);
 }
 
-int64_t monotonic_ns() noexcept {
-  timespec t{};
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return int64_t{t.tv_sec} * 1'000'000'000 + t.tv_nsec;
-}
-
 detail::StatusPage* map_page(int fd) {
   void* p = mmap(nullptr, detail::kStatusFileBytes, PROT_READ | PROT_WRITE,
                  fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED, fd, 0);
@@ -121,19 +110,6 @@ class SpinGuard {
  private:
   std::atomic_flag& flag_;
 };
-
-Control control_of(std::string_view text) noexcept {
-  Control c{};
-  c.length = static_cast<uint32_t>(std::min(text.size(), sizeof(c.text)));
-  std::memcpy(c.text, text.data(), c.length);
-  return c;
-}
-
-std::string control_text(const detail::SeqBlock<detail::kControlBytes>& block) {
-  Control c{};
-  if (!load(block, &c)) return {};
-  return std::string(c.text, std::min<size_t>(c.length, sizeof(c.text)));
-}
 
 }  // namespace
 
@@ -251,37 +227,19 @@ void RankStatusWriter::report(ReportKind kind, ExitCode code, std::string_view m
   store(page_->report, r);
 }
 
-std::string RankStatusWriter::control_offer() const { return control_text(page_->control_offer); }
-
-void RankStatusWriter::join_control(std::string_view offer) noexcept {
-  const SpinGuard guard(busy_);
-  store(page_->control_join, control_of(offer));
-}
-
 RankStatusReader::RankStatusReader() {
-  fd_ = memfd_create("r1run-rank-status", MFD_CLOEXEC);
-  if (fd_ < 0)
-    throw InternalError("cannot create the rank's status page: {}", std::strerror(errno));
-  if (ftruncate(fd_, static_cast<off_t>(detail::kStatusFileBytes)) != 0) {
-    const int error = errno;
-    close(fd_);
-    throw InternalError("cannot size the rank's status page: {}", std::strerror(error));
-  }
-  page_ = new (map_page(fd_)) detail::StatusPage{};
+  fd_ = Fd(memfd_create("r1run-rank-status", MFD_CLOEXEC));
+  if (!fd_) throw InternalError("cannot create the rank's status page: {}", std::strerror(errno));
+  if (ftruncate(fd_.get(), static_cast<off_t>(detail::kStatusFileBytes)) != 0)
+    throw InternalError("cannot size the rank's status page: {}", std::strerror(errno));
+  page_ = new (map_page(fd_.get())) detail::StatusPage{};
   page_->magic = detail::kStatusMagic;
   page_->version = detail::kStatusVersion;
   store(page_->progress,
         Progress{.step = -1, .checkpoint_step = -1, .updated_ns = 0, .count = 0, .phase = {}});
 }
 
-RankStatusReader::~RankStatusReader() {
-  munmap(page_, detail::kStatusFileBytes);
-  close(fd_);
-}
-
-void RankStatusReader::offer_control(std::string_view offer) noexcept {
-  store(page_->control_offer, control_of(offer));
-}
+RankStatusReader::~RankStatusReader() { munmap(page_, detail::kStatusFileBytes); }
 
 FlightData RankStatusReader::flight(size_t recent) const {
   return read_flight(flight_of(page_), recent);
@@ -309,8 +267,6 @@ RankStatus RankStatusReader::read() const {
     s.exit_code = r.exit_code;
     s.message = std::string(r.message, std::min<size_t>(r.length, sizeof(r.message)));
   }
-  s.control_offer = control_text(page_->control_offer);
-  s.control_join = control_text(page_->control_join);
   return s;
 }
 

@@ -15,12 +15,16 @@
 #include <string_view>
 
 #include "runtime/core/error.h"
+#include "runtime/core/fd.h"
 #include "runtime/core/flight_recorder.h"
 
 namespace r1 {
 
 /// Name of the environment variable that carries the page's file descriptor.
 inline constexpr const char* kRankStatusFdVariable = "R1RUN_STATUS_FD";
+/// Set by the parent where SIGTERM may be a notice (Slurm sends it to every process of a step before preemption and the time
+/// limit): the rank then saves as at SIGUSR1, and ends at once at SIGINT.
+inline constexpr const char* kTermSavesVariable = "R1RUN_TERM_SAVES";
 
 /// What a rank's last words are.
 enum class ReportKind : uint32_t {
@@ -43,15 +47,13 @@ struct RankStatus {
   ReportKind report = ReportKind::kNone;
   int32_t exit_code = 0;      ///< of the report
   std::string message;        ///< of the report
-  std::string control_offer;  ///< written by the parent of rank 0: where its control hub listens
-  std::string control_join;   ///< written by every rank once rank 0's offer has been broadcast
 };
 
 namespace detail {
 
 inline constexpr size_t kStatusPageBytes = 8192;
 inline constexpr uint32_t kStatusMagic = 0x52315354;  // "R1ST"
-inline constexpr uint32_t kStatusVersion = 2;
+inline constexpr uint32_t kStatusVersion = 3;
 /// The page, and the flight recorder behind it.
 inline constexpr size_t kStatusFileBytes = kStatusPageBytes + kFlightBytes;
 
@@ -65,8 +67,7 @@ struct SeqBlock {
   std::array<std::atomic<uint64_t>, N / 8> words;
 };
 
-inline constexpr size_t kProgressBytes = 256, kIdentityBytes = 128, kReportBytes = 3072,
-                        kControlBytes = 512;
+inline constexpr size_t kProgressBytes = 256, kIdentityBytes = 128, kReportBytes = 3072;
 
 struct StatusPage {
   uint32_t magic;
@@ -74,8 +75,6 @@ struct StatusPage {
   SeqBlock<kIdentityBytes> identity;
   SeqBlock<kProgressBytes> progress;
   SeqBlock<kReportBytes> report;
-  SeqBlock<kControlBytes> control_offer;
-  SeqBlock<kControlBytes> control_join;
 };
 static_assert(sizeof(StatusPage) <= kStatusPageBytes);
 static_assert(std::atomic<uint64_t>::is_always_lock_free);
@@ -125,12 +124,6 @@ class RankStatusWriter {
   /// secondary one only by a primary. Call it last, just before leaving with `code`.
   void report(ReportKind kind, ExitCode code, std::string_view message) noexcept;
 
-  /// What the parent of rank 0 offers for the control channel; empty without a parent. Rank 0
-  /// broadcasts it …
-  [[nodiscard]] std::string control_offer() const;
-  /// … and every rank (0 too) hands it to its parent.
-  void join_control(std::string_view offer) noexcept;
-
  private:
   RankStatusWriter();  // private memory
   void write_progress() noexcept;
@@ -155,18 +148,15 @@ class RankStatusReader {
   RankStatusReader& operator=(const RankStatusReader&) = delete;
 
   /// Descriptor to hand to the child (close-on-exec is set; clear it in the child).
-  [[nodiscard]] int fd() const noexcept { return fd_; }
+  [[nodiscard]] int fd() const noexcept { return fd_.get(); }
   /// Reads the page. A block whose writer died in the middle of a write is taken as it stands, with
   /// its text cut at the first byte that is not printable.
   [[nodiscard]] RankStatus read() const;
   /// The rank's flight recorder, as it is or was left.
   [[nodiscard]] FlightData flight(size_t recent = detail::kFlightRecords) const;
-  /// Puts the address of this rank's control hub on the page, for the rank to broadcast. At most
-  /// 500 bytes.
-  void offer_control(std::string_view offer) noexcept;
 
  private:
-  int fd_ = -1;
+  Fd fd_;
   detail::StatusPage* page_ = nullptr;
 };
 

@@ -18,6 +18,7 @@
 #include <utility>
 
 #include "runtime/core/error.h"
+#include "runtime/core/host.h"
 
 namespace r1::data {
 namespace fs = std::filesystem;
@@ -82,11 +83,10 @@ void write_all(int fd, const void* data, size_t bytes, const fs::path& path) {
 }
 
 [[nodiscard]] fs::path temporary_name(const fs::path& file) {
-  std::array<char, 256> host{};
-  if (::gethostname(host.data(), host.size() - 1) != 0) host[0] = '\0';
+  std::string host = host_name();
   for (char& c : host)
     if (c == '/') c = '_';
-  return fs::path(fmt::format("{}.tmp.{}.{}.{}", file.string(), host.data(), ::getpid(),
+  return fs::path(fmt::format("{}.tmp.{}.{}.{}", file.string(), host, ::getpid(),
                               std::chrono::steady_clock::now().time_since_epoch().count()));
 }
 
@@ -101,17 +101,6 @@ void write_all(int fd, const void* data, size_t bytes, const fs::path& path) {
 }
 
 }  // namespace
-
-Fd& Fd::operator=(Fd&& other) noexcept {
-  if (this != &other) {
-    if (fd_ >= 0) ::close(fd_);
-    fd_ = std::exchange(other.fd_, -1);
-  }
-  return *this;
-}
-Fd::~Fd() {
-  if (fd_ >= 0) ::close(fd_);
-}
 
 // --- reading
 

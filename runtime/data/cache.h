@@ -19,6 +19,7 @@
 #include <utility>
 #include <vector>
 
+#include "runtime/core/fd.h"
 #include "runtime/data/dataset.h"
 #include "runtime/data/formats.h"
 #include "runtime/data/hash.h"
@@ -31,19 +32,6 @@ struct CacheTotals {
   uint64_t bad_rows = 0, unclosed_think = 0, empty_answers = 0;
   int64_t max_id = -1, max_id_line = 0;
   uint64_t format = 0;
-};
-
-/// A file descriptor that closes itself.
-class Fd {
- public:
-  explicit Fd(int fd = -1) : fd_(fd) {}
-  Fd(Fd&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
-  Fd& operator=(Fd&& other) noexcept;
-  ~Fd();
-  [[nodiscard]] int get() const { return fd_; }
-
- private:
-  int fd_;
 };
 
 /// A finished cache file, mapped.

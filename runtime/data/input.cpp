@@ -216,20 +216,6 @@ int64_t InputFile::stored_bytes() const { return impl_->size; }
 int64_t InputFile::stored_bytes_read() const { return impl_->consumed; }
 Hash128 InputFile::stored_hash() const { return impl_->hasher.finish(); }
 
-std::string_view layout_name(Layout layout) {
-  switch (layout) {
-    case Layout::kJsonLines:
-      return "JSON Lines";
-    case Layout::kJsonArray:
-      return "a JSON array";
-    case Layout::kJsonValues:
-      return "JSON values";
-    case Layout::kTextLines:
-      return "lines of text";
-  }
-  return "?";
-}
-
 namespace {
 
 /// The file's extension in lower case, compression left out: "a.TXT.gz" -> ".txt".

@@ -50,7 +50,6 @@ enum class Layout : uint8_t {
   kJsonValues,  ///< JSON values one after the other, over lines as they like
   kTextLines,   ///< a row is a line of text
 };
-[[nodiscard]] std::string_view layout_name(Layout layout);
 
 /// Whole rows, as bytes.
 struct RecordBatch {

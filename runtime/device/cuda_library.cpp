@@ -58,4 +58,6 @@ void* cuda_library_symbol(const char* name) {
   return symbol;
 }
 
+cuda::Api& cuda::api() { return *reinterpret_cast<Api* (*)()>(cuda_library_symbol("r1run_cuda_api"))(); }
+
 }  // namespace r1

@@ -57,8 +57,6 @@ PagedModel::PagedModel(const parallel::ModelSpec& spec, const parallel::Inferenc
 
 PagedModel::~PagedModel() = default;
 
-bool PagedModel::has_head() const { return chunks_.back().spec.head; }
-
 Tensor PagedModel::scratch(const std::string& name) const {
   const auto it = index_.find(name);
   R1_CHECK(it != index_.end(), "no scratch tensor '{}'", name);

@@ -36,7 +36,6 @@ class PagedModel {
   [[nodiscard]] const parallel::ModelSpec& spec() const { return spec_; }
   [[nodiscard]] const parallel::InferencePlan& plan() const { return plan_; }
   [[nodiscard]] const Stream& stream() const { return stream_; }
-  [[nodiscard]] bool has_head() const;
   /// A planned tensor by name.
   [[nodiscard]] Tensor scratch(const std::string& name) const;
   /// Bytes allocated beside the parameters, by the plan's categories (weights: those borrowed).
@@ -47,7 +46,7 @@ class PagedModel {
   /// rank, over pp.
   void forward(const HostPass& pass);
   /// Logits of tokens `rows` of the last pass, a chunk at a time: `use(first, logits [C, V local])` sees rows
-  /// [first, first + C) of the list. Only where has_head(). Collective over tp.
+  /// [first, first + C) of the list. Only on the last stage. Collective over tp.
   void logits(std::span<const int64_t> rows, const std::function<void(int64_t first, const Tensor& logits)>& use);
   /// Waits until nothing of this rank is on its way to another.
   void drain();

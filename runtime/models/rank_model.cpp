@@ -198,7 +198,7 @@ void RankModel::load(std::span<const HostBatch> host, float loss_scale, bool wan
   if (staged != nullptr) backend.record(staged_, s);
 }
 
-nn::Batch RankModel::batch(int microbatch) const { return batches_.at(static_cast<size_t>(microbatch)); }
+const nn::Batch& RankModel::batch(int microbatch) const { return batches_.at(static_cast<size_t>(microbatch)); }
 
 nn::Batch RankModel::layer_batch(int microbatch) const {
   nn::Batch b = batch(microbatch);
@@ -375,7 +375,7 @@ void RankModel::backward_layers(Chunk& c, int microbatch, const nn::Batch& b, bo
 
 void RankModel::forward(int stage, int microbatch) {
   Chunk& c = chunk(stage);
-  const nn::Batch b = batch(microbatch);
+  const nn::Batch& b = batch(microbatch);
   if (c.spec.embedding) {
     const Tensor x = layer_input(c, microbatch, 0);
     const Tensor partial = region_.partial(scratch("partial"), x);
@@ -413,7 +413,7 @@ void RankModel::gradients_ready(int stage, int64_t layer, int microbatch) const 
 
 void RankModel::backward(int stage, int microbatch, ActionKind kind) {
   Chunk& c = chunk(stage);
-  const nn::Batch b = batch(microbatch);
+  const nn::Batch& b = batch(microbatch);
   const bool split = kind != ActionKind::kBackward;
   const GradientSlots& gradients = *c.gradients;
   const std::vector<nn::DecoderLayer>& layers = c.layers[gradients.slot(microbatch)];

@@ -90,7 +90,7 @@ class RankModel : public parallel::StageRunner {
   [[nodiscard]] nn::LayerActs acts(Chunk& c, int microbatch, size_t layer, bool backward);
   [[nodiscard]] nn::LayerGrads grads(Chunk& c, int microbatch, size_t layer, bool split);
   [[nodiscard]] Tensor layer_input(Chunk& c, int microbatch, size_t layer);
-  [[nodiscard]] nn::Batch batch(int microbatch) const;
+  [[nodiscard]] const nn::Batch& batch(int microbatch) const;
   /// The micro-batch as captured graphs see it: positions and segments in memory that is the same for all micro-batches.
   [[nodiscard]] nn::Batch layer_batch(int microbatch) const;
   [[nodiscard]] GraphCache::Key graph_key(Chunk& c, parallel::ActionKind kind, int microbatch, const nn::Batch& b) const;

@@ -42,12 +42,6 @@ Tensor ParamBlock::shard(const Tensor& block, size_t i) const {
   return block.rows(begin + rows.begin * row, begin + rows.end * row).view({rows.size(), row});
 }
 
-Tensor ParamBlock::state_shard(const Tensor& block, size_t i) const {
-  if (block.data == nullptr) return {};
-  const int64_t begin = state->offsets[i];
-  return block.rows(begin, begin + state->rows[i].size() * row_elems((*specs)[i], tp_rank));
-}
-
 std::vector<Unit> units_of(const std::vector<ParamBlock>& blocks) {
   std::vector<Unit> units;
   for (size_t b = 0; b < blocks.size(); ++b)

@@ -28,8 +28,6 @@ struct ParamBlock {
   [[nodiscard]] Tensor part(const Tensor& block, size_t i) const;
   /// This rank's shard of parameter i: its rows in weights or gradients [rows, row elements].
   [[nodiscard]] Tensor shard(const Tensor& block, size_t i) const;
-  /// The same rows in a block of optimizer state, flat; empty for an empty block.
-  [[nodiscard]] Tensor state_shard(const Tensor& block, size_t i) const;
 };
 
 /// Parameters [first, last) of a block that become final together: the embedding (layer -1), a decoder layer, or the head.

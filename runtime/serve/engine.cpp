@@ -2,15 +2,13 @@
 
 #include <algorithm>
 #include <bit>
-#include <chrono>
 
 #include "runtime/core/error.h"
+#include "runtime/core/host.h"
 
 namespace r1::serve {
 
 namespace {
-
-double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 Tensor words_tensor(std::vector<int32_t>& words) {
   return {.data = words.data(), .dtype = DType::kI32, .shape = {static_cast<int64_t>(words.size())}, .device = {}};
@@ -177,7 +175,7 @@ void Engine::collect(const OnToken& on_token) {
 void Engine::run(const OnToken& on_token, const std::function<void()>& check) {
   while (!planner_.idle()) {
     check();
-    const double begin = now();
+    const double begin = monotonic_s();
     Pass pass = planner_.next();
     const bool none = pass.empty();
     R1_CHECK(!none || !under_way_.empty(), "nothing can be computed and nothing is under way");
@@ -187,7 +185,7 @@ void Engine::run(const OnToken& on_token, const std::function<void()>& check) {
     stats_.prompt_tokens += prompt;
     if (!none) start(std::move(pass));
     if (none || static_cast<int>(under_way_.size()) >= options_.limits.depth) collect(on_token);
-    (prompt > 0 ? stats_.prefill_seconds : stats_.decode_seconds) += now() - begin;
+    (prompt > 0 ? stats_.prefill_seconds : stats_.decode_seconds) += monotonic_s() - begin;
   }
   R1_CHECK(under_way_.empty(), "{} passes are still under way", under_way_.size());
   model_.drain();

@@ -85,7 +85,9 @@ struct Tokenizer::Impl {
   ByteStringMap names;              // added tokens, and vocabulary spellings outside the alphabet
   std::string bytes;                // what each id decodes to, end to end
   std::vector<uint32_t> offsets;    // [vocab_size + 1] into `bytes`
-  enum : uint8_t { kSpecial = 1, kControl = 2 };
+  // kSkipped: left out where specials are. As in Hugging Face, that goes by the text that a token
+  // decodes to: special tokens whose text NFC changes stay.
+  enum : uint8_t { kSpecial = 1, kControl = 2, kSkipped = 4 };
   std::vector<uint8_t> flags;  // [vocab_size]
   uint64_t fingerprint = 0;
 
@@ -242,6 +244,7 @@ void Tokenizer::Impl::build(const TokenizerFile& file) {
                                 : spelling(file.tokens[static_cast<size_t>(token)]);
     if (file.nfc && added_of_id[id] != nullptr && added_of_id[id]->normalized)
       text = normalize_nfc(text, merged);
+    if ((flags[id] & kSpecial) != 0 && text == added_of_id[id]->content) flags[id] |= kSkipped;
     // As the ByteLevel decoder does: a token with a character outside the alphabet stands for its
     // own text.
     bytes += spelled_bytes(text, scratch) ? std::string_view(scratch) : text;
@@ -366,7 +369,7 @@ std::string Tokenizer::decode(std::span<const int32_t> ids, bool skip_special) c
   for (const int32_t id : ids) {
     if (id < 0 || id >= vocab_size()) continue;
     const auto at = static_cast<size_t>(id);
-    if (skip_special && (impl_->flags[at] & Impl::kSpecial) != 0) continue;
+    if (skip_special && (impl_->flags[at] & Impl::kSkipped) != 0) continue;
     text.append(impl_->bytes, impl_->offsets[at], impl_->offsets[at + 1] - impl_->offsets[at]);
   }
   return text;

@@ -67,6 +67,7 @@ ExitCode run_tokenize(const RankContext& ctx) {
     return ExitCode::kOk;
   }
   std::ofstream file(cfg.json);
+  if (!file) throw StorageError("--json {}: cannot be written", cfg.json);  // before the work
   data::run_tokenize(args, std::cin, file);
   if (!file.flush()) throw StorageError("--json {}: cannot be written", cfg.json);
   return ExitCode::kOk;
@@ -96,8 +97,7 @@ ExitCode run_command(const RankContext& ctx) {
 
 comm::StopCheck stop_check(const JobConfig& config, const SignalFlags& signals) {
   return [&config, &signals](const comm::Communicator& group, const char* operation, std::chrono::nanoseconds waited) {
-    if (const int signal = signals.stop.load(); signal != 0)
-      throw StoppedError("stopped by signal {}; the last checkpoint is valid: run the same command with --resume auto", signal);
+    signals.check_stop();
     const double seconds = std::chrono::duration<double>(waited).count();
     // The control thread decides first, and names the rank; this is for jobs without one.
     if (config.stall_timeout > 0 && seconds > 3 * config.stall_timeout + 5)

@@ -1,5 +1,6 @@
 #include "runtime/train/completions.h"
 
+#include <algorithm>
 #include <memory>
 #include <nlohmann/json.hpp>
 
@@ -33,31 +34,27 @@ void from_text(const std::string& text, std::vector<Completion>& completions, in
   }
 }
 
-Tensor host_tensor(void* data, int64_t n, DType dtype) {
-  return {.data = data, .dtype = dtype, .shape = {n}, .device = {}};
-}
-
 /// The completions of other replicas, from their first ranks to rank 0. Collective over the world.
 void gather_replicas(const RankContext& ctx, const parallel::MeshShape& mesh, std::vector<Completion>& completions) {
   comm::Communicator& world = ctx.world;
   for (int replica = 1; replica < mesh.dp; ++replica) {
     const int leader = parallel::rank_of(mesh, {.pp = 0, .dp = replica, .tp = 0});
     if (world.rank() == leader) {
-      std::string text = to_text(completions, replica, mesh.dp);
-      auto n = static_cast<int64_t>(text.size());
-      world.send(host_tensor(&n, 1, DType::kI64), 0, {});
-      world.send(host_tensor(text.data(), n, DType::kU8), 0, {});
+      send_text(world, to_text(completions, replica, mesh.dp), 0);
     } else if (world.rank() == 0) {
-      int64_t n = 0;
-      world.recv(host_tensor(&n, 1, DType::kI64), leader, {});
-      std::string text(static_cast<size_t>(n), '\0');
-      world.recv(host_tensor(text.data(), n, DType::kU8), leader, {});
-      from_text(text, completions, replica, mesh.dp);
+      from_text(recv_text(world, leader), completions, replica, mesh.dp);
     }
   }
 }
 
 }  // namespace
+
+RequestSizes sizes_of(const std::vector<Prompt>& prompts, int64_t samples, int64_t max_new_tokens, int dp) {
+  RequestSizes s{.count = (static_cast<int64_t>(prompts.size()) * samples + dp - 1) / dp};
+  for (const Prompt& p : prompts) s.longest_prompt = std::max(s.longest_prompt, static_cast<int64_t>(p.ids.size()));
+  if (max_new_tokens > 0) s.longest = s.longest_prompt + max_new_tokens;
+  return s;
+}
 
 std::vector<Completion> run_completions(const RankContext& ctx, InferenceSession& session, const CompletionJob& job,
                                         const CompletionObserver& observe) {
@@ -102,10 +99,9 @@ std::vector<Completion> run_completions(const RankContext& ctx, InferenceSession
   return completions;
 }
 
-serve::EngineStats job_stats(const RankContext& ctx, InferenceSession& session) {
+serve::EngineStats job_stats(InferenceSession& session) {
   serve::EngineStats s = session.engine().stats();
   comm::Communicator& dp = session.groups().dp();
-  static_cast<void>(ctx);
   s.prompt_tokens = reduce(dp, s.prompt_tokens, comm::ReduceOp::kSum);
   s.generated_tokens = reduce(dp, s.generated_tokens, comm::ReduceOp::kSum);
   s.passes = reduce(dp, s.passes, comm::ReduceOp::kSum);

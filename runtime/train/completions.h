@@ -29,13 +29,16 @@ struct CompletionJob {
 /// What rank 0 sees while replica 0 works: request, token (as it is appended), and whether the completion is over.
 using CompletionObserver = std::function<void(size_t request, int32_t token, bool last)>;
 
+/// What `samples` completions of each prompt need; max_new_tokens 0: up to the context.
+[[nodiscard]] RequestSizes sizes_of(const std::vector<Prompt>& prompts, int64_t samples, int64_t max_new_tokens, int dp);
+
 /// Runs all requests; every rank calls it with the same job. The completions, in the order of the requests, on rank 0
 /// (empty elsewhere). Collective over the world.
 [[nodiscard]] std::vector<Completion> run_completions(const RankContext& ctx, InferenceSession& session,
                                                       const CompletionJob& job, const CompletionObserver& observe);
 
 /// Sums of the replicas' counts, and the longest of their times. Collective over the world.
-[[nodiscard]] serve::EngineStats job_stats(const RankContext& ctx, InferenceSession& session);
+[[nodiscard]] serve::EngineStats job_stats(InferenceSession& session);
 /// "1,234 prompt tokens at 5.6 ktok/s, 789 tokens at 123 tok/s".
 [[nodiscard]] std::string stats_line(const serve::EngineStats& stats);
 

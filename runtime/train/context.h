@@ -17,6 +17,8 @@ namespace r1::train {
 struct SignalFlags {
   std::atomic<int> stop{0};  ///< SIGTERM, SIGINT or SIGHUP: leave at once
   std::atomic<int> save{0};  ///< SIGUSR1: save at the next step boundary and leave
+  /// Throws StoppedError when one asked to leave.
+  void check_stop() const;
 };
 
 struct RankContext {
@@ -36,11 +38,21 @@ struct RankContext {
 /// Prints a line on standard output from world rank 0.
 void say(const RankContext& ctx, const std::string& line);
 
+/// What a command was asked to write with --json: to standard output where the target is "-". Throws StorageError.
+void write_json(const std::string& target, const std::string& text);
+
+/// `n` elements of host memory as a tensor.
+[[nodiscard]] Tensor host_tensor(void* data, int64_t n, DType dtype);
+/// Text of any length to a peer that calls recv_text.
+void send_text(comm::Communicator& group, std::string text, int peer);
+[[nodiscard]] std::string recv_text(comm::Communicator& group, int peer);
 /// `text` of rank `root` on every rank. Collective.
 [[nodiscard]] std::string broadcast_text(comm::Communicator& group, std::string text, int root = 0);
 /// Reductions of host values. Collective.
 [[nodiscard]] int64_t reduce(comm::Communicator& group, int64_t value, comm::ReduceOp op);
 [[nodiscard]] double reduce(comm::Communicator& group, double value, comm::ReduceOp op);
+/// Every rank's value, in rank order. Collective.
+[[nodiscard]] std::vector<int64_t> gather(comm::Communicator& group, int64_t value);
 /// A hash of the host name of every rank, in rank order. Collective over the world.
 [[nodiscard]] std::vector<int64_t> host_of_rank(comm::Communicator& world);
 /// Ranks on the same host as this one (this one included). Collective over the world.

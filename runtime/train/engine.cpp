@@ -10,28 +10,25 @@ namespace r1::train {
 namespace {
 
 parallel::Schedule schedule_of(const EngineOptions& o, int microbatches) {
-  parallel::Schedule s = parallel::make_schedule(o.schedule, o.mesh.pp, o.virtual_stages, microbatches);
-  parallel::validate(s);
-  return s;
+  return parallel::make_schedule(o.schedule, o.mesh.pp, o.virtual_stages, microbatches);
 }
 
-/// The row tree of a rank, with a slot to spare where micro-batches of filling follow its rows.
 std::optional<parallel::RowTree> tree_of(const EngineOptions& o, const parallel::MeshCoord& coord) {
   if (o.tree_rows == 0 || !o.training) return std::nullopt;
-  parallel::RowTree tree = parallel::row_tree(o.tree_rows, o.mesh.dp, coord.dp);
-  const auto rows = static_cast<int>(tree.steps.size());
-  R1_CHECK(rows <= o.microbatches, "{} rows in {} micro-batches", rows, o.microbatches);
-  if (rows < o.microbatches) ++tree.slots;
-  return tree;
+  return parallel::rank_row_tree(o.tree_rows, o.mesh.dp, coord.dp, o.microbatches);
+}
+
+parallel::RankPlan plan_of(const parallel::ModelSpec& spec, const EngineOptions& o, const parallel::MeshCoord& coord,
+                           const parallel::Schedule& schedule) {
+  return parallel::plan_rank(spec, o.mesh, coord, schedule, o.tokens, o.recompute_of(coord.pp), o.format, o.needs, o.training, o.zero,
+                             tree_of(o, coord));
 }
 
 }  // namespace
 
 parallel::RankPlan plan_for(const parallel::ModelConfig& config, const EngineOptions& o, int world_rank) {
   const parallel::ModelSpec spec(config, o.mesh.tp, o.mesh.pp * o.virtual_stages);
-  const parallel::MeshCoord coord = parallel::coord_of(o.mesh, world_rank);
-  return parallel::plan_rank(spec, o.mesh, coord, schedule_of(o, o.microbatches), o.tokens, o.recompute_of(coord.pp), o.format, o.needs, o.training, o.zero,
-                             tree_of(o, parallel::coord_of(o.mesh, world_rank)));
+  return plan_of(spec, o, parallel::coord_of(o.mesh, world_rank), schedule_of(o, o.microbatches));
 }
 
 Engine::Engine(const parallel::ModelConfig& config, const EngineOptions& o, comm::Communicator& world)
@@ -39,9 +36,7 @@ Engine::Engine(const parallel::ModelConfig& config, const EngineOptions& o, comm
       router_(std::make_unique<comm::Router>(world, o.comm, o.device, o.stop)),
       groups_(std::make_unique<parallel::ProcessGroups>(router_->world(), o.mesh, config.tied_embeddings && o.mesh.pp > 1)),
       schedule_(schedule_of(o, o.microbatches)), single_schedule_(schedule_of(o, 1)),
-      plan_(parallel::plan_rank(spec_, o.mesh, groups_->coord(), schedule_, o.tokens,
-                                o.recompute_of(groups_->coord().pp), o.format, o.needs,
-                                o.training, o.zero, tree_of(o, groups_->coord()))),
+      plan_(plan_of(spec_, o, groups_->coord(), schedule_)),
       stream_(backend_of(o.device.kind).create_stream(o.device)) {
   model_ = std::make_unique<models::RankModel>(spec_, plan_, *groups_, schedule_, o.device, stream_, o.training);
   executor_ = std::make_unique<parallel::PipelineExecutor>(groups_->pp(), schedule_, parallel::kGradientSendRing);

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <exception>
-#include <fstream>
 #include <nlohmann/json.hpp>
 #include <optional>
 
@@ -76,9 +75,7 @@ ExitCode run_eval(const RankContext& ctx) {
   setup_threads(ctx);
   const ModelSource source = open_model_source(ctx, ".");
   const text::Tokenizer tokenizer = text::Tokenizer::load(source.dir.path());
-  if (tokenizer.vocab_size() > source.config.vocab)
-    throw DataError("{}: the tokenizer has ids up to {}, but the model's embedding has {} rows (vocab_size in config.json)",
-                    (source.dir.path() / "tokenizer.json").string(), tokenizer.vocab_size() - 1, source.config.vocab);
+  check_tokenizer(tokenizer, source);
   std::vector<data::Dataset> sets = open_sets(ctx, source.config, tokenizer);
   const BatchLayout rows{.batch = cfg.batch, .micro_batch = cfg.micro_batch, .seq_len = sets.front().seq_len(), .dp = mesh.dp};
   EngineOptions options = engine_options(cfg, source.config, mesh, rows, choose_device(ctx, {}), false);
@@ -107,10 +104,7 @@ ExitCode run_eval(const RankContext& ctx) {
   out["loss"] = loss;
   out["perplexity"] = std::exp(loss);
   out["trained_tokens"] = trained;
-  if (ctx.first() && !cfg.json.empty()) {
-    if (cfg.json == "-") fmt::print("{}\n", out.dump(2));
-    else if (!(std::ofstream(cfg.json) << out.dump(2) << "\n").flush()) throw StorageError("--json {}: cannot be written", cfg.json);
-  }
+  if (ctx.first() && !cfg.json.empty()) write_json(cfg.json, out.dump(2));
   engine.close();
   return ExitCode::kOk;
 }

@@ -7,16 +7,11 @@
 #include <numeric>
 
 #include "runtime/core/error.h"
+#include "runtime/core/text.h"
 
 namespace r1::train {
 
 namespace {
-
-std::string_view trimmed(std::string_view s) {
-  const size_t begin = s.find_first_not_of(" \t\r\n");
-  if (begin == std::string_view::npos) return {};
-  return s.substr(begin, s.find_last_not_of(" \t\r\n") - begin + 1);
-}
 
 /// Content of the braces that open at text[open]; nothing when they never close.
 std::optional<std::string_view> braces(std::string_view text, size_t open) {

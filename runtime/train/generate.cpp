@@ -157,13 +157,6 @@ class Printer {
   std::unique_ptr<serve::CompletionText> streaming_;
 };
 
-RequestSizes sizes_of(const std::vector<Prompt>& prompts, const JobConfig& cfg, int dp) {
-  RequestSizes s{.count = (static_cast<int64_t>(prompts.size()) + dp - 1) / dp};
-  for (const Prompt& p : prompts) s.longest_prompt = std::max(s.longest_prompt, static_cast<int64_t>(p.ids.size()));
-  if (cfg.max_new_tokens > 0) s.longest = s.longest_prompt + cfg.max_new_tokens;
-  return s;
-}
-
 }  // namespace
 
 ExitCode run_generate(const RankContext& ctx) {
@@ -180,7 +173,7 @@ ExitCode run_generate(const RankContext& ctx) {
   prompts = broadcast_prompts(ctx.world, std::move(prompts));
 
   if (ctx.first()) log::info("sampling: {}", session.sampling_shown());
-  session.load(sizes_of(prompts, cfg, session.mesh().dp), !cfg.json.empty());
+  session.load(sizes_of(prompts, 1, cfg.max_new_tokens, session.mesh().dp), !cfg.json.empty());
   CompletionJob job{.requests = {}, .stops = cfg.stop, .kind = reader.kind_or_default()};
   for (size_t i = 0; i < prompts.size(); ++i)
     job.requests.push_back({.number = i,
@@ -193,7 +186,7 @@ ExitCode run_generate(const RankContext& ctx) {
   const std::vector<Completion> completions =
       run_completions(ctx, session, job, [&](size_t i, int32_t token, bool last) { printer->observe(i, token, last); });
   if (printer) printer->finish(completions);
-  const serve::EngineStats stats = job_stats(ctx, session);
+  const serve::EngineStats stats = job_stats(session);
   if (ctx.first()) log::info("{}", stats_line(stats));
   session.close();
   return ExitCode::kOk;

@@ -39,12 +39,8 @@ serve::SamplingWishes wishes_of(const JobConfig& cfg) {
 
 /// Bytes this rank may take: its share of what is free on its device. Collective over the world.
 int64_t memory_budget(const RankContext& ctx, const Device& device) {
-  const int ranks = ranks_on_this_host(ctx.world);
-  if (device.kind == DeviceKind::kCpu)
-    return static_cast<int64_t>(kMemoryShare * static_cast<double>(available_host_bytes())) / ranks;
-  auto& api = *reinterpret_cast<cuda::Api* (*)()>(cuda_library_symbol("r1run_cuda_api"))();
-  const int64_t gpus = std::max(1, api.device_count(nullptr)), sharing = (ranks + gpus - 1) / gpus;
-  return static_cast<int64_t>(kMemoryShare * static_cast<double>(api.device_info(device).free_bytes)) / sharing;
+  const size_t free = device.kind == DeviceKind::kCpu ? available_host_bytes() : cuda::api().device_info(device).free_bytes;
+  return static_cast<int64_t>(kMemoryShare * static_cast<double>(free)) / ranks_on_this_device(ctx.world, device);
 }
 
 }  // namespace
@@ -69,10 +65,7 @@ InferenceSession::InferenceSession(const RankContext& ctx)
   const fs::path dir = source_.dir.path();
   if (fs::exists(dir / "tokenizer.json")) {
     tokenizer_ = text::Tokenizer::load(dir);
-    if (tokenizer_->vocab_size() > source_.config.vocab)
-      throw DataError(
-          "{}: the tokenizer has ids up to {}, but the model's embedding has {} rows (vocab_size in config.json)",
-          (dir / "tokenizer.json").string(), tokenizer_->vocab_size() - 1, source_.config.vocab);
+    check_tokenizer(*tokenizer_, source_);
   }
   serve::GenerationConfig file;
   if (fs::exists(dir / "generation_config.json"))

@@ -2,11 +2,11 @@
 
 #include <algorithm>
 #include <array>
-#include <fstream>
 #include <map>
 
 #include "parallel/cost/search.h"
 #include "runtime/core/human.h"
+#include "runtime/device/cpu/cpu_backend.h"
 #include "runtime/device/cuda/cuda_api.h"
 #include "runtime/device/cuda_library.h"
 #include "runtime/train/setup.h"
@@ -56,38 +56,18 @@ class FoundMachine final : public parallel::Machine {
 
 }  // namespace
 
-int64_t available_memory() {
-  int64_t available = 0;
-  std::ifstream info("/proc/meminfo");
-  for (std::string key; info >> key;) {
-    int64_t kib = 0;
-    if (key == "MemAvailable:" && info >> kib) available = kib * 1024;
-    info.ignore(256, '\n');
-  }
-  int64_t limit = 0, used = 0;
-  if (std::ifstream("/sys/fs/cgroup/memory.max") >> limit && std::ifstream("/sys/fs/cgroup/memory.current") >> used)
-    available = std::min(available, std::max<int64_t>(limit - used, 0));
-  return available;
-}
-
 std::vector<parallel::MemoryDomain> memory_domains(const RankContext& ctx, const Device& device) {
-  int64_t capacity = 0, ordinal = -1;
-  if (device.kind == DeviceKind::kCuda) {
-    const auto get = reinterpret_cast<cuda::Api* (*)()>(cuda_library_symbol("r1run_cuda_api"));
-    capacity = static_cast<int64_t>((*get)()->device_info(device).free_bytes);
-    ordinal = device.index;
-  } else {
-    capacity = available_memory();
-  }
-  const std::vector<int64_t> hosts = host_of_rank(ctx.world);
-  const auto found = gather(ctx.world, std::array<int64_t, 2>{ordinal, capacity});
-  std::map<std::pair<int64_t, int64_t>, size_t> index;
+  const bool gpu = device.kind == DeviceKind::kCuda;
+  const int64_t capacity = static_cast<int64_t>(gpu ? cuda::api().device_info(device).free_bytes : available_host_bytes());
+  const std::vector<int64_t> devices = device_of_rank(ctx.world, device);
+  const auto found = gather(ctx.world, std::array<int64_t, 2>{gpu, capacity});
+  std::map<int64_t, size_t> index;
   std::vector<parallel::MemoryDomain> out;
   for (int r = 0; r < ctx.world.size(); ++r) {
     const auto at = static_cast<size_t>(r);
-    const auto [it, fresh] = index.emplace(std::pair{hosts[at], found[at][0]}, out.size());
+    const auto [it, fresh] = index.emplace(devices[at], out.size());
     if (fresh)
-      out.push_back({.name = found[at][0] < 0 ? fmt::format("the host of rank {}", r) : fmt::format("the GPU of rank {}", r),
+      out.push_back({.name = found[at][0] == 0 ? fmt::format("the host of rank {}", r) : fmt::format("the GPU of rank {}", r),
                      .capacity_bytes = found[at][1], .ranks = {}});
     parallel::MemoryDomain& domain = out[it->second];
     domain.capacity_bytes = std::min(domain.capacity_bytes, found[at][1]);
@@ -109,6 +89,7 @@ parallel::JobShape job_shape(const JobConfig& cfg, const EngineOptions& o) {
   job.gpu = o.device.kind == DeviceKind::kCuda;
   job.training = o.training;
   job.zero = o.zero;
+  job.tree_rows = o.tree_rows;
   return job;
 }
 

@@ -10,9 +10,6 @@
 
 namespace r1::train {
 
-/// Bytes this host can still give: MemAvailable, and the cgroup's limit where it is lower.
-[[nodiscard]] int64_t available_memory();
-
 /// Memory that ranks share, as they found it: a host's for CPU ranks, a GPU's free memory otherwise. The same list on every
 /// rank. Collective over the world.
 [[nodiscard]] std::vector<parallel::MemoryDomain> memory_domains(const RankContext& ctx, const Device& device);

@@ -42,4 +42,10 @@ ModelSource open_model_source(const RankContext& ctx, const fs::path& output) {
   return source;
 }
 
+void check_tokenizer(const text::Tokenizer& tokenizer, const ModelSource& source) {
+  if (tokenizer.vocab_size() > source.config.vocab)
+    throw DataError("{}: the tokenizer has ids up to {}, but the model's embedding has {} rows (vocab_size in config.json)",
+                    (source.dir.path() / "tokenizer.json").string(), tokenizer.vocab_size() - 1, source.config.vocab);
+}
+
 }  // namespace r1::train

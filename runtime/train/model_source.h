@@ -7,6 +7,7 @@
 
 #include "parallel/spec/model_config.h"
 #include "runtime/checkpoint/hf_model.h"
+#include "runtime/tokenizer/tokenizer.h"
 #include "runtime/train/context.h"
 
 namespace r1::train {
@@ -23,5 +24,8 @@ struct ModelSource {
 
 /// Opens --model (or the built-in model, written to `output`/default-model by rank 0). Collective. Throws DataError, UsageError.
 [[nodiscard]] ModelSource open_model_source(const RankContext& ctx, const std::filesystem::path& output);
+
+/// Throws DataError when the tokenizer of the model's directory makes ids that its embedding has no rows for.
+void check_tokenizer(const text::Tokenizer& tokenizer, const ModelSource& source);
 
 }  // namespace r1::train

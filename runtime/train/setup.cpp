@@ -11,10 +11,12 @@
 #include <functional>
 
 #include "parallel/cost/job_shape.h"
+#include "runtime/core/host.h"
 #include "runtime/core/human.h"
 #include "runtime/core/log.h"
-#include "runtime/device/cpu/thread_pool.h"
 #include "runtime/core/rng.h"
+#include "runtime/device/cpu/cpu_backend.h"
+#include "runtime/device/cpu/thread_pool.h"
 #include "runtime/device/cuda/cuda_api.h"
 #include "runtime/device/cuda_library.h"
 #include "runtime/kernels/ops.h"
@@ -37,11 +39,32 @@ int cores_allowed() {
 /// Sum of `bytes` over the plans of the ranks that share this host. Every rank knows every plan.
 int64_t sum_on_host(comm::Communicator& world, const parallel::ModelConfig& config, const EngineOptions& options,
                     const std::function<int64_t(const parallel::RankPlan&)>& bytes) {
-  const int same = ranks_on_this_host(world);
+  const std::vector<int64_t> hosts = host_of_rank(world);
   int64_t total = 0;
-  const int first = world.rank() / same * same;
-  for (int r = first; r < std::min(first + same, world.size()); ++r) total += bytes(plan_for(config, options, r));
+  for (int r = 0; r < world.size(); ++r)
+    if (hosts[static_cast<size_t>(r)] == hosts[static_cast<size_t>(world.rank())]) total += bytes(plan_for(config, options, r));
   return total;
+}
+
+/// GPUs that this rank may use with --device auto or cuda. Throws DeviceError where cuda finds none.
+int usable_gpus(const RankContext& ctx) {
+  const JobConfig& cfg = ctx.config;
+  // The driver's device file: without it the CUDA library need not be loaded to know that there is no GPU.
+  if (cfg.device == "auto" && !fs::exists("/dev/nvidiactl")) return 0;
+  cuda::Api* api = nullptr;
+  try {
+    api = &cuda::api();
+  } catch (const DeviceError& e) {
+    if (cfg.device == "cuda") throw;
+    if (ctx.first()) log::warn("there is a GPU, but this build cannot use it ({}); training on the CPU", e.what());
+    return 0;
+  }
+  std::string why;
+  const int count = api->device_count(&why);
+  if (count > 0) return count;
+  if (cfg.device == "cuda") throw DeviceError("--device cuda: no usable GPU: {}", why);
+  if (ctx.first()) log::warn("no usable GPU ({}); training on the CPU", why);
+  return 0;
 }
 
 }  // namespace
@@ -70,34 +93,30 @@ parallel::MeshShape mesh_of(const RankContext& ctx, int ranks_per_host) {
 Device choose_device(const RankContext& ctx, const fs::path& cache) {
   const JobConfig& cfg = ctx.config;
   if (cfg.device == "cpu") return {};
-  // The driver's device file: without it the CUDA library need not be loaded to know that there is no GPU.
-  if (cfg.device == "auto" && !fs::exists("/dev/nvidiactl")) return {};
-  void* symbol = nullptr;
-  try {
-    symbol = cuda_library_symbol("r1run_cuda_api");
-  } catch (const DeviceError& e) {
-    if (cfg.device == "cuda") throw;
-    if (ctx.first()) log::warn("there is a GPU, but this build cannot use it ({}); training on the CPU", e.what());
+  const int count = usable_gpus(ctx);
+  // A host without GPUs among others that have some: ranks that compute on different kinds of device would wait for ever.
+  if (reduce(ctx.world, int64_t{count == 0}, comm::ReduceOp::kMax) != 0) {
+    if (count > 0) log::warn("another rank has no usable GPU; training on the CPU");
     return {};
   }
-  cuda::Api& api = *reinterpret_cast<cuda::Api* (*)()>(symbol)();
-  std::string why;
-  const int count = api.device_count(&why);
-  if (count == 0) {
-    if (cfg.device == "auto") {
-      if (ctx.first()) log::warn("no usable GPU ({}); training on the CPU", why);
-      return {};
-    }
-    throw DeviceError("--device cuda: no usable GPU: {}", why);
-  }
-  const int local = local_rank(ctx.world);
-  const int ranks = ranks_on_this_host(ctx.world);
-  if (ranks > count && ctx.first())
-    log::warn("{} ranks share {} GPU{} of this host: correct, but slower than one rank a GPU", ranks, count, count == 1 ? "" : "s");
-  const Device device{DeviceKind::kCuda, local % count};
+  cuda::Api& api = cuda::api();
+  const Device device{DeviceKind::kCuda, local_rank(ctx.world) % count};
+  // Not by their number: a rank that its scheduler lets see one GPU of several shares it with nobody.
+  const int sharing = ranks_on_this_device(ctx.world, device);
+  if (sharing > 1 && ctx.first()) log::warn("{} ranks share a GPU of this host: correct, but slower than one rank a GPU", sharing);
   api.set_deterministic(cfg.deterministic);
   api.set_tuning(cfg.deterministic || cfg.dtype == "fp32" ? cuda::Tuning::kHeuristic : cuda::Tuning::kTimed, cache.string());
   return device;
+}
+
+std::vector<int64_t> device_of_rank(comm::Communicator& world, const Device& device) {
+  const std::string id = device.kind == DeviceKind::kCuda ? cuda::api().device_info(device).uuid : host_name();
+  return gather(world, static_cast<int64_t>(hash_name(id)));
+}
+
+int ranks_on_this_device(comm::Communicator& world, const Device& device) {
+  const std::vector<int64_t> devices = device_of_rank(world, device);
+  return static_cast<int>(std::count(devices.begin(), devices.end(), devices[static_cast<size_t>(world.rank())]));
 }
 
 parallel::NumericFormat numeric_format(const JobConfig& cfg, const Device& device) {
@@ -140,7 +159,7 @@ bool snapshot_fits(const RankContext& ctx, const parallel::ModelConfig& config, 
   const int64_t wanted = sum_on_host(ctx.world, config, options, [&](const parallel::RankPlan& p) {
     return snapshot_bytes(p) + (gpu ? 0 : p.bytes().total());
   });
-  return reduce(ctx.world, int64_t{wanted > available_memory()}, comm::ReduceOp::kMax) == 0;
+  return reduce(ctx.world, int64_t{wanted > static_cast<int64_t>(available_host_bytes())}, comm::ReduceOp::kMax) == 0;
 }
 
 data::DataOptions data_options(const RankContext& ctx, const std::vector<std::string>& sources, const fs::path& cache,

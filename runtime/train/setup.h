@@ -17,10 +17,14 @@ namespace r1::train {
 int setup_threads(const RankContext& ctx);
 /// Checks --pp/--dp/--tp against the world. Throws UsageError with factorisations that fit.
 [[nodiscard]] parallel::MeshShape mesh_of(const RankContext& ctx, int ranks_per_host);
-/// The device of this rank: --device, where auto takes a GPU when there is one; GPUs by local rank, several ranks on one GPU
+/// The device of this rank: --device, where auto takes GPUs when every rank sees one; GPUs by local rank, several ranks on one GPU
 /// when there are more ranks (warned). Sets GEMM tuning and --deterministic. Collective over the world. Throws UsageError,
 /// DeviceError.
 [[nodiscard]] Device choose_device(const RankContext& ctx, const std::filesystem::path& cache);
+/// A number for every rank's device, equal where ranks share one: the GPU, or the host of CPU ranks. Collective over the world.
+[[nodiscard]] std::vector<int64_t> device_of_rank(comm::Communicator& world, const Device& device);
+/// Ranks on this rank's device (this one included). Collective over the world.
+[[nodiscard]] int ranks_on_this_device(comm::Communicator& world, const Device& device);
 /// Storage, accumulation and reduction dtypes of --dtype and --state-dtype on a device. Throws UsageError.
 [[nodiscard]] parallel::NumericFormat numeric_format(const JobConfig& cfg, const Device& device);
 /// Engine options of a training job.

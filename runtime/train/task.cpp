@@ -1,7 +1,6 @@
 #include "runtime/train/task.h"
 
 #include <algorithm>
-#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "runtime/core/human.h"
@@ -113,12 +112,7 @@ void report(const RankContext& ctx, const std::vector<Question>& questions, cons
                            {"expected", questions[i].expected},
                            {"answers", outcomes[i].answers},
                            {"right", outcomes[i].right}});
-  if (cfg.json.empty()) return;
-  const std::string text = out.dump(2, ' ', false, Json::error_handler_t::replace);
-  if (cfg.json == "-")
-    fmt::print("{}\n", text);
-  else if (!(std::ofstream(cfg.json) << text << "\n").flush())
-    throw StorageError("--json {}: cannot be written", cfg.json);
+  if (!cfg.json.empty()) write_json(cfg.json, out.dump(2, ' ', false, Json::error_handler_t::replace));
 }
 
 }  // namespace
@@ -146,12 +140,7 @@ ExitCode run_task(const RankContext& ctx) {
   prompts = broadcast_prompts(ctx.world, std::move(prompts));
 
   if (ctx.first()) log::info("sampling: {}", session.sampling_shown());
-  RequestSizes sizes{.count = (static_cast<int64_t>(prompts.size()) * cfg.samples + session.mesh().dp - 1) /
-                              session.mesh().dp};
-  for (const Prompt& p : prompts)
-    sizes.longest_prompt = std::max(sizes.longest_prompt, static_cast<int64_t>(p.ids.size()));
-  if (cfg.max_new_tokens > 0) sizes.longest = sizes.longest_prompt + cfg.max_new_tokens;
-  session.load(sizes, false);
+  session.load(sizes_of(prompts, cfg.samples, cfg.max_new_tokens, session.mesh().dp), false);
   CompletionJob job{.requests = {}, .stops = {}, .kind = kind};
   for (const Prompt& p : prompts)
     for (int64_t s = 0; s < cfg.samples; ++s)
@@ -165,7 +154,7 @@ ExitCode run_task(const RankContext& ctx) {
     if (last && ctx.terminal)
       fmt::print(stderr, "\r{} of {} answers{}", over, job.requests.size(), over == job.requests.size() ? "\n" : "");
   });
-  const serve::EngineStats stats = job_stats(ctx, session);
+  const serve::EngineStats stats = job_stats(session);
   if (ctx.first()) {
     std::vector<Outcome> outcomes;
     const auto n = static_cast<size_t>(cfg.samples);

@@ -10,16 +10,18 @@
 #include <nlohmann/json.hpp>
 #include <thread>
 
+#include "runtime/checkpoint/checkpoint.h"
 #include "runtime/core/human.h"
 #include "runtime/core/log.h"
-#include "runtime/checkpoint/output_lock.h"
 #include "runtime/data/default/default_job.h"
 #include "runtime/device/cpu/thread_pool.h"
 #include "runtime/tokenizer/byte_level.h"
+#include "runtime/train/action_record.h"
 #include "runtime/train/deterministic_cost.h"
 #include "runtime/train/evaluate.h"
-#include "runtime/train/resume_check.h"
 #include "runtime/train/memory.h"
+#include "runtime/train/output_dir.h"
+#include "runtime/train/resume_check.h"
 #include "runtime/train/sample.h"
 #include "runtime/train/save.h"
 #include "runtime/train/setup.h"
@@ -35,46 +37,6 @@ using Clock = std::chrono::steady_clock;
 namespace {
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
-
-/// Where the job writes: --output, or the first free of r1run-out, r1run-out-2, ... when it is not given. An output that
-/// already holds checkpoints is not written into without --resume, one that another job holds not at all: rank 0 gets `lock`.
-fs::path choose_output(const RankContext& ctx, const std::string& run_id, std::unique_ptr<checkpoint::OutputLock>& lock) {
-  JobConfig& cfg = ctx.config;
-  std::string chosen, error;
-  ExitCode code = ExitCode::kOk;
-  if (ctx.first()) {
-    try {
-      fs::path out = cfg.output;
-      if (cfg.resume.empty()) {
-        if (!cfg.is_set("output"))
-          for (int i = 2; fs::exists(out); ++i) out = fmt::format("{}-{}", cfg.output, i);
-        else if (!checkpoint::list_checkpoints(out).empty())
-          throw UsageError("--output {}: holds checkpoints already; continue them with --resume auto, or give another --output",
-                           out.string());
-      }
-      std::error_code failed;
-      fs::create_directories(out, failed);
-      const fs::path probe = out / ".r1run-write-test";
-      if (failed || !(std::ofstream(probe) << "x").flush())
-        throw StorageError("--output {}: cannot be written: {}", out.string(),
-                           failed ? failed.message() : std::string(std::strerror(errno)));
-      fs::remove(probe, failed);
-      lock = std::make_unique<checkpoint::OutputLock>(out, run_id);
-      if (!lock->dead_run_id().empty()) static_cast<void>(checkpoint::remove_stale(out, lock->dead_run_id()));
-      chosen = out.string();
-    } catch (const Error& e) {
-      error = e.what();
-      code = e.code();
-    }
-  }
-  // Rank 0 decides; its error is everybody's end, and rank 0 alone tells it.
-  const auto failed = reduce(ctx.world, static_cast<int64_t>(code), comm::ReduceOp::kMax);
-  if (failed != 0) {
-    if (ctx.first()) throw Error(code, error);
-    throw CommError("rank 0 ended with code {}", failed);
-  }
-  return broadcast_text(ctx.world, chosen);
-}
 
 /// What the built-in job trains with where the user gives nothing: chosen so that the loss halves in some minutes on two cores.
 void derive_default_job(JobConfig& cfg) {
@@ -102,35 +64,6 @@ struct Progress {
 /// Checkpoints in a row that may fail to be written before the job ends.
 constexpr int kMaxFailedSaves = 3;
 
-/// "forward stage 0 micro-batch 3"
-std::string phase_of(const parallel::Action& a) {
-  const char* what = "";
-  switch (a.kind) {
-    case parallel::ActionKind::kForward: what = "forward"; break;
-    case parallel::ActionKind::kBackward: what = "backward"; break;
-    case parallel::ActionKind::kBackwardInput: what = "input gradient"; break;
-    case parallel::ActionKind::kBackwardWeight: what = "weight gradient"; break;
-    case parallel::ActionKind::kSendForward: what = "sending activations,"; break;
-    case parallel::ActionKind::kRecvForward: what = "receiving activations,"; break;
-    case parallel::ActionKind::kSendBackward: what = "sending gradients,"; break;
-    case parallel::ActionKind::kRecvBackward: what = "receiving gradients,"; break;
-  }
-  return fmt::format("{} stage {} micro-batch {}", what, a.stage, a.microbatch);
-}
-
-void record_action(FlightRecorder& flight, const parallel::Action& a) {
-  switch (a.kind) {
-    case parallel::ActionKind::kForward: return flight.action(Operation::kForward, a.stage, a.microbatch);
-    case parallel::ActionKind::kBackward: return flight.action(Operation::kBackward, a.stage, a.microbatch);
-    case parallel::ActionKind::kBackwardInput: return flight.action(Operation::kBackwardInput, a.stage, a.microbatch);
-    case parallel::ActionKind::kBackwardWeight: return flight.action(Operation::kBackwardWeight, a.stage, a.microbatch);
-    case parallel::ActionKind::kSendForward:
-    case parallel::ActionKind::kRecvForward:
-    case parallel::ActionKind::kSendBackward:
-    case parallel::ActionKind::kRecvBackward: return flight.end_action();  // the transfer records itself
-  }
-}
-
 class Job {
  public:
   explicit Job(const RankContext& ctx) : ctx_(ctx), cfg_(ctx.config) {}
@@ -142,6 +75,7 @@ class Job {
   void resume(const fs::path& checkpoint);
   void check_space(const EngineOptions& options);
   void print_start(double gemm_rate, int64_t total_steps);
+  void print_end(double first_loss, double last_loss, double seconds);
   void evaluate();
   [[nodiscard]] CheckpointMeta checkpoint_meta() const;
   void choose_save_mode(const EngineOptions& options);
@@ -202,9 +136,7 @@ void Job::open() {
   const bool has_tokenizer = fs::exists(source_->dir.path() / "tokenizer.json");
   tokenizer_.emplace(has_tokenizer ? text::Tokenizer::load(source_->dir.path())
                                    : text::Tokenizer::from_json(text::byte_level_tokenizer_json(), "no tokenizer"));
-  if (has_tokenizer && tokenizer_->vocab_size() > source_->config.vocab)
-    throw DataError("{}: the tokenizer has ids up to {}, but the model's embedding has {} rows (vocab_size in config.json)",
-                    (source_->dir.path() / "tokenizer.json").string(), tokenizer_->vocab_size() - 1, source_->config.vocab);
+  if (has_tokenizer) check_tokenizer(*tokenizer_, *source_);
 
   ctx_.status.set_phase("reading the data");
   const int64_t seq_len = seq_len_of(cfg_, source_->config);
@@ -520,6 +452,22 @@ ExitCode Job::finish(const char* why) {
   throw StoppedError("{}; step {} is saved: run the same command with --resume auto", why, progress_.step);
 }
 
+void Job::print_end(double first_loss, double last_loss, double seconds) {
+  say(ctx_, fmt::format("\nloss {:.4f} at the start, {:.4f} at the end; {} in all", first_loss, last_loss,
+                        human_duration(seconds)));
+  if (source_->built_in) {
+    ctx_.status.set_phase("sampling an answer");
+    print_sample(ctx_, *engine_, *data_, *tokenizer_);
+  }
+  const std::string checkpoint = (output_ / checkpoint::step_directory(progress_.step)).string();
+  say(ctx_, fmt::format("\nThe checkpoint is a Hugging Face directory: {}\n"
+                        "Try next:\n"
+                        "  r1run verify --model {} --layouts 1x1x1,2x1x4\n"
+                        "  r1run train --model {} --data YOUR.jsonl --pp {} --dp {} --tp {}\n"
+                        "Metrics of every step: {}",
+                        checkpoint, checkpoint, checkpoint, cfg_.pp, cfg_.dp, cfg_.tp, (output_ / "metrics.jsonl").string()));
+}
+
 ExitCode Job::run() {
   open();
   gemm_rate_ = measure_gemm_rate(ctx_, device_, engine_->plan().format.weights);
@@ -596,19 +544,7 @@ ExitCode Job::run() {
   save_now();
   report_memory();
   if (ctx_.first() && progress_line_) fmt::print("\n");
-  say(ctx_, fmt::format("\nloss {:.4f} at the start, {:.4f} at the end; {} in all", first_loss, last_loss,
-                        human_duration(seconds_since(job_start))));
-  if (source_->built_in) {
-    ctx_.status.set_phase("sampling an answer");
-    print_sample(ctx_, *engine_, *data_, *tokenizer_);
-  }
-  const std::string checkpoint = (output_ / checkpoint::step_directory(progress_.step)).string();
-  say(ctx_, fmt::format("\nThe checkpoint is a Hugging Face directory: {}\n"
-                        "Try next:\n"
-                        "  r1run verify --model {} --layouts 1x1x1,2x1x4\n"
-                        "  r1run train --model {} --data YOUR.jsonl --pp {} --dp {} --tp {}\n"
-                        "Metrics of every step: {}",
-                        checkpoint, checkpoint, checkpoint, cfg_.pp, cfg_.dp, cfg_.tp, (output_ / "metrics.jsonl").string()));
+  print_end(first_loss, last_loss, seconds_since(job_start));
   return finish(nullptr);
 }
 

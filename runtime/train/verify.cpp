@@ -4,7 +4,6 @@
 #include <chrono>
 #include <cmath>
 #include <cstdlib>
-#include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
 
@@ -97,6 +96,9 @@ Reference read_reference(const fs::path& path, const parallel::ModelConfig& conf
   for (const int64_t id : r.ids)
     if (id < 0 || id >= config.vocab)
       throw DataError("{}: input_ids has {}, the model's vocabulary ends at {}", path.string(), id, config.vocab - 1);
+  for (const int64_t label : r.labels)
+    if (label >= config.vocab)
+      throw DataError("{}: labels has {}, the model's vocabulary ends at {}", path.string(), label, config.vocab - 1);
   if (const auto* e = f.find("logits"); e != nullptr) {
     if (e->shape != std::vector<int64_t>{r.rows, r.seq_len, config.vocab})
       throw DataError("{}: logits has shape {}, expected [{}, {}, {}]", path.string(), checkpoint::shape_text(e->shape), r.rows,
@@ -428,11 +430,7 @@ ExitCode Verifier::run() {
                            {"grads", grads},
                            {"recompute_bit_equal", bit_equal},
                            {"pass", pass}};
-    if (cfg_.json == "-") {
-      fmt::print("{}\n", out.dump(2));
-    } else if (!(std::ofstream(cfg_.json) << out.dump(2) << "\n").flush()) {
-      throw StorageError("--json {}: cannot be written", cfg_.json);
-    }
+    write_json(cfg_.json, out.dump(2));
   }
   return pass ? ExitCode::kOk : ExitCode::kBadInput;
 }

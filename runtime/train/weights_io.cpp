@@ -6,6 +6,7 @@
 
 #include "runtime/checkpoint/crc32c.h"
 #include "runtime/checkpoint/io.h"
+#include "runtime/train/context.h"
 
 namespace r1::train {
 
@@ -17,10 +18,6 @@ using parallel::ParamSpec;
 
 namespace {
 
-Tensor host_tensor(void* data, int64_t n, DType dtype) {
-  return {.data = data, .dtype = dtype, .shape = {n}, .device = {}};
-}
-
 /// fp32 values of `n` elements in `dtype`.
 std::vector<char> converted(const std::vector<float>& values, DType dtype) {
   std::vector<char> out(values.size() * static_cast<size_t>(dtype_bytes(dtype)));
@@ -31,23 +28,13 @@ std::vector<char> converted(const std::vector<float>& values, DType dtype) {
 /// Text from tp 0 / dp 0 of each stage to world rank 0, over pp.
 std::vector<std::string> gather_text(parallel::ProcessGroups& groups, const std::string& mine) {
   comm::Communicator& pp = groups.pp();
-  const Stream s{};
   std::vector<std::string> all;
   if (pp.rank() != 0) {
-    auto n = static_cast<int64_t>(mine.size());
-    pp.send(host_tensor(&n, 1, DType::kI64), 0, s);
-    std::string copy = mine;
-    if (n > 0) pp.send(host_tensor(copy.data(), n, DType::kU8), 0, s);
+    send_text(pp, mine, 0);
     return all;
   }
   all.push_back(mine);
-  for (int r = 1; r < pp.size(); ++r) {
-    int64_t n = 0;
-    pp.recv(host_tensor(&n, 1, DType::kI64), r, s);
-    std::string text(static_cast<size_t>(n), '\0');
-    if (n > 0) pp.recv(host_tensor(text.data(), n, DType::kU8), r, s);
-    all.push_back(std::move(text));
-  }
+  for (int r = 1; r < pp.size(); ++r) all.push_back(recv_text(pp, r));
   return all;
 }
 

@@ -1,6 +1,7 @@
 // Training with the pipeline over three hosts: a cut link ends the job, and it goes on on two.
 #include <gtest/gtest.h>
 
+#include "runtime/core/host.h"
 #include "tests/cluster/cluster_job.h"
 
 namespace r1::test {
@@ -28,7 +29,7 @@ class HostsTraining : public ::testing::Test {
     return [this, host, output, step, at](pid_t, const std::string&) {
       if (*at > 0 || last_step(rig_.path() / output) < step) return;
       EXPECT_EQ(rig_.cut(host).code, 0);
-      *at = launch::monotonic_s();
+      *at = monotonic_s();
     };
   }
   /// No process of the job is left on any host.
@@ -57,7 +58,7 @@ TEST_F(HostsTraining, CutLinkEndsCleanlyAndTwoHostsGoOn) {
                                       "--peer-timeout=2s"};
   const Result r = train("out", 3, save + std::vector<std::string>{"--host=rig1:1,rig2:1,rig3:1"},
                          cut_at_step(3, "out", 50, &cut));
-  const double ended = launch::monotonic_s() - cut;
+  const double ended = monotonic_s() - cut;
   ASSERT_GT(cut, 0) << r.output;
   EXPECT_EQ(r.code, 75) << r.output;
   EXPECT_LT(ended, 5) << r.output;

@@ -92,6 +92,104 @@ TEST_F(Slurm, SrunAndAllocationRunToCompletion) {
   EXPECT_EQ(losses(rig_.path() / "inside"), losses(rig_.path() / "direct"));
 }
 
+// r1run in an allocation: its srun binds the ranks, a notice of Slurm's saves, a cut host is named.
+TEST_F(Slurm, RanksAreBoundANoticeSavesAndACutHostIsNamed) {
+  ASSERT_EQ(run({r1run(), "topo", "--json", (rig_.path() / "here.json").string()}).code, 0);
+  auto environment = rig_.environment();
+  environment.emplace_back("R1TEST_UNLISTED", "1");
+  const auto allocation = [&](const std::string& output, const std::vector<std::string>& more,
+                              const std::function<void(pid_t, const std::string&)>& hook) {
+    return run(rig_.on(1, std::vector<std::string>{"salloc", "-N2", "--ntasks-per-node=1", r1run(), "train"} +
+                              job(output, 100000, more)),
+               90, environment, hook);
+  };
+  const auto is_rank = [&](pid_t pid, const std::string& output) {
+    std::ifstream name(fmt::format("/proc/{}/comm", pid)), line(fmt::format("/proc/{}/cmdline", pid));
+    std::string comm, words;
+    std::getline(name, comm);
+    std::getline(line, words);
+    return comm == "r1run-rank" && words.find((rig_.path() / output).string()) != std::string::npos;
+  };
+
+  // What a rank runs with: the CPUs of its place, and of the environment only what is listed.
+  std::vector<std::string> cpus, environments;
+  double at = 0;
+  const Result saved = allocation("saved", {"--save-every=0", "--topology=" + (rig_.path() / "here.json").string()},
+                                  [&](pid_t, const std::string& text) {
+    if (at > 0 || last_step(rig_.path() / "saved") < 20) return;
+    for (const pid_t pid : rig_.processes()) {
+      if (!is_rank(pid, "saved")) continue;
+      std::ifstream status(fmt::format("/proc/{}/status", pid)), env(fmt::format("/proc/{}/environ", pid));
+      for (std::string line; std::getline(status, line);)
+        if (line.starts_with("Cpus_allowed_list:")) cpus.push_back(line.substr(line.find('\t') + 1));
+      environments.emplace_back(std::istreambuf_iterator<char>(env), std::istreambuf_iterator<char>());
+    }
+    const std::string mark = "Granted job allocation ";
+    const size_t id = text.find(mark);
+    ASSERT_NE(id, std::string::npos) << text;
+    const std::string number = text.substr(id + mark.size(), text.find('\n', id) - id - mark.size());
+    at = launch::monotonic_s();
+    EXPECT_EQ(slurm({"scancel", "--signal=TERM", number + ".0"}).code, 0);
+  });
+  const double saving = launch::monotonic_s() - at;
+  EXPECT_EQ(saved.code, 75) << saved.output;
+  ASSERT_GT(at, 0) << saved.output;
+  EXPECT_EQ(count(saved.output, "FATAL"), 0) << saved.output;
+  EXPECT_LT(saving, 10) << saved.output;
+  bool checkpoint = false;
+  for (const auto& e : fs::directory_iterator(rig_.path() / "saved"))
+    checkpoint = checkpoint || e.path().filename().string().starts_with("step-");
+  EXPECT_TRUE(checkpoint) << saved.output;
+  ASSERT_EQ(cpus.size(), 2u);
+  EXPECT_EQ(cpus[0], cpus[1]);  // one rank a host: each has the whole of its (same) machine
+  EXPECT_EQ(count(saved.output, "not bound"), 0) << saved.output;
+  for (const std::string& e : environments) {
+    EXPECT_NE(e.find("R1RUN_CPUS="), std::string::npos);
+    EXPECT_EQ(e.find("R1TEST_UNLISTED="), std::string::npos);
+  }
+
+  // A fault of one rank ends the others at once, though SIGTERM alone would let them save.
+  at = 0;
+  double cause = 0, killed_at = 0;
+  const Result killed = allocation("killed", {"--save-every=0"}, [&](pid_t, const std::string& text) {
+    if (cause == 0 && text.find("FATAL") != std::string::npos) cause = launch::monotonic_s();
+    if (at > 0 || last_step(rig_.path() / "killed") < 20) return;
+    for (const pid_t pid : rig_.processes())
+      if (at == 0 && is_rank(pid, "killed")) {
+        kill(pid, SIGKILL);
+        at = killed_at = launch::monotonic_s();
+      }
+  });
+  const double ended = launch::monotonic_s() - at;
+  ASSERT_GT(at, 0) << killed.output;
+  EXPECT_EQ(killed.code, 75) << killed.output;
+  EXPECT_EQ(count(killed.output, "FATAL"), 1) << killed.output;
+  EXPECT_GT(cause, 0) << killed.output;
+  EXPECT_LT(cause - at, 1) << killed.output;
+  EXPECT_LT(ended, 5) << killed.output;
+
+  // Slurm itself would notice after SlurmdTimeout.
+  at = 0;
+  const Result cut = allocation("cut", {"--save-every=0", "--peer-timeout=2s"}, [&](pid_t, const std::string&) {
+    if (at > 0 || last_step(rig_.path() / "cut") < 20) return;
+    EXPECT_EQ(rig_.cut(2).code, 0);
+    at = launch::monotonic_s();
+  });
+  const double noticed = launch::monotonic_s() - at;
+  ASSERT_GT(at, 0) << cut.output;
+  EXPECT_EQ(cut.code, 75) << cut.output;
+  EXPECT_EQ(count(cut.output, "r1run: FATAL host=rig2 "), 1) << cut.output;
+  EXPECT_LT(noticed, 8) << cut.output;
+  std::printf("seconds: saved after a notice %.2f; killed rank: cause %.2f, ended %.2f; cut host: ended %.2f\n", saving,
+              cause - killed_at, ended, noticed);
+  for (int i = 0; i < 100; ++i, usleep(100'000)) {
+    bool left = false;
+    for (const pid_t pid : rig_.processes()) left = left || is_rank(pid, "cut");
+    if (!left) break;
+    ASSERT_LT(i, 99) << "ranks are left";
+  }
+}
+
 TEST_F(Slurm, TheTimeLimitSavesRequeuesAndLosesNoStep) {
   // How fast this machine is just now, so that the job outlives its first time limit: USR1 comes 0
   // to 30 s after the start (Slurm looks twice a minute).

@@ -15,8 +15,7 @@ Device gpu_of_rank(int rank, int needed) {
   std::string why;
   int count = 0;
   try {
-    const auto get = reinterpret_cast<cuda::Api* (*)()>(cuda_library_symbol("r1run_cuda_api"));
-    count = (*get)()->device_count(&why);
+    count = cuda::api().device_count(&why);
   } catch (const DeviceError& e) {
     why = e.what();
   }

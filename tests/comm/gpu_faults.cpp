@@ -46,7 +46,7 @@ int main(int argc, char** argv) {
     group = make_ipc(world->split(0, world->rank(), "ipc"), make_ipc_hub(memory, stop),
                      {.kernels = kind == "ipc"});
   }
-  auto& api = *reinterpret_cast<cuda::Api* (*)()>(cuda_library_symbol("r1run_cuda_api"))();
+  auto& api = cuda::api();
   api.set_wait_hook([&](std::chrono::nanoseconds waited) {
     if (nccl)
       check_nccl(*nccl, *group, "wait for the GPU", waited);

@@ -133,7 +133,11 @@ TEST(Diagnosis, AWrongOrderIsACycle) {
   EXPECT_TRUE(d.cycle);
   EXPECT_EQ(d.culprits, (std::vector<int>{0, 1}));
   EXPECT_NE(d.why.find("wait for each other"), std::string::npos) << d.why;
-  EXPECT_TRUE(diagnose(std::vector<RankView>{in_transfer(0, 1), in_transfer(1, 0)}, 4).cycle);
+  EXPECT_TRUE(d.deadlock);
+  // A transfer that both sides are in may take its time.
+  const Diagnosis transfer = diagnose(std::vector<RankView>{in_transfer(0, 1), in_transfer(1, 0)}, 4);
+  EXPECT_TRUE(transfer.cycle);
+  EXPECT_FALSE(transfer.deadlock);
 }
 
 TEST(Diagnosis, WhoFinishedOrVanishedIsTheCause) {
@@ -213,6 +217,19 @@ TEST(Judge, AStallIsFoundAfterItsTimeoutAndTheCauseSpeaks) {
   EXPECT_GE(job.now, 8.0);
   EXPECT_LE(job.now, 8.4);
   EXPECT_NE(v->table.find("rank 2: "), std::string::npos);
+}
+
+TEST(Judge, ADeadlockIsNotWaitedFor) {
+  Job job(2);
+  ASSERT_FALSE(job.run(5, true));
+  job.ranks[0] = in_collective(0, kTp, 6, {{kTp, 6}, {kWorld, 2}}).beat;
+  job.ranks[1] = in_collective(1, kWorld, 3, {{kTp, 5}, {kWorld, 3}}).beat;
+  const double since = job.now;
+  const auto v = job.run(20, false);
+  ASSERT_TRUE(v);
+  EXPECT_NEAR(job.now - since, 2.0, 0.5) << "the peer time-out, not the stall time-out of 3 s";
+  EXPECT_EQ(v->code, ExitCode::kInternal);
+  EXPECT_TRUE(v->speaks);
 }
 
 TEST(Judge, ALongStartIsNoStall) {

@@ -105,6 +105,11 @@ TEST(RankFaults, KilledInACollective) {
   const Ending e = run_faulty(dir, endless_job(dir / "out", 1, 1, 3), 3, {"kill", "message", 1});
   expect_ending(dir, e, 75, "rank=1", 3.0);
   EXPECT_TRUE(std::regex_search(e.line, std::regex("op=\"(all-reduce|all-gather|reduce-scatter) #[0-9]+ of "))) << e.line;
+  // What it did last outlives it.
+  const std::string flight = bytes_of(dir / "out/flight-rank-1.txt");
+  EXPECT_NE(e.line.find("flight=\"" + (dir / "out/flight-rank-1.txt").string()), std::string::npos) << e.line;
+  EXPECT_TRUE(std::regex_search(flight, std::regex("step [0-9]+ +not over +(all-reduce|all-gather|reduce-scatter) #[0-9]+ of "))) << flight;
+  EXPECT_GT(count(flight, "\n"), 50) << flight;
 }
 
 TEST(RankFaults, SegmentationFaultIsOurBug) {
@@ -119,6 +124,27 @@ TEST(RankFaults, EarlyExit) {
   const Ending e = run_faulty(dir, endless_job(dir / "out", 2, 1, 1), 2, {"exit", "gemm", 1});
   expect_ending(dir, e, 70, "rank=1", 3.5);
   EXPECT_NE(e.line.find("without finishing"), std::string::npos) << e.line;
+}
+
+TEST(RankFaults, EarlyFinalize) {
+  const TempDir dir;
+  const Ending e = run_faulty(dir, endless_job(dir / "out", 2, 1, 1), 2, {"finalize", "gemm", 1});
+  expect_ending(dir, e, 70, "rank=1", 3.5);
+  EXPECT_NE(e.line.find("MPI_Finalize was called before the job was over"), std::string::npos) << e.line;
+}
+
+/// mpirun's MPMD form gives each rank a command line of its own.
+TEST(RankFaults, RanksWithDifferentJobsAreRefusedAtTheStart) {
+  const TempDir dir;
+  auto command = job(1, endless_job(dir / "out", 1, 1, 2));
+  const auto other = job(1, endless_job(dir / "out", 1, 1, 2, {"--lr", "0.5"}));
+  command.emplace_back(":");
+  command.insert(command.end(), other.begin() + 1, other.end());
+  const Result r = run(command, 60, mpi_environment());
+  EXPECT_EQ(r.code, 64) << r.output;
+  EXPECT_EQ(count(r.output, "the ranks were not given the same job: rank 1"), 1) << r.output;
+  EXPECT_TRUE(std::regex_search(r.output, std::regex("--lr: [0-9.e-]+ \\(default\\) on rank 0, 0\\.5 \\(command line\\) on rank 1"))) << r.output;
+  EXPECT_EQ(count(r.output, "--steps:"), 0) << r.output;
 }
 
 TEST(RankFaults, Stopped) {

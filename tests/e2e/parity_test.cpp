@@ -1,5 +1,7 @@
 // Loss, logits and every gradient against transformers' references: every fixture in every layout, each job over all schedules
 // and all recompute policies.
+#include <cstring>
+
 #include "tests/e2e/support.h"
 
 namespace r1::test {
@@ -49,6 +51,20 @@ TEST(Parity, AWrongReferenceFails) {
                                "--schedule", "1f1b", "--recompute", "none"}), 60);
   EXPECT_EQ(r.code, 65) << r.output;
   EXPECT_NE(r.output.find("model.norm.weight"), std::string::npos) << r.output;
+}
+
+TEST(Parity, ALabelBeyondTheVocabularyIsRefused) {
+  const TempDir dir;
+  std::string bytes = bytes_of(data("hf/qwen2-untied/reference.safetensors"));
+  const auto header = static_cast<size_t>(static_cast<unsigned char>(bytes[0])) + 256 * static_cast<unsigned char>(bytes[1]);
+  const auto meta = nlohmann::json::parse(bytes.substr(8, header));
+  const auto begin = meta["labels"]["data_offsets"][0].get<size_t>();
+  const int64_t label = int64_t{1} << 40;
+  std::memcpy(&bytes[8 + header + begin], &label, sizeof label);
+  std::ofstream(dir / "wrong.safetensors", std::ios::binary) << bytes;
+  const Result r = run(job(1, {"verify", "--model", data("hf/qwen2-untied"), "--reference", (dir / "wrong.safetensors").string()}), 60);
+  EXPECT_EQ(r.code, 65) << r.output;
+  EXPECT_NE(r.output.find("labels has 1099511627776"), std::string::npos) << r.output;
 }
 
 }  // namespace

@@ -78,6 +78,15 @@ TEST(Versions, NcclThatCrashesIsRefused) {
     EXPECT_EQ(check_library_version(version_table(), "NCCL", good).verdict, Verdict::kOk) << good;
   EXPECT_EQ(check_library_version(version_table(), "NCCL", "").verdict, Verdict::kUnknown);
   EXPECT_EQ(check_library_version(version_table(), "cuDNN", "2.28.5").verdict, Verdict::kOk);
+  // libnccl.so.2 says its major version alone: neither good nor refused.
+  const Check major = check_library_version(version_table(), "NCCL", "2");
+  EXPECT_EQ(major.verdict, Verdict::kUnknown);
+  EXPECT_THAT(major.remedy, HasSubstr("2.28.3 to 2.28.8"));
+  EXPECT_EQ(check_cudnn(version_table(), "8", "11.8").verdict, Verdict::kUnknown);
+  EXPECT_EQ(check_cudnn(version_table(), "8.5.0", "11.8").verdict, Verdict::kFailure);
+  EXPECT_EQ(check_cudnn(version_table(), "8.5.0", "").verdict, Verdict::kFailure);
+  EXPECT_EQ(check_cudnn(version_table(), "8.6.0", "11.8").verdict, Verdict::kOk);
+  EXPECT_EQ(check_cudnn(version_table(), "9.10.2", "12.9").verdict, Verdict::kOk);
 }
 
 TEST(Versions, TheTableNamesABadLine) {

@@ -180,6 +180,30 @@ TEST_F(FrontDoor, LauncherPrintsOneCauseAndCountsEchoes) {
   EXPECT_EQ(left_behind(), 0);
 }
 
+TEST_F(FrontDoor, KilledRankIsNamedWithinASecondAndAllAreGoneWithinThree) {
+  double at = 0, cause = 0;
+  int seen = 0;
+  const Result r = run(alone({"train", "--tp", "4"}), 30, asking(false, "", -2, 1000000), [&](pid_t, const std::string& output) {
+    int up = 0;
+    for (const auto& e : fs::directory_iterator(dir_.path() / "pids")) up += e.file_size() > 0;
+    if (at == 0 && up == 4 && ++seen > 25) {
+      pid_t rank = 0;
+      std::ifstream(dir_.path() / "pids" / "2") >> rank;
+      kill(rank, SIGKILL);
+      at = monotonic_s();
+    }
+    if (cause == 0 && output.find("r1run: FATAL rank=2 ") != std::string::npos) cause = monotonic_s();
+  });
+  ASSERT_GT(at, 0) << r.output;
+  EXPECT_EQ(r.code, 75) << r.output;
+  EXPECT_EQ(left_behind(3), 0);
+  const double gone = monotonic_s() - at;
+  EXPECT_GT(cause, 0) << r.output;
+  EXPECT_LT(cause - at, 1);
+  EXPECT_LT(gone, 3);
+  std::printf("seconds after the fault: cause %.2f, nobody left %.2f\n", cause - at, gone);
+}
+
 TEST_F(FrontDoor, TermToTheLauncherSavesFirst) {
   const Result r =
       run(alone({"train", "--tp", "4"}), 30, asking(false, "", -2, 100000), send_once(SIGTERM));
@@ -250,6 +274,34 @@ TEST_F(FrontDoor, DryRunPrintsTheCommandAndStartsNothing) {
   EXPECT_EQ(count(r.output, "'it'\\''s'"), 1) << r.output;
   EXPECT_EQ(count(r.output, "--dry-run"), 0) << r.output;
   EXPECT_TRUE(fs::is_empty(dir_.path() / "pids"));
+}
+
+// The samples' own topologies: ranks on the GPUs' NUMA nodes, adapters named, racks in order; all of it a script.
+TEST_F(FrontDoor, DryRunShowsThePlacement) {
+  const std::string samples = std::string(R1RUN_SOURCE_DIR) + "/hostfiles/samples/";
+  const Result r = run(alone({"train", "--hostfile", samples + "production-2-nodes.hosts", "--pp", "2", "--tp", "4", "--dry-run"}), 30, {});
+  EXPECT_EQ(r.code, 0) << r.output;
+  EXPECT_EQ(count(r.output, "# rank 1 (pp 0 dp 0 tp 1): gpu-node-01, GPU 1, NUMA node 1, CPUs 16-31,144-159, adapters mlx5_0:1\n"), 1) << r.output;
+  EXPECT_EQ(count(r.output, "# rank 7 (pp 1 dp 0 tp 3): gpu-node-02, GPU 3, NUMA node 5, CPUs 80-95,208-223"), 1) << r.output;
+  EXPECT_EQ(count(r.output, "R1RUN_CPUS=16-31,144-159"), 1) << r.output;  // in the table that both hosts share
+  EXPECT_EQ(count(r.output, "-x R1RUN_PLACEMENT"), 1) << r.output;
+  EXPECT_EQ(count(r.output, "GPU 0 has no adapter near it"), 1) << r.output;
+  EXPECT_EQ(count(r.output, "UCX_NET_DEVICES=;"), 0) << r.output;
+
+  const std::string racks = (dir_.path() / "racks").string();
+  std::ofstream(racks) << "a slots=1 # r1run: rack=1\nb slots=1 # r1run: rack=2\nc slots=1 # r1run: rack=1\nd slots=1 # r1run: rack=2\n";
+  const Result order = run(alone({"train", "--hostfile", racks, "--pp", "4", "--dry-run"}), 30, {});
+  EXPECT_EQ(order.code, 0) << order.output;
+  EXPECT_EQ(count(order.output, "--map-by seq"), 1) << order.output;
+
+  // --topology says the same for hosts that a file does not describe.
+  const Result option = run(alone({"train", "--host", "x:4,y:4", "--topology", samples + "../topologies/a100x4.xml", "--pp", "2", "--tp", "4",
+                                   "--dry-run"}), 30, {});
+  EXPECT_EQ(option.code, 0) << option.output;
+  EXPECT_EQ(count(option.output, "# rank 5 (pp 1 dp 0 tp 1): y, GPU 1, NUMA node 1, CPUs 16-31,144-159, adapters mlx5_0:1\n"), 1) << option.output;
+  const Result missing = run(alone({"train", "--host", "x:4", "--topology", "nowhere.xml", "--dry-run"}), 30, {});
+  EXPECT_EQ(missing.code, 64) << missing.output;
+  EXPECT_EQ(count(missing.output, "--topology nowhere.xml: cannot be opened"), 1) << missing.output;
 }
 
 TEST_F(FrontDoor, SaysWhenTheRankProgramIsMissing) {

@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <map>
@@ -50,6 +51,31 @@ class HostsRig {
   /// Takes the link of a host down, on the other side of its cable, and up again.
   [[nodiscard]] Result cut(int host) const { return act("cut", host); }
   [[nodiscard]] Result join(int host) const { return act("join", host); }
+
+  /// Processes on any of the hosts, told by their network namespace; without those that hold the
+  /// hosts up.
+  [[nodiscard]] std::vector<pid_t> processes() const {
+    std::vector<std::string> spaces, holders;
+    std::error_code failed;
+    const auto space = [&](const std::string& pid) {
+      return std::filesystem::read_symlink("/proc/" + pid + "/ns/net", failed).string();
+    };
+    for (int host = 1; host <= 3; ++host) {
+      std::ifstream(path() / fmt::format("pid.{}", host)) >> holders.emplace_back();
+      spaces.push_back(space(holders.back()));
+    }
+    std::vector<pid_t> out;
+    for (std::filesystem::directory_iterator it("/proc", failed), end; !failed && it != end; it.increment(failed)) {
+      const std::string pid = it->path().filename().string();
+      if (pid.find_first_not_of("0123456789") != std::string::npos) continue;
+      std::error_code gone;
+      const std::string mine = std::filesystem::read_symlink("/proc/" + pid + "/ns/net", gone).string();
+      if (gone || mine.empty() || std::find(spaces.begin(), spaces.end(), mine) == spaces.end()) continue;
+      if (std::find(holders.begin(), holders.end(), pid) == holders.end() && process_state(std::stoi(pid)) != 'Z')
+        out.push_back(std::stoi(pid));
+    }
+    return out;
+  }
 
   /// The command, run on a host, in the rig's directory.
   [[nodiscard]] std::vector<std::string> on(int host,

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <fstream>
+#include <map>
 
 #include "hosts_rig.h"
 #include "launch/control.h"
@@ -104,6 +105,39 @@ class ThreeHosts : public ::testing::Test {
     }
     return n;
   }
+  /// Times of a fault's course, in seconds after it; -1: not seen.
+  struct Course {
+    Result result;
+    double cause = -1, ended = -1, gone = -1;
+  };
+  /// Runs six ranks that would go on for ever; half a second after all are up `fault` happens.
+  [[nodiscard]] Course course(const std::vector<std::string>& more, const std::function<void()>& fault) const {
+    Course c;
+    double up = 0, at = 0, cause = 0;
+    std::vector<std::string> args{"--host", "rig1:2,rig2:2,rig3:2"};
+    args.insert(args.end(), more.begin(), more.end());
+    c.result = on_first_host(job(args), "", -2, 1000000, [&](pid_t, const std::string& output) {
+      const double now = monotonic_s();
+      if (up == 0 && alive() == 6) up = now;
+      if (at == 0 && up > 0 && now - up > 0.5) {
+        fault();
+        at = monotonic_s();
+      }
+      if (cause == 0 && at > 0 && output.find("r1run: FATAL") != std::string::npos) cause = now;
+    });
+    if (at == 0) return c;
+    c.ended = monotonic_s() - at;
+    if (cause > 0) c.cause = cause - at;
+    for (const double limit = at + 40; monotonic_s() < limit && !rig_.processes().empty();) usleep(20'000);
+    if (rig_.processes().empty()) c.gone = monotonic_s() - at;
+    std::printf("seconds after the fault: cause %.2f, launcher ended %.2f, nobody left %.2f\n", c.cause, c.ended, c.gone);
+    return c;
+  }
+  [[nodiscard]] pid_t pid_of(int rank) const {
+    pid_t pid = 0;
+    std::ifstream(rig_.path() / "pids" / std::to_string(rank)) >> pid;
+    return pid;
+  }
   HostsRig rig_;
 };
 
@@ -118,16 +152,75 @@ TEST_F(ThreeHosts, RunsOverAHostfile) {
   EXPECT_EQ(count(r.output, "CRLF"), 1) << r.output;
 }
 
-TEST_F(ThreeHosts, KilledRankOnAnotherHostIsNamed) {
-  double started = 0;
-  const auto hook = [&](pid_t, const std::string&) {
-    if (started == 0 && alive() == 6) started = monotonic_s();
-  };
-  const Result r = on_first_host(job({"--host", "rig1:2,rig2:2,rig3:2"}), "kill", 4, 5, hook);
+// A hostfile's topology reaches the ranks: each is bound to the cores of its place, on every host.
+TEST_F(ThreeHosts, RanksAreBoundWhereTheTopologySays) {
+  if (sysconf(_SC_NPROCESSORS_ONLN) < 2) GTEST_SKIP() << "one CPU: nothing to choose";
+  const std::string r1run = (rig_.path() / "r1run").string();
+  ASSERT_EQ(run({r1run, "topo", "--json", (rig_.path() / "here.json").string()}).code, 0);
+  const std::string file = (rig_.path() / "hostfile").string();
+  std::ofstream(file) << "# r1run: topology=here.json\nrig1 slots=2\nrig2 slots=2\nrig3 slots=2\n";
+  const Result r = on_first_host(job({"--hostfile", file}), "", -2, 5);
+  ASSERT_EQ(r.code, 0) << r.output;
+  EXPECT_EQ(count(r.output, "not bound"), 0) << r.output;
+  std::map<std::string, int> users;
+  for (int rank = 0; rank < 6; ++rank) {
+    std::ifstream in(rig_.path() / "pids" / std::to_string(rank));
+    std::string pid, cpus;
+    in >> pid;
+    std::getline(in, cpus);
+    ++users[cpus];
+  }
+  EXPECT_EQ(users.size(), 2U) << "two ranks a host, each with cores of its own";
+  for (const auto& [cpus, n] : users) EXPECT_EQ(n, 3) << cpus;
+
+  // A map of another machine: said, and the job runs unbound.
+  std::ofstream(file) << "# r1run: topology=" << R1RUN_SOURCE_DIR
+                      << "/hostfiles/topologies/a100x4.xml\nrig1 slots=2\nrig2 slots=2\nrig3 slots=2\n";
+  const Result wrong = on_first_host(job({"--hostfile", file}), "", -2, 5);
+  EXPECT_EQ(wrong.code, 0) << wrong.output;
+  EXPECT_GE(count(wrong.output, "not bound: its topology gives it CPUs"), 1) << wrong.output;
+  EXPECT_GE(count(wrong.output, "NCCL_IB_HCA is not set"), 1) << wrong.output;
+}
+
+// Users and ports of a hostfile reach the agent, and with them the job starts as without.
+TEST_F(ThreeHosts, UsersAndPortsReachTheAgent) {
+  const std::string file = (rig_.path() / "hostfile").string();
+  std::ofstream(file) << "rig1 slots=2\nann@rig2 slots=2\nrig3 slots=2 port=2222\n";
+  const Result r = on_first_host(job({"--hostfile", file}), "", -2, 5);
+  EXPECT_EQ(r.code, 0) << r.output;
+  EXPECT_EQ(count(r.output, "done after 5 steps with 6 ranks"), 1) << r.output;
+  std::ifstream in(rig_.path() / "ssh-words");
+  const std::string words{std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
+  EXPECT_EQ(count(words, "ann@rig2\n"), 1) << words;
+  EXPECT_EQ(count(words, "-p 2222\n"), 1) << words;
+}
+
+TEST_F(ThreeHosts, KilledRankIsNamedWithinASecondAndAllAreGoneWithinFive) {
+  const Course c = course({}, [&] { kill(pid_of(4), SIGKILL); });
+  const Result& r = c.result;
   EXPECT_EQ(r.code, 75) << r.output;
   EXPECT_EQ(count(r.output, "FATAL"), 1) << r.output;
   EXPECT_EQ(count(r.output, "r1run: FATAL rank=4 host=rig3 "), 1) << r.output;
-  EXPECT_EQ(alive(), 0);
+  EXPECT_TRUE(c.cause >= 0 && c.cause < 1) << c.cause;
+  EXPECT_TRUE(c.gone >= 0 && c.gone < 5) << c.gone;
+}
+
+TEST_F(ThreeHosts, StoppedRankIsNamedByItsParent) {
+  const Course c = course({"--peer-timeout", "2s"}, [&] { kill(pid_of(3), SIGSTOP); });
+  const Result& r = c.result;
+  EXPECT_EQ(r.code, 75) << r.output;
+  EXPECT_EQ(count(r.output, "FATAL"), 1) << r.output;
+  EXPECT_EQ(count(r.output, "r1run: FATAL rank=3 host=rig2 "), 1) << r.output;
+  EXPECT_EQ(count(r.output, "alive but silent"), 1) << r.output;
+  EXPECT_TRUE(c.gone >= 0 && c.gone < 2 + 5) << c.gone;
+}
+
+TEST_F(ThreeHosts, RankThatLeavesEarlyIsNamed) {
+  const Result r = on_first_host(job({"--host", "rig1:2,rig2:2,rig3:2"}), "silent-success", 5, 1000000);
+  EXPECT_EQ(r.code, 70) << r.output;
+  EXPECT_EQ(count(r.output, "FATAL"), 1) << r.output;
+  EXPECT_EQ(count(r.output, "r1run: FATAL rank=5 host=rig3 "), 1) << r.output;
+  EXPECT_EQ(count(r.output, "exited 0 without finishing"), 1) << r.output;
 }
 
 // The same cause on all ranks of three hosts, with no launcher of ours to count them.
@@ -156,22 +249,21 @@ TEST_F(ThreeHosts, DoctorLooksAtEveryHostThroughOneMpirun) {
 }
 
 TEST_F(ThreeHosts, CutHostIsNamedAndNobodyStays) {
-  double cut_at = 0;
-  const auto hook = [&](pid_t, const std::string&) {
-    if (cut_at != 0 || alive() < 6) return;
-    usleep(1'000'000);
-    ASSERT_EQ(rig_.cut(3).code, 0);
-    cut_at = monotonic_s();
-  };
-  const Result r = on_first_host(job({"--peer-timeout", "2s", "--host", "rig1:2,rig2:2,rig3:2"}),
-                                 "", -2, 1000000, hook);
-  ASSERT_GT(cut_at, 0) << r.output;
+  const Course c = course({"--peer-timeout", "2s"}, [&] { ASSERT_EQ(rig_.cut(3).code, 0); });
+  const Result& r = c.result;
   EXPECT_EQ(r.code, 75) << r.output;
   EXPECT_EQ(count(r.output, "r1run: FATAL host=rig3 "), 1) << r.output;
   EXPECT_EQ(count(r.output, "FATAL"), 1) << r.output;
-  EXPECT_LT(monotonic_s() - cut_at, 10);  // the figure is 2.1 s; a loaded machine gets room
-  for (int i = 0; i < 100 && alive() > 0; ++i) usleep(100'000);
-  EXPECT_EQ(alive(), 0);
+  EXPECT_TRUE(c.ended >= 0 && c.ended < 5) << c.ended;
+  EXPECT_GE(c.gone, 0) << "processes are left";
+}
+
+TEST_F(ThreeHosts, CutHostIsNamedWithinFifteenSecondsAtTheDefaults) {
+  const Course c = course({}, [&] { ASSERT_EQ(rig_.cut(2).code, 0); });
+  EXPECT_EQ(c.result.code, 75) << c.result.output;
+  EXPECT_EQ(count(c.result.output, "r1run: FATAL host=rig2 "), 1) << c.result.output;
+  EXPECT_TRUE(c.ended >= 0 && c.ended < 15) << c.ended;
+  EXPECT_GE(c.gone, 0) << "processes are left";
 }
 
 }  // namespace

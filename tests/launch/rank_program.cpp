@@ -1,9 +1,10 @@
 // Stand-in for r1run-rank: joins MPI, "trains" (all-reduce after all-reduce), and meets the fault
 // asked for.
 //   launch_test_rank train [--fault NAME] [--on RANK] [--steps N] [--pids DIR]
-// Rank RANK (all ranks when -1) meets the fault at step 3. Each rank leaves its process id in
-// DIR/<rank>.
+// Rank RANK (all ranks when -1) meets the fault at step 3. Each rank leaves its process id and
+// the CPUs it may run on in DIR/<rank>.
 #include <mpi.h>
+#include <sched.h>
 #include <signal.h>
 #include <unistd.h>
 
@@ -54,7 +55,15 @@ int main(int argc, char** argv) {
   }
   status->set_identity(rank, fault == "wrong-world" ? 1 : size,
                        "pp 0 dp 0 tp " + std::to_string(rank));
-  if (!pids.empty()) std::ofstream(pids + "/" + std::to_string(rank)) << getpid() << std::endl;
+  if (!pids.empty()) {
+    std::ofstream out(pids + "/" + std::to_string(rank));
+    out << getpid();
+    cpu_set_t mine;
+    if (sched_getaffinity(0, sizeof(mine), &mine) == 0)
+      for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu)
+        if (CPU_ISSET(cpu, &mine)) out << ' ' << cpu;
+    out << std::endl;
+  }
   const bool mine = on == -1 || on == rank;
   std::thread reporter;
   for (int step = 0; step < steps; ++step) {

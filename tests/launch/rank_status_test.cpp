@@ -85,7 +85,6 @@ TEST(RankStatus, WithoutParentWritesNowhere) {
   EXPECT_FALSE(writer->has_parent());
   writer->set_step(1);
   writer->report(ReportKind::kPrimary, ExitCode::kInternal, "x");
-  EXPECT_TRUE(writer->control_offer().empty());
 }
 
 TEST(RankStatus, RefusesADescriptorThatIsNoPage) {
@@ -95,16 +94,6 @@ TEST(RankStatus, RefusesADescriptorThatIsNoPage) {
   close(fds[0]);
   close(fds[1]);
   EXPECT_THROW(RankStatusWriter{fds[0]}, InternalError);
-}
-
-TEST(RankStatus, ControlAddressTravelsBothWays) {
-  RankStatusReader reader;
-  RankStatusWriter writer(reader.fd());
-  const std::string offer("10.0.0.1:4000 \0cookie", 21);  // may hold any byte
-  reader.offer_control(offer);
-  EXPECT_EQ(writer.control_offer(), offer);
-  writer.join_control(offer);
-  EXPECT_EQ(reader.read().control_join, offer);
 }
 
 // Phase and step are written together: a reader must never see a mixture.

@@ -199,7 +199,7 @@ TEST(Command, SrunSaysHowManyTasksANodeGets) {
   const RankProgram p{.path = "/b/r1run", .arguments = {"train"}, .ranks = 8, .threads = 2};
   const auto line = [&](const char* nodes, const char* tasks) {
     return shell_line(
-        slurm_srun("srun", p, slurm_cluster(nodes, tasks), {.pp = 2, .dp = 1, .tp = 4}).argv);
+        slurm_srun("srun", p, slurm_cluster(nodes, tasks), {.pp = 2, .dp = 1, .tp = 4}, {}).argv);
   };
   EXPECT_NE(line("n[1-2]", "4(x2)")
                 .find("--mpi=pmix --kill-on-bad-exit=1 --nodes=2 --ntasks=8 --ntasks-per-node=4"),
@@ -209,6 +209,23 @@ TEST(Command, SrunSaysHowManyTasksANodeGets) {
             std::string::npos);  // Slurm's own fill would be 7 + 1
   EXPECT_NE(line("n1", "8").find("--nodes=1"), std::string::npos);
   EXPECT_NE(line("n1", "8").find("--cpus-per-task=2"), std::string::npos);
+}
+
+// The tasks of srun get what is listed, never everything; and by name, so that no value is an argument.
+TEST(Command, SrunExportsAList) {
+  const std::vector<std::string> names{"PATH",          "HOME",        "NCCL_DEBUG",       "OMPI_MCA_pml",
+                                       "HF_TOKEN",      "MY_VARIABLE", "AWS_SECRET_KEY",   "R1RUN_CONTROL_TOKEN",
+                                       "UCX_TLS",       "EDITOR",      "LD_LIBRARY_PATH",  "NCCL_SOME_PASSWORD"};
+  EXPECT_EQ(srun_variables(names),
+            (std::vector<std::string>{"NCCL_DEBUG", "UCX_TLS", "LD_LIBRARY_PATH", "PATH", "HOME", "OMPI_MCA_pml"}));
+  const RankProgram p{.path = "/b/r1run", .arguments = {"train"}, .ranks = 2};
+  const Command c = slurm_srun("srun", p, slurm_cluster("n[1-2]", "1(x2)"), {.pp = 2, .dp = 1, .tp = 1}, {"PATH"});
+  const std::string line = shell_line(c.argv);
+  EXPECT_NE(line.find("--export=R1RUN_SUPERVISED=1,R1RUN_CONTROL_ADDRESS,R1RUN_CONTROL_PORT,"
+                      "R1RUN_CONTROL_TOKEN,PATH "),
+            std::string::npos)
+      << line;
+  EXPECT_EQ(line.find("ALL"), std::string::npos) << line;
 }
 
 TEST(Command, ShellLineSurvivesAShell) {

@@ -1,7 +1,7 @@
 /* Faults inside a real rank, for tests: preloaded into r1run-rank, it waits for a file to appear and then, at the next call of
  * the kind asked for on the rank asked for, does what was asked for. The file is removed first, so that it happens once.
  *
- *   R1TEST_FAULT   kill, segv, exit, stop, deadlock, nan, slow
+ *   R1TEST_FAULT   kill, segv, exit, finalize, stop, deadlock, nan, slow
  *   R1TEST_AT      gemm (cblas_sgemm), message (MPI_Isend), pwrite, fsync, rename
  *   R1TEST_RANK    world rank; R1TEST_TRIGGER  the file
  * "slow" needs no repeated trigger: while the file is there, each call sleeps R1TEST_SLOW_US.
@@ -38,6 +38,11 @@ static int fault_at(const char* where) {
         raise(SIGSEGV);
       }
       if (is_set("R1TEST_FAULT", "exit")) _exit(0);
+      if (is_set("R1TEST_FAULT", "finalize")) {
+        int (*finalize)(void) = (int (*)(void))dlsym(RTLD_DEFAULT, "MPI_Finalize");
+        finalize();
+        exit(0);
+      }
       if (is_set("R1TEST_FAULT", "stop")) raise(SIGSTOP);
       if (is_set("R1TEST_FAULT", "deadlock"))
         for (;;) pause();

@@ -68,7 +68,6 @@ void write_default_data(const std::filesystem::path& file) {
 }
 
 std::string_view default_config_json() { return kConfig; }
-std::string_view default_generation_config_json() { return kGenerationConfig; }
 
 void write_default_model_files(const std::filesystem::path& dir) {
   std::error_code error;

@@ -22,6 +22,5 @@ inline constexpr int64_t kDefaultSeqLen = 512;
 /// not written: they are initialised from a seed by whoever trains. Throws StorageError.
 void write_default_model_files(const std::filesystem::path& dir);
 [[nodiscard]] std::string_view default_config_json();
-[[nodiscard]] std::string_view default_generation_config_json();
 
 }  // namespace r1::data

@@ -20,6 +20,7 @@ namespace {
 constexpr size_t kHugePage = size_t{2} << 20;
 constexpr size_t kLarge = size_t{4} << 20;
 constexpr size_t kTile = size_t{1} << 20;  // of copies and fills shared between threads
+constexpr size_t kNoLimit = std::numeric_limits<int64_t>::max();
 
 /// A number from a one-line file; nothing when it is missing or "max".
 std::optional<size_t> read_number(const std::string& path) {
@@ -38,14 +39,13 @@ size_t host_available_bytes() {
     std::istringstream fields(line);
     if (fields >> key >> kib && key == "MemAvailable:") return kib * 1024;
   }
-  return std::numeric_limits<size_t>::max();
+  return kNoLimit;
 }
 
 /// What the control groups leave (version 2: every group from the process's own up to the root;
 /// version 1: the own).
 size_t cgroup_available_bytes() {
-  constexpr size_t kNone = std::numeric_limits<size_t>::max();
-  size_t available = kNone;
+  size_t available = kNoLimit;
   const auto consider = [&](const std::string& dir, const char* limit_file, const char* used_file) {
     const auto limit = read_number(dir + limit_file);
     const auto used = read_number(dir + used_file);

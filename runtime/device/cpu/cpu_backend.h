@@ -11,7 +11,7 @@ namespace r1 {
 [[nodiscard]] DeviceBackend& cpu_backend();
 
 /// Bytes this process may still allocate: the smaller of the host's available memory and what its
-/// control groups leave.
+/// control groups leave. Where nothing is known, the largest int64_t.
 [[nodiscard]] size_t available_host_bytes();
 
 }  // namespace r1

@@ -77,7 +77,6 @@ class DeviceContext {
 
   [[nodiscard]] int index() const { return index_; }
   [[nodiscard]] int multiprocessors() const { return info_.multiprocessors; }
-  [[nodiscard]] int compute_capability() const { return info_.major * 10 + info_.minor; }
   [[nodiscard]] const DeviceInfo& info() const { return info_; }
   [[nodiscard]] const Settings& settings() const { return settings_; }
   [[nodiscard]] cublasLtHandle_t cublaslt();

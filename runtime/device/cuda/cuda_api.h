@@ -1,7 +1,7 @@
 // What the CUDA library offers beyond the seams DeviceBackend and KernelTable: devices, numerics,
 // tuning. No CUDA header is needed to use it.
 //
-//     auto* get = reinterpret_cast<r1::cuda::Api* (*)()>(cuda_library_symbol("r1run_cuda_api"));
+//     r1::cuda::Api& api = r1::cuda::api();  // runtime/device/cuda_library.h
 #pragma once
 
 #include <chrono>

@@ -5,16 +5,11 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "launch/topology/nvml.h"
+
 namespace {
 
-struct PciInfo {
-  char busid_legacy[16];
-  unsigned domain, bus, device, pci_device_id, pci_subsystem_id;
-  char busid[32];
-};
-struct Memory {
-  unsigned long long total, free, used;
-};
+using r1::launch::nvml::Memory, r1::launch::nvml::PciInfo;
 constexpr int kSuccess = 0, kNotSupported = 3;
 
 int devices[8];  // 0-3: GPUs, 4-5: MIG instances of GPU 0

@@ -11,6 +11,7 @@
 #include "launch/topology/json.h"
 #include "launch/topology/render.h"
 #include "launch/topology/svg.h"
+#include "launch/topology/cluster_topology.h"
 #include "launch/topology/topo_command.h"
 #include "runtime/core/error.h"
 #include "tests/launch/topology/support.h"

@@ -20,8 +20,8 @@ namespace r1::cuda::test {
 
 inline Api* try_api(std::string* why) {
   try {
-    auto* api = reinterpret_cast<Api* (*)()>(cuda_library_symbol("r1run_cuda_api"))();
-    return api->device_count(why) > 0 ? api : nullptr;
+    Api& api = cuda::api();
+    return api.device_count(why) > 0 ? &api : nullptr;
   } catch (const Error& e) {
     *why = e.what();
     return nullptr;

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <filesystem>
 #include <fstream>
@@ -11,33 +10,19 @@
 #include <string_view>
 
 #include "runtime/core/error.h"
+#include "tests/support/temp_dir.h"
 
 namespace r1::data::test {
 
-class TempDir {
+class TempDir : public r1::test::TempDir {
  public:
-  TempDir() {
-    std::string name = (std::filesystem::temp_directory_path() / "r1-data-test-XXXXXX").string();
-    if (::mkdtemp(name.data()) == nullptr) throw std::runtime_error("no temporary directory");
-    path_ = name;
-  }
-  ~TempDir() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  TempDir(const TempDir&) = delete;
-  TempDir& operator=(const TempDir&) = delete;
-  [[nodiscard]] const std::filesystem::path& path() const { return path_; }
   std::filesystem::path write(const std::string& name, std::string_view content) const {
-    const auto file = path_ / name;
+    const auto file = path() / name;
     std::ofstream out(file, std::ios::binary);
     out.write(content.data(), static_cast<std::streamsize>(content.size()));
     if (!out.flush()) throw std::runtime_error("cannot write " + file.string());
     return file;
   }
-
- private:
-  std::filesystem::path path_;
 };
 
 [[nodiscard]] inline std::string slurp(const std::filesystem::path& file) {

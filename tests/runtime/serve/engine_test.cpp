@@ -167,9 +167,8 @@ TEST(Engine, GreedyCompletionsAreTransformersInEveryLayout) {
 
 TEST(Engine, GreedyCompletionsAreTransformersOnAGpu) {
   try {
-    const auto get = reinterpret_cast<cuda::Api* (*)()>(cuda_library_symbol("r1run_cuda_api"));
     std::string why;
-    if ((*get)()->device_count(&why) == 0) GTEST_SKIP() << "no GPU: " << why;
+    if (cuda::api().device_count(&why) == 0) GTEST_SKIP() << "no GPU: " << why;
   } catch (const DeviceError& e) {
     GTEST_SKIP() << e.what();
   }

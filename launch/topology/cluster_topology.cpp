@@ -1,0 +1,130 @@
+#include "launch/topology/cluster_topology.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <map>
+
+#include "launch/topology/import.h"
+#include "launch/topology/merge.h"
+#include "launch/topology/text.h"
+#include "runtime/core/error.h"
+
+namespace r1::launch {
+namespace {
+
+namespace fs = std::filesystem;
+
+/// Machines call themselves by their first label, a hostfile may use the whole name.
+bool same_host(std::string_view a, std::string_view b) {
+  if (a == b) return true;
+  const bool whole = a.find('.') != std::string_view::npos && b.find('.') != std::string_view::npos;
+  return !whole && a.substr(0, a.find('.')) == b.substr(0, b.find('.'));
+}
+
+/// Where an annotation's file lies: beside the hostfile unless it is absolute.
+std::string beside(const Cluster& cluster, const std::string& file) {
+  const fs::path path(file);
+  return path.is_absolute() ? file : (fs::path(cluster.source).parent_path() / path).string();
+}
+
+/// Reads each file once. "a.xml,b.txt" are several sources of one host: they become one map.
+class Files {
+ public:
+  const Topology& get(const std::string& list, const Host& host, const Cluster& cluster) {
+    const auto known = read_.find(list);
+    if (known != read_.end()) return known->second;
+    std::vector<std::string> paths;
+    for (const auto field : fields_of(list, ','))
+      paths.push_back(beside(cluster, std::string(field)));
+    try {
+      return read_.emplace(list, read_sources(paths)).first->second;
+    } catch (const UsageError& e) {
+      throw UsageError("{}:{}: host {}: {}", cluster.source, host.line, host.name, e.what());
+    }
+  }
+
+ private:
+  std::map<std::string, Topology> read_;
+};
+
+}  // namespace
+
+Topology read_sources(const std::vector<std::string>& paths) {
+  if (paths.size() == 1) return read_topology_file(paths.front());
+  Topology out;
+  std::vector<Topology> of_hosts;
+  for (const std::string& path : paths) {
+    Topology one = read_topology_file(path);
+    if (!one.fabric.source.empty()) out.fabric = std::move(one.fabric);
+    if (one.hosts.empty()) continue;
+    of_hosts.push_back(std::move(one));
+    if (of_hosts.size() > 1 && std::max(of_hosts.front().hosts.size(), of_hosts.back().hosts.size()) > 1)
+      throw UsageError("{}: of {} host{}; several files together describe one host", path,
+                       of_hosts.back().hosts.size(), of_hosts.back().hosts.size() == 1 ? "" : "s");
+  }
+  if (of_hosts.empty()) return out;
+  if (of_hosts.size() == 1) {
+    out.hosts = std::move(of_hosts.front().hosts);
+    return out;
+  }
+  std::vector<HostTopology> hosts;
+  for (const Topology& one : of_hosts)
+    if (one.hosts.front().host) hosts.push_back(*one.hosts.front().host);
+  if (hosts.empty()) return out;
+  std::vector<std::string> conflicts;
+  HostTopology merged = merge(hosts, conflicts);
+  for (const std::string& conflict : conflicts)
+    merged.warnings.push_back(fmt::format("sources disagree: {}", conflict));
+  std::string hostname = merged.hostname;
+  out.hosts.push_back(
+      {std::move(hostname), std::make_shared<const HostTopology>(std::move(merged))});
+  return out;
+}
+
+Topology cluster_topology(const Cluster& cluster, const std::string& for_all) {
+  Files files;
+  Topology out;
+  Topology common;
+  if (!for_all.empty()) {
+    std::vector<std::string> paths;
+    for (const auto field : fields_of(for_all, ',')) paths.emplace_back(field);
+    try {
+      common = read_sources(paths);
+    } catch (const UsageError& e) {
+      throw UsageError("--topology {}", e.what());
+    }
+    out.fabric = common.fabric;
+  }
+  for (const Host& host : cluster.hosts) {
+    Topology::Member member{host.name, nullptr};
+    for (const auto& candidate : common.hosts)
+      if (same_host(candidate.name, host.name) || common.hosts.size() == 1)
+        member.host = candidate.host;
+    if (const auto file = host.annotations.find("topology"); file != host.annotations.end()) {
+      const Topology& found = files.get(file->second, host, cluster);
+      member.host = nullptr;
+      // A file of several hosts (probe's) is asked by name; one of a single host is that host's
+      // kind.
+      for (const auto& candidate : found.hosts)
+        if (same_host(candidate.name, host.name) || found.hosts.size() == 1) member.host = candidate.host;
+      if (!member.host)
+        throw UsageError("{}:{}: {} describes no host {}", cluster.source, host.line, file->second,
+                         host.name);
+      if (out.fabric.source.empty()) out.fabric = found.fabric;
+    }
+    if (const auto file = host.annotations.find("fabric"); file != host.annotations.end()) {
+      const Topology& found = files.get(file->second, host, cluster);
+      if (found.fabric.source.empty())
+        throw UsageError(
+            "{}:{}: {} describes no fabric (ibnetdiscover's output or Slurm's topology.conf does)",
+            cluster.source, host.line, file->second);
+      out.fabric = found.fabric;
+    }
+    out.hosts.push_back(std::move(member));
+  }
+  return out;
+}
+
+}  // namespace r1::launch
