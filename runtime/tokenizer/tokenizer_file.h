@@ -36,8 +36,8 @@ struct TokenizerFile {
 
 /// Highest id a file may use, most merges, and the size of the largest file read: what is larger is
 /// no tokenizer (the largest known files have 262,144 tokens, 514,906 merges and 33 MB).
-inline constexpr int64_t kMaxTokenId = (int64_t{1} << 22) - 1;
-inline constexpr size_t kMaxMerges = size_t{1} << 22;
+inline constexpr int64_t kMaxTokenId = (int64_t{1} << 21) - 1;
+inline constexpr size_t kMaxMerges = size_t{1} << 21;
 inline constexpr size_t kMaxTokenizerBytes = size_t{64} << 20;
 
 /// Parses and checks. DataError naming `source`, the place and what was found. Memory is a small

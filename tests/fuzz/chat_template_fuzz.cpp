@@ -96,12 +96,20 @@ void check_renderings(TemplateKind kind, const std::vector<Message>& messages, u
     render.tools = {
         R"({"type": "function", "function": {"name": "f", "parameters": {"a": 1.5e3}}})"};
   const std::string text = text::render_text(kind, messages, render);
-  const auto ids = text::render_ids(t, kind, messages, render);
-  FUZZ_REQUIRE(t.decode(ids) == text);
-  FUZZ_REQUIRE(controls(ids) == controls(text::render_ids(t, kind, harmless(messages), render)));
-  render.parse_special = true;
-  FUZZ_REQUIRE(text::render_ids(t, kind, messages, render) ==
-               t.encode(text, {.parse_special = true}));
+  // One property an input: rendering is what costs.
+  switch (options >> 2 & 3) {
+    case 0:
+      render.parse_special = true;
+      FUZZ_REQUIRE(text::render_ids(t, kind, messages, render) ==
+                   t.encode(text, {.parse_special = true}));
+      break;
+    case 1:
+      FUZZ_REQUIRE(controls(text::render_ids(t, kind, messages, render)) ==
+                   controls(text::render_ids(t, kind, harmless(messages), render)));
+      break;
+    default:
+      FUZZ_REQUIRE(t.decode(text::render_ids(t, kind, messages, render)) == text);
+  }
 }
 
 void check_training(TemplateKind kind, const std::vector<Message>& messages, uint8_t options) {
@@ -113,6 +121,7 @@ void check_training(TemplateKind kind, const std::vector<Message>& messages, uin
   const auto sample = text::render_training(t, kind, messages, training);
   FUZZ_REQUIRE(sample.ids.size() == sample.trained.size() && !sample.ids.empty());
   FUZZ_REQUIRE(sample.trained[0] == 0);
+  if ((options & 16) == 0) return;
   FUZZ_REQUIRE(controls(sample.ids) ==
                controls(text::render_training(t, kind, harmless(messages), training).ids));
 }
@@ -171,7 +180,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* bytes, size_t size) {
 std::vector<std::string> r1::fuzz::seeds() {
   std::vector<std::string> out;
   for (char kind = 0; kind < 18; ++kind) {
-    for (const char options : {'\x03', '\x2d', '\x58'}) {
+    for (const char options : {'\x03', '\x05', '\x2d', '\x58'}) {
       const std::string head = {kind, options};
       out.push_back(head +
                     "\x01@be brief\x01"

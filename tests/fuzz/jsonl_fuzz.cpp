@@ -46,8 +46,8 @@ void read_file(const std::string& name, uint8_t choice, std::string content) {
           continue;
         }
         std::string why;
-        const auto found = data::detect_format(batch.text(record), &why);
-        const auto format = (choice & 0x0f) < 8 ? static_cast<data::Format>(choice & 0x0f) : found;
+        const auto format = (choice & 0x0f) < 8 ? static_cast<data::Format>(choice & 0x0f)
+                                                : data::detect_format(batch.text(record), &why);
         if (!format) continue;
         const auto sample =
             data::encode_row(data::parse_row(*format, batch.text(record)), settings);

@@ -280,6 +280,20 @@ TEST(AddedTokens, OnlyMarkupMakesControlTokens) {
   EXPECT_EQ(word.decode(Ids{'a', 400}), "acovid");
 }
 
+// Hugging Face tokenizers 0.23: decode([97, 400, 98], skip_special_tokens) of this file keeps the
+// token, whose text has become U+00E0 and "b": a byte of the alphabet and a letter.
+TEST(AddedTokens, SpecialOnesThatNfcChangesAreNotSkipped) {
+  Json file = small_file();
+  file["normalizer"] = {{"type", "NFC"}};
+  file["added_tokens"].push_back(
+      {{"id", 400}, {"content", "a\u0300b"}, {"special", true}, {"normalized", true}});
+  file["added_tokens"].push_back(
+      {{"id", 401}, {"content", "<n>"}, {"special", true}, {"normalized", true}});
+  const auto t = load(file);
+  EXPECT_EQ(t.decode(Ids{'a', 400, 401, 'b'}, true), "a\xe0" "bb");
+  EXPECT_EQ(t.decode(Ids{'a', 400, 401, 'b'}), "a\xe0" "b<n>b");
+}
+
 TEST(AddedTokens, SkippedWhenDecoding) {
   const auto t = load(with_token({}));
   EXPECT_EQ(t.decode(Ids{'a', 400, 'b', 99999, -5}), "a<T>b");
