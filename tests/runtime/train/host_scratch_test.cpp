@@ -11,6 +11,7 @@
 #include "comm/local/local.h"
 #include "runtime/data/dataset.h"
 #include "runtime/tokenizer/byte_level.h"
+#include "runtime/tokenizer/tokenizer.h"
 #include "tests/support/temp_dir.h"
 
 namespace r1::train {
