@@ -236,6 +236,11 @@ TEST(ClusterTopology, AKindHasNoIdentity) {
   t->hostname = "n0";
   t->gpus.push_back({.index = 0, .uuid = "GPU-11"});
   t->nics.push_back({.name = "mlx5_0", .rdma = true, .guid = "0c42a10300654c8e"});
+  t->gpu_gpu = {{Path{.path_class = PathClass::kLoc}}};
+  t->gpu_nic = {{Path{}}};
+  t->nic_nic = {{Path{.path_class = PathClass::kLoc}}};
+  t->near_nics = {{0}};
+  t->nccl_nic = {0};
   Topology one;
   one.hosts.push_back({"n0", t});
   const std::string file = (dir.path() / "n0.json").string();
