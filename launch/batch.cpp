@@ -13,6 +13,7 @@
 #include <fstream>
 
 #include "launch/command.h"
+#include "launch/launch_job.h"
 #include "launch/process.h"
 #include "launch/restart.h"
 #include "runtime/core/error.h"
@@ -23,9 +24,7 @@ namespace {
 constexpr int kUsualGpusPerNode = 8;
 
 Cluster named_hosts(const JobConfig& config) {
-  if (!config.hostfile.empty()) return read_hostfile(config.hostfile);
-  if (!config.host.empty()) return parse_host_list(config.host, "--host");
-  return {};
+  return config.hostfile.empty() && config.host.empty() ? Cluster{} : given_hosts(config);
 }
 
 /// Takes the first hosts that hold the ranks; all must offer the same number of slots.

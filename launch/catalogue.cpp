@@ -1,11 +1,13 @@
 #include "launch/catalogue.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <cctype>
 #include <cmath>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "runtime/core/error.h"
 #include "runtime/core/json.h"
@@ -24,8 +26,12 @@ namespace {
 using nlohmann::json;
 
 constexpr double kGiB = 1024.0 * 1024.0 * 1024.0;
-/// A GPU rank's CUDA context, library handles and workspaces that the plan's tensors do not hold.
-constexpr int64_t kGpuReserve = int64_t{1} << 30;
+/// What a GPU rank takes beside the plan's tensors. One H200, CUDA 13.0, cuDNN 9, one rank without NCCL: 1.47 GiB (1.5B) and 1.61 GiB
+/// (7B) over the plan, with graphs and without the same to 10 MiB (benchmarks/results/2026-11-25-h200-profile.md); the GEMM
+/// workspace is 64 MiB of it. The rest is the context, the libraries' code and what allocations are rounded up to.
+constexpr int64_t kGpuBeside = int64_t{1610} << 20, kGemmWorkspace = int64_t{64} << 20, kGraphs = int64_t{10} << 20;
+/// NCCL's buffers of one communicator: an estimate (4 MiB a channel and direction, some ten of them), not measured.
+constexpr int64_t kNcclCommunicator = int64_t{256} << 20;
 /// Code, libraries, MPI and data reading of a CPU rank, and of the host's own programs.
 constexpr int64_t kCpuRankReserve = int64_t{96} << 20, kHostReserve = int64_t{2} << 30;
 /// Least time of a kernel: launch on a GPU, a parallel loop on a CPU.
@@ -179,9 +185,33 @@ int PlannedCluster::ranks_per_host(const parallel::MeshShape& mesh) const {
   return gpu() ? devices_per_host * ranks_per_device(mesh) : ranks_per_device(mesh);
 }
 
-int64_t PlannedCluster::capacity_bytes(int ranks) const {
-  if (gpu()) return device.memory_bytes - ranks * kGpuReserve;
-  return host_memory_bytes - kHostReserve - ranks * kCpuRankReserve;
+RankSpot PlannedCluster::spot(const parallel::MeshShape& mesh, int r) const {
+  const int here = ranks_per_host(mesh);
+  return {.host = r / here, .gpu = gpu() ? r % here % devices_per_host : -1};
+}
+
+std::vector<parallel::MemoryItem> PlannedCluster::beside_plan(const parallel::MeshShape& mesh) const {
+  if (!gpu()) return {{"code and libraries", "MPI, data reading", kCpuRankReserve, 1}};
+  std::vector<parallel::MemoryItem> out{
+      {"context", "CUDA context, library code, rounding", kGpuBeside - kGemmWorkspace - kGraphs, 1},
+      {"workspace", "of cuBLAS", kGemmWorkspace, 1},
+      {"graphs", "CUDA graphs of the layers", kGraphs, 1}};
+  if (comm != CommChoice::kAuto && comm != CommChoice::kNccl) return out;
+  std::set<std::string> kinds;  // a rank is in one group of each
+  for (const PlannedGroup& g : planned_groups(mesh, false, comm, [&](int r) { return spot(mesh, r); }))
+    if (g.kind != "replica" && (g.route.collectives == CommBackend::kNccl || g.route.messages == CommBackend::kNccl))
+      kinds.insert(g.kind);
+  if (!kinds.empty())
+    out.push_back({"NCCL buffers", fmt::format("of {}, estimated", fmt::join(kinds, ", ")),
+                   kNcclCommunicator * static_cast<int64_t>(kinds.size()), 1});
+  return out;
+}
+
+int64_t PlannedCluster::capacity_bytes(const parallel::MeshShape& mesh) const {
+  int64_t beside = 0;
+  for (const parallel::MemoryItem& i : beside_plan(mesh)) beside += i.bytes;
+  const int ranks = ranks_per_device(mesh);
+  return (gpu() ? device.memory_bytes : host_memory_bytes - kHostReserve) - ranks * beside;
 }
 
 int PlannedCluster::most_ranks() const { return gpu() ? hosts * devices_per_host : hosts * numa; }
@@ -218,12 +248,13 @@ parallel::MeshLinks PlannedCluster::links(const parallel::MeshShape& mesh) const
 
 std::vector<parallel::MemoryDomain> PlannedCluster::domains(const parallel::MeshShape& mesh) const {
   // Ranks of a host take its devices in turn, as the ranks themselves do.
-  const int each = ranks_per_device(mesh), here = ranks_per_host(mesh), devices = gpu() ? devices_per_host : 1;
+  const int here = ranks_per_host(mesh), devices = gpu() ? devices_per_host : 1;
+  const int64_t capacity = capacity_bytes(mesh);
   std::vector<parallel::MemoryDomain> out;
   for (int r = 0; r < mesh.world(); ++r) {
     const auto at = static_cast<size_t>(r / here * devices + r % here % devices);
     while (out.size() <= at)
-      out.push_back({.name = fmt::format("{} {}", gpu() ? device.name : "host", out.size()), .capacity_bytes = capacity_bytes(each), .ranks = {}});
+      out.push_back({.name = fmt::format("{} {}", gpu() ? device.name : "host", out.size()), .capacity_bytes = capacity, .ranks = {}});
     out[at].ranks.push_back(r);
   }
   return out;

@@ -8,6 +8,7 @@
 #include <string_view>
 #include <vector>
 
+#include "launch/comm_groups.h"
 #include "parallel/cost/fit.h"
 #include "parallel/spec/model_config.h"
 
@@ -72,10 +73,16 @@ class PlannedCluster final : public parallel::Machine {
   int64_t host_memory_bytes = 0;
   std::optional<double> usd_per_hour;   ///< of all hosts together
   std::string price_note;
+  CommChoice comm = CommChoice::kAuto;  ///< --comm: which groups are NCCL's, whose buffers take memory
 
   [[nodiscard]] bool gpu() const { return device.gpu; }
+  /// What one rank of a mesh takes beside the plan's tensors, by category: context, graphs, workspace and NCCL on a GPU; code and
+  /// libraries on a CPU.
+  [[nodiscard]] std::vector<parallel::MemoryItem> beside_plan(const parallel::MeshShape& mesh) const;
   /// Bytes that the plan's tensors of all ranks on a device may take.
-  [[nodiscard]] int64_t capacity_bytes(int ranks_per_device) const;
+  [[nodiscard]] int64_t capacity_bytes(const parallel::MeshShape& mesh) const;
+  /// Where a rank is when ranks fill the hosts in order.
+  [[nodiscard]] RankSpot spot(const parallel::MeshShape& mesh, int world_rank) const;
   [[nodiscard]] int ranks_per_device(const parallel::MeshShape& mesh) const;
   [[nodiscard]] int ranks_per_host(const parallel::MeshShape& mesh) const;
 

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 
 #include "launch/control.h"
 #include "launch/shim.h"
@@ -152,20 +153,18 @@ Command cluster_mpirun(const std::string& mpirun, const RankProgram& program,
   c.argv = {mpirun, "-q", "-np", std::to_string(program.ranks)};
   // Hosts and counts on the command line: no file of ours has to outlive anything.
   std::string hosts;
+  bool ssh = false;
   for (const Host& h : cluster.hosts) {
-    if (!h.user.empty() || h.port != 0)
-      throw UsageError(
-          "{}:{}: host \"{}\" has a user or a port of its own: put them into ~/.ssh/config, which "
-          "mpirun's "
-          "agent reads",
-          cluster.source, h.line, h.name);
+    ssh = ssh || !h.user.empty() || h.port != 0;
     if (h.name.find(':') != std::string::npos)
       throw UsageError(
           "{}:{}: \"{}\": Open MPI 4.1 cannot start hosts named by IPv6 address; use a host name",
           cluster.source, h.line, h.name);
     hosts += fmt::format("{}{}:{}", hosts.empty() ? "" : ",", h.name, h.slots);
   }
-  c.argv.insert(c.argv.end(), {"--host", hosts, "--map-by", "slot", "--bind-to", "none"});
+  // Users and ports have no place in --host.
+  if (ssh) c.file = openmpi_hostfile(cluster);
+  c.argv.insert(c.argv.end(), {ssh ? "--hostfile" : "--host", ssh ? kFileInArguments : hosts, "--map-by", "slot", "--bind-to", "none"});
   if (cluster.keep_fqdn) add_mca(c.argv, "orte_keep_fqdn_hostnames", "1");
   c.warnings = cluster.warnings;
   for (auto& w : layout_warnings(cluster, mesh)) c.warnings.push_back(std::move(w));
@@ -222,6 +221,56 @@ std::vector<std::string> common_masks(const Placement& placement) {
 
 }  // namespace
 
+namespace {
+
+/// What is wrong with the cores of one line, "" nothing.
+std::string core_fault(const RankfileEntry& e, const HostTopology& t) {
+  for (const RankfileEntry::Part& p : e.parts) {
+    if (p.socket >= static_cast<int>(t.packages.size()))
+      return fmt::format("socket {} of {}, which has {}", p.socket, e.host, t.packages.size());
+    const auto cores = std::ranges::count_if(
+        t.cores, [&](const Core& c) { return p.socket < 0 || c.package == p.socket; });
+    for (const auto& [first, last] : p.cores)
+      if (last >= cores)
+        return fmt::format("core {}{} of {}, which has {} (0-{})", last,
+                           p.socket < 0 ? "" : fmt::format(" of socket {}", p.socket), e.host, cores, cores - 1);
+  }
+  return "";
+}
+
+}  // namespace
+
+void use_rankfile(Command* command, const std::vector<RankfileEntry>& entries, const std::string& source, const Cluster& cluster,
+                  const Topology& topology, int ranks) {
+  if (static_cast<int>(entries.size()) != ranks)
+    throw UsageError("{} places {} ranks, the job has {}", source, entries.size(), ranks);
+  std::map<std::string, int> used;
+  std::vector<std::string> unknown;
+  for (const RankfileEntry& e : entries) {
+    const auto host = std::ranges::find(cluster.hosts, e.host, &Host::name);
+    if (host == cluster.hosts.end()) throw UsageError("{}:{}: rank {}: {} has no host {}", source, e.line, e.rank, cluster.source, e.host);
+    if (++used[e.host] > host->slots)
+      throw UsageError("{}:{}: rank {}: {} gives {} {} slots, which are taken", source, e.line, e.rank, cluster.source, e.host, host->slots);
+    const HostTopology* t = topology.find(e.host);
+    if (t == nullptr || t->cores.empty()) {
+      if (std::ranges::find(unknown, e.host) == unknown.end()) unknown.push_back(e.host);
+    } else if (const std::string fault = core_fault(e, *t); !fault.empty()) {
+      throw UsageError("{}:{}: rank {} is given {}; mpirun would say nothing and not bind it", source, e.line, e.rank, fault);
+    }
+  }
+  if (!unknown.empty())
+    command->warnings.push_back(fmt::format("{}: the cores of {}{} are not known, and mpirun says nothing where one does not exist: "
+                                            "--topology (r1run probe --json) tells",
+                                            source, unknown.front(), unknown.size() > 1 ? fmt::format(" and {} more", unknown.size() - 1) : ""));
+  if (!command->file.empty())
+    throw UsageError("{}: hosts with users or ports of their own do not go with --rankfile: put them into ~/.ssh/config", cluster.source);
+  std::vector<std::string>& argv = command->argv;
+  const auto at = std::ranges::find(argv, "--map-by");
+  R1_CHECK(at != argv.end() && argv.end() - at >= 4, "no mapping to replace in {}", argv.front());
+  command->file = rankfile_text(entries);
+  argv.insert(argv.erase(at, at + 4), {"--rankfile", kFileInArguments});
+}
+
 std::string placement_lines(const Placement& placement, const Cluster& cluster) {
   std::string out;
   for (size_t i = 0; i < placement.ranks.size(); ++i) {
@@ -239,9 +288,15 @@ std::string placement_lines(const Placement& placement, const Cluster& cluster) 
 
 void use_placement(Command* command, const Placement& placement, const Cluster& cluster,
                    const Topology& topology) {
-  add_warnings(command, placement);
   std::vector<std::string>& argv = command->argv;
+  const bool has_hostfile = !command->file.empty();
+  if (has_hostfile && !placement.default_order) {
+    command->warnings.push_back(cluster.source + ": hosts have users or ports of their own: ranks keep the launcher's order");
+    return;
+  }
+  add_warnings(command, placement);
   if (add_table(command, placement, cluster)) argv.insert(argv.begin() + 1, {"-x", kPlacementVariable});
+  if (has_hostfile) return;  // the ranks' parents bind
   // Open MPI counts the cores of a host; a map that only lists CPUs cannot be told to it.
   const bool bound = std::ranges::all_of(placement.ranks, [&](const RankPlace& r) {
     const HostTopology* t = topology.find(cluster.hosts[static_cast<size_t>(r.host)].name);

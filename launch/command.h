@@ -68,6 +68,12 @@ inline constexpr const char* kFileInArguments = "@FILE@";
 void use_placement(Command* command, const Placement& placement, const Cluster& cluster,
                    const Topology& topology);
 
+/// Places the ranks of cluster_mpirun's command as a rankfile of the user's says. Throws UsageError naming the file's line where
+/// the file does not fit the job, its hosts, or the cores that `topology` knows them to have (mpirun is silent about cores that
+/// do not exist); warns where the cores of a host are not known.
+void use_rankfile(Command* command, const std::vector<RankfileEntry>& entries, const std::string& source, const Cluster& cluster,
+                  const Topology& topology, int ranks);
+
 /// A placement for people, a line a rank, each beginning with "# ".
 [[nodiscard]] std::string placement_lines(const Placement& placement, const Cluster& cluster);
 

@@ -449,9 +449,11 @@ Cluster parse_hostfile(std::string_view text, const std::string& source, Nodefil
   return builder.finish();
 }
 
-Cluster read_hostfile(const std::string& path, NodefileKind kind) {
+namespace {
+
+std::string read_text(const std::string& path, const char* what) {
   std::ifstream in(path, std::ios::binary);
-  if (!in) throw UsageError("hostfile {}: {}", path, std::strerror(errno));
+  if (!in) throw UsageError("{} {}: {}", what, path, std::strerror(errno));
   std::string text;
   std::array<char, 65536> buffer;
   while (in.read(buffer.data(), buffer.size()) || in.gcount() > 0) {
@@ -459,9 +461,37 @@ Cluster read_hostfile(const std::string& path, NodefileKind kind) {
     if (text.size() > kMaxFileBytes) break;  // lines_of says so
   }
   if (in.bad() || (text.empty() && !in.eof()))
-    throw UsageError("hostfile {}: cannot be read{}", path,
+    throw UsageError("{} {}: cannot be read{}", what, path,
                      errno != 0 ? fmt::format(": {}", std::strerror(errno)) : "");
-  return parse_hostfile(text, path, kind);
+  return text;
+}
+
+}  // namespace
+
+Cluster read_hostfile(const std::string& path, NodefileKind kind) {
+  return parse_hostfile(read_text(path, "hostfile"), path, kind);
+}
+
+std::vector<RankfileEntry> read_rankfile(const std::string& path) {
+  return parse_rankfile(read_text(path, "rankfile"), path);
+}
+
+Cluster filtered(const Cluster& hostfile, std::string_view host_list) {
+  Cluster out = hostfile;
+  out.hosts.clear();
+  for (const Host& w : parse_host_list(host_list, "--host").hosts) {
+    const size_t named = host_list.find(w.name + ":1");  // with more it shows
+    const bool counted = w.slots > 1 || (named != std::string_view::npos &&
+                                         (named == 0 || std::string_view(", @").find(host_list[named - 1]) != std::string_view::npos));
+    const auto it = std::ranges::find(hostfile.hosts, w.name, &Host::name);
+    if (it == hostfile.hosts.end())
+      throw UsageError("--host: {} is not in {}: with a hostfile, --host takes from its hosts", w.name, hostfile.source);
+    if (counted && w.slots > it->slots)
+      throw UsageError("--host: {} slots of {}, but {} gives it {}", w.slots, w.name, at(hostfile.source, it->line), it->slots);
+    out.hosts.push_back(*it);
+    if (counted) out.hosts.back().slots = w.slots;
+  }
+  return out;
 }
 
 Cluster parse_host_list(std::string_view text, const std::string& source) {
@@ -721,6 +751,35 @@ std::vector<RankfileEntry> parse_rankfile(std::string_view text, const std::stri
     if (rank != static_cast<int>(out.size()))
       throw UsageError("{}: rank {} has no line, but rank {} has", source, out.size(), rank);
     out.push_back(std::move(e));
+  }
+  return out;
+}
+
+std::string rankfile_text(const std::vector<RankfileEntry>& entries) {
+  std::string out;
+  for (const RankfileEntry& e : entries) {
+    out += fmt::format("rank {}={} slot=", e.rank, e.host);
+    for (size_t i = 0; i < e.parts.size(); ++i) {
+      const RankfileEntry::Part& p = e.parts[i];
+      if (i > 0) out += ';';
+      if (p.socket >= 0) out += fmt::format("{}:", p.socket);
+      if (p.cores.empty()) out += '*';
+      for (size_t c = 0; c < p.cores.size(); ++c) {
+        const auto [first, last] = p.cores[c];
+        out += fmt::format("{}{}{}", c > 0 ? "," : "", first, last > first ? fmt::format("-{}", last) : "");
+      }
+    }
+    out += '\n';
+  }
+  return out;
+}
+
+Cluster rankfile_cluster(const std::vector<RankfileEntry>& entries, const std::string& source) {
+  Cluster out{.hosts = {}, .source = source};
+  for (const RankfileEntry& e : entries) {
+    auto it = std::ranges::find(out.hosts, e.host, &Host::name);
+    if (it == out.hosts.end()) it = out.hosts.insert(it, {.name = e.host, .slots = 0, .slots_given = true, .line = e.line});
+    ++it->slots;
   }
   return out;
 }

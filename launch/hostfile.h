@@ -64,6 +64,10 @@ void check_host_name(std::string_view name, std::string_view where);
 /// "a:2,b:2" or "a,b,b": -H, --host.
 [[nodiscard]] Cluster parse_host_list(std::string_view text, const std::string& source);
 
+/// What --host takes from the hosts of a hostfile, in its own order: a bare name all slots of the host, NAME:N (or NAME repeated) so many. Throws
+/// UsageError for a host that the file does not have, or more slots than it gives.
+[[nodiscard]] Cluster filtered(const Cluster& hostfile, std::string_view host_list);
+
 /// The hostfile that is handed to mpirun: names, counts, users and ports, nothing else. Parses back
 /// to the same hosts (annotations apart).
 [[nodiscard]] std::string openmpi_hostfile(const Cluster& cluster);
@@ -94,5 +98,10 @@ struct RankfileEntry {
 /// that do not exist: the caller checks them.)
 [[nodiscard]] std::vector<RankfileEntry> parse_rankfile(std::string_view text,
                                                         const std::string& source);
+[[nodiscard]] std::vector<RankfileEntry> read_rankfile(const std::string& path);
+/// Parses back to the same entries.
+[[nodiscard]] std::string rankfile_text(const std::vector<RankfileEntry>& entries);
+/// The hosts of a rankfile in order of first mention, a slot a rank.
+[[nodiscard]] Cluster rankfile_cluster(const std::vector<RankfileEntry>& entries, const std::string& source);
 
 }  // namespace r1::launch

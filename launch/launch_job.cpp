@@ -65,6 +65,12 @@ bool has_whole_nodes(const Cluster& cluster, const Topology& topology, const Env
 void place_ranks(const Request& request, const Destination& destination, const Environment& env,
                  Command* command) {
   const bool slurm = destination.kind == Destination::Kind::kSrun;
+  if (!request.config.rankfile.empty()) {
+    if (slurm) throw UsageError("--rankfile is mpirun's: in a Slurm allocation give --hostfile or --host too, or --topology instead");
+    use_rankfile(command, read_rankfile(request.config.rankfile), request.config.rankfile, destination.cluster,
+                 annotated_topology(destination.cluster, Catalogue::built_in(), request.config.topology), request.world());
+    return;
+  }
   const Cluster cluster =
       slurm ? slurm_ranks(destination.cluster, request.world()) : destination.cluster;
   const Topology topology =
@@ -192,11 +198,18 @@ LocalMachine local_machine() {
   return m;
 }
 
+Cluster given_hosts(const JobConfig& config) {
+  if (config.hostfile.empty()) return parse_host_list(config.host, "--host");
+  Cluster hosts = read_hostfile(config.hostfile);
+  return config.host.empty() ? hosts : filtered(hosts, config.host);
+}
+
 Destination choose_destination(const JobConfig& config, const Whereabouts& where,
                                const Environment& env) {
   using Kind = Destination::Kind;
-  if (!config.hostfile.empty()) return {Kind::kMpirun, read_hostfile(config.hostfile)};
-  if (!config.host.empty()) return {Kind::kMpirun, parse_host_list(config.host, "--host")};
+  if (!config.hostfile.empty() || !config.host.empty()) return {Kind::kMpirun, given_hosts(config)};
+  if (!config.rankfile.empty() && where.situation != Situation::kSlurmAllocation)
+    return {Kind::kMpirun, rankfile_cluster(read_rankfile(config.rankfile), config.rankfile)};
   switch (where.situation) {
     case Situation::kSlurmAllocation: {
       const auto nodes =

@@ -24,6 +24,8 @@ struct Destination {
   enum class Kind { kThisMachine, kMpirun, kSrun } kind = Kind::kThisMachine;
   Cluster cluster;
 };
+/// The hosts of --hostfile, those of --host, or what --host takes from --hostfile. Throws UsageError.
+[[nodiscard]] Cluster given_hosts(const JobConfig& config);
 /// Decides from the options and the surroundings: --hostfile, --host, a Slurm or PBS allocation, a
 /// default hostfile, else this machine. Throws UsageError when a hostfile cannot be used.
 [[nodiscard]] Destination choose_destination(const JobConfig& config, const Whereabouts& where,

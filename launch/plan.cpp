@@ -88,7 +88,8 @@ JobShape shape_of(const JobConfig& cfg, const parallel::ModelConfig& model, cons
   job.schedule = cfg.schedule.empty() ? "1f1b" : cfg.schedule;
   job.virtual_stages = cfg.virtual_stages;
   job.batch = cfg.batch;
-  job.micro_batch = std::max<int64_t>(1, cfg.micro_batch);
+  job.micro_batch = cfg.deterministic ? 1 : std::max<int64_t>(1, cfg.micro_batch);
+  job.tree_rows = cfg.deterministic ? cfg.batch : 0;
   job.seq_len = cfg.seq_len > 0 ? cfg.seq_len : std::min<int64_t>(1024, model.max_positions);
   if (job.seq_len > model.max_positions)
     throw UsageError("--seq-len {}: the model has max_position_embeddings {}", job.seq_len, model.max_positions);
@@ -114,7 +115,7 @@ parallel::SearchSpace space_of(const JobConfig& cfg, bool machine_given) {
   s.tp = cfg.tp == 0 || free;
   s.dp = cfg.dp == 0 || free || (s.mesh() && !cfg.is_set("dp"));
   s.recompute = cfg.recompute == "auto" || (free && !cfg.is_set("recompute"));
-  s.micro_batch = cfg.micro_batch == 0 || (free && !cfg.is_set("micro-batch"));
+  s.micro_batch = !cfg.deterministic && (cfg.micro_batch == 0 || (free && !cfg.is_set("micro-batch")));
   s.schedule = s.pp && !cfg.is_set("schedule") && !cfg.is_set("virtual-stages");
   return s;
 }
@@ -196,7 +197,9 @@ parallel::ModelConfig planned_model(const std::string& model, std::string* name)
 }
 
 PlanReport make_plan(const JobConfig& cfg, const std::string& model_name, const parallel::ModelConfig& model,
-                     const PlannedCluster& cluster, const Cluster* hosts, const Topology* topology) {
+                     const PlannedCluster& machine, const Cluster* hosts, const Topology* topology) {
+  PlannedCluster cluster = machine;
+  cluster.comm = parse_comm_choice(cfg.comm);
   PlanReport r{.model_name = model_name, .model = model, .cluster = cluster};
   JobShape job = shape_of(cfg, model, cluster);
   const parallel::SearchSpace space = space_of(cfg, !cfg.cluster.empty() || !cfg.hostfile.empty() || !cfg.host.empty());
@@ -226,13 +229,14 @@ PlanReport make_plan(const JobConfig& cfg, const std::string& model_name, const 
       r.ranks.push_back(std::move(rank));
     }
   r.ranks_per_device = cluster.ranks_per_device(job.mesh);
-  r.capacity_bytes = cluster.capacity_bytes(r.ranks_per_device);
+  r.capacity_bytes = cluster.capacity_bytes(job.mesh);
+  r.beside = cluster.beside_plan(job.mesh);
   r.assumptions = parallel::assumptions(job, cluster.rates(job.mesh, job.format), cluster.links(job.mesh));
   r.assumptions.push_back(fmt::format("rates of {}: {}", cluster.device.title,
                                       cluster.device.basis == "measured"    ? "measured by this project"
                                       : cluster.device.basis == "published" ? "derived from published training rates"
                                                                             : "estimated, not measured"));
-  r.assumptions.push_back(cluster.gpu() ? "1 GiB a rank is kept for the CUDA context and libraries"
+  r.assumptions.push_back(cluster.gpu() ? "memory beside the plan: measured on one H200 with CUDA 13.0; NCCL's buffers are estimated"
                                         : "96 MiB a rank are kept for code and libraries, 2 GiB a host for the system");
   r.usd_per_hour = cfg.price > 0 ? std::optional<double>(cfg.price) : cluster.usd_per_hour;
   if (r.usd_per_hour) {
@@ -254,6 +258,11 @@ PlanReport make_plan(const JobConfig& cfg, const std::string& model_name, const 
         if (m.name == known.name) m = known;
   }
   r.placement = place(r.hosts, map, job.mesh, parallel::step_traffic(spec, job));
+  r.groups = planned_groups(job.mesh, model.tied_embeddings, cluster.comm, [&](int rank) {
+    const RankPlace& p = r.placement.ranks[static_cast<size_t>(rank)];
+    const int gpu = cluster.gpu() ? (p.gpu >= 0 ? p.gpu : p.local_rank % cluster.devices_per_host) : -1;
+    return RankSpot{p.host, gpu};
+  });
   add_warnings(r, cfg);
   if (!r.fits()) r.remedies = parallel::remedies(model, job, cluster, 6);
   return r;
@@ -266,7 +275,7 @@ std::vector<PlannedCluster> machines_of(const JobConfig& cfg, std::optional<Clus
   Catalogue catalogue = Catalogue::built_in();
   if (!cfg.catalogue.empty()) catalogue.add(read_file(cfg.catalogue), cfg.catalogue);
   if (!cfg.hostfile.empty() || !cfg.host.empty()) {
-    *hosts = cfg.hostfile.empty() ? parse_host_list(cfg.host, "--host") : read_hostfile(cfg.hostfile);
+    *hosts = given_hosts(cfg);
     *topology = annotated_topology(**hosts, catalogue, cfg.topology);
     return {hosts_of_file(**hosts, cfg.cluster, catalogue)};
   }

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "launch/catalogue.h"
+#include "launch/comm_groups.h"
 #include "launch/placement.h"
 #include "parallel/cost/fit.h"
 #include "parallel/cost/search.h"
@@ -35,6 +36,8 @@ struct PlanReport {
   std::vector<parallel::StageSpec> stages;
   std::vector<PlannedRank> ranks;            ///< (pp, tp), tp innermost
   int64_t capacity_bytes = 0;                ///< of a device, for all its ranks
+  std::vector<parallel::MemoryItem> beside;  ///< what a rank takes beside the plan's tensors; not in capacity_bytes
+  std::vector<PlannedGroup> groups;          ///< which backend carries each process group, as placed
   int ranks_per_device = 1;
   std::vector<parallel::Remedy> remedies;    ///< when it does not fit
   std::vector<std::string> warnings, assumptions;
@@ -59,6 +62,8 @@ struct PlanReport {
 
 /// The layout as options.
 [[nodiscard]] std::string layout_flags(const parallel::JobShape& job);
+/// "2 groups of 4 ranks [0,1,2,3] and so on, on one host: nccl, small collectives and messages ipc".
+[[nodiscard]] std::string group_text(const PlannedGroup& group);
 [[nodiscard]] std::string plan_text(const PlanReport& report);
 [[nodiscard]] std::string plan_json(const PlanReport& report);
 /// One self-contained page.

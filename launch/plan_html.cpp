@@ -116,7 +116,7 @@ std::vector<Part> time_parts(const StepTime& t) {
           {"norms, RoPE, SwiGLU", "#53b3c8", t.elementwise}, {"recomputation", "#b5a32b", t.recompute},
           {"launches and gaps", "#9aa5b5", t.overhead}, {"tp communication, exposed", "#e08a3c", t.tp_comm},
           {"pp communication, exposed", "#f0b27a", t.pp_comm}, {"bubble (waiting for other stages)", "#d8dde5", t.bubble},
-          {"dp gradient sums", "#d35d8c", t.dp_comm}, {"optimizer", "#9b7bd4", t.optimizer}};
+          {"dp gradient sums", "#d35d8c", t.dp_comm}, {"optimizer", "#9b7bd4", t.optimizer}, {"sums over rows", "#7a8ba8", t.row_sums}};
 }
 
 std::string time_picture(const StepTime& t) {
@@ -282,6 +282,12 @@ std::string plan_html(const PlanReport& r) {
            "</div>\n<details><summary>as text: stage, action, micro-batch (S sends, R receives)</summary><pre>" + xml_escaped(parallel::print(r.schedule)) + "</pre></details></section>\n";
   out += "<section><h2>Shards</h2>\n" + shard_table(r) + "</section>\n";
   if (!r.ranking.empty()) out += "<section><h2>Layouts that were compared</h2>\n" + ranking_table(r) + "</section>\n";
+  std::vector<std::string> carried;
+  for (const PlannedGroup& g : r.groups) carried.push_back(fmt::format("{}: {}", g.kind, group_text(g)));
+  if (!carried.empty()) out += "<section><h2>What carries each group</h2>" + list(carried) + "</section>\n";
+  std::vector<std::string> beside;
+  for (const parallel::MemoryItem& i : r.beside) beside.push_back(fmt::format("{}: {} ({})", i.category, bytes(i.bytes), i.name));
+  out += "<section><h2>Memory of a rank beside the plan</h2>" + list(beside) + "</section>\n";
   out += "<section><h2>Assumptions</h2>" + list(r.assumptions) + "</section>\n";
   return page(title, out);
 }

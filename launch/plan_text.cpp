@@ -20,7 +20,7 @@ std::string range(const parallel::Interval& i) { return i.size() == 0 ? "-" : fm
 /// Names of a step's parts in the order in which they are shown.
 std::vector<std::pair<std::string, double>> parts(const StepTime& t) {
   return {{"matrix products", t.gemm + t.head}, {"attention", t.attention}, {"norms, RoPE, SwiGLU", t.elementwise},
-          {"recomputation", t.recompute}, {"launches and gaps", t.overhead}, {"tp communication, exposed", t.tp_comm},
+          {"recomputation", t.recompute}, {"sums over rows", t.row_sums}, {"launches and gaps", t.overhead}, {"tp communication, exposed", t.tp_comm},
           {"pp communication, exposed", t.pp_comm}, {"bubble", t.bubble}, {"dp gradient sums", t.dp_comm},
           {"optimizer", t.optimizer}};
 }
@@ -92,6 +92,11 @@ void add_placement(std::string& out, const PlanReport& r) {
   if (p.ranks.size() > most) out += fmt::format("  ... {} more; --json has them all\n", p.ranks.size() - most);
 }
 
+void add_groups(std::string& out, const PlanReport& r) {
+  for (const PlannedGroup& g : r.groups)
+    out += fmt::format("{:<14} {:<8} {}\n", &g == &r.groups.front() ? "groups" : "", g.kind, group_text(g));
+}
+
 void add_memory(std::string& out, const PlanReport& r) {
   std::vector<RankGroup> list = groups(r);
   const size_t all = list.size();
@@ -110,6 +115,11 @@ void add_memory(std::string& out, const PlanReport& r) {
   out += fmt::format("  {:<16}", "sum");
   for (const RankGroup& g : list) out += fmt::format(" {:>13}", bytes(g.rank->plan.bytes().total()));
   out += '\n';
+  int64_t beside = 0;
+  for (const parallel::MemoryItem& i : r.beside) beside += i.bytes;
+  out += fmt::format("  {:<16} {:>13}   (", "beside the plan", bytes(beside));
+  for (size_t i = 0; i < r.beside.size(); ++i) out += fmt::format("{}{} {}", i > 0 ? ", " : "", r.beside[i].category, bytes(r.beside[i].bytes));
+  out += r.cluster.gpu() ? "), counted already\n" : ", and 2 GiB a host for the system), counted already\n";
   if (all > list.size()) out += fmt::format("  ... {} more columns; --json has them all\n", all - list.size());
 
   // The fullest rank's activations and head by name.
@@ -161,7 +171,7 @@ void add_ranking(std::string& out, const PlanReport& r) {
 nlohmann::ordered_json time_json(const StepTime& t) {
   return {{"seconds", t.total}, {"gemm", t.gemm}, {"head", t.head}, {"attention", t.attention}, {"elementwise", t.elementwise},
           {"recompute", t.recompute}, {"overhead", t.overhead}, {"tp_communication", t.tp_comm},
-          {"pp_communication", t.pp_comm}, {"bubble", t.bubble}, {"dp_communication", t.dp_comm}, {"optimizer", t.optimizer},
+          {"pp_communication", t.pp_comm}, {"bubble", t.bubble}, {"dp_communication", t.dp_comm}, {"optimizer", t.optimizer}, {"row_sums", t.row_sums},
           {"tokens_per_second", t.tokens_per_s}, {"model_flops_per_second_per_rank", t.model_flops_per_s},
           {"bubble_fraction", t.bubble_fraction}};
 }
@@ -210,6 +220,13 @@ nlohmann::ordered_json report_json(const PlanReport& r) {
   j["step_time"] = time_json(r.chosen.time);
   if (r.usd_per_hour) j["usd_per_hour"] = *r.usd_per_hour;
   if (r.usd_per_million_tokens) j["usd_per_million_tokens"] = *r.usd_per_million_tokens;
+  j["beside_plan"] = nlohmann::ordered_json::array();
+  for (const parallel::MemoryItem& i : r.beside) j["beside_plan"].push_back({{"category", i.category}, {"name", i.name}, {"bytes", i.bytes}});
+  j["groups"] = nlohmann::ordered_json::array();
+  for (const PlannedGroup& g : r.groups)
+    j["groups"].push_back({{"kind", g.kind}, {"count", g.count}, {"ranks", g.ranks}, {"hosts", g.hosts},
+                           {"collectives", comm_backend_name(g.route.collectives)}, {"messages", comm_backend_name(g.route.messages)},
+                           {"small_collectives", comm_backend_name(g.route.small_collectives)}});
   j["ranks"] = nlohmann::ordered_json::array();
   for (const PlannedRank& k : r.ranks) j["ranks"].push_back(rank_json(r, k));
   nlohmann::ordered_json places = nlohmann::ordered_json::array();
@@ -248,7 +265,16 @@ std::string layout_flags(const parallel::JobShape& job) {
   if (job.mesh.pp > 1 && job.schedule != "1f1b") s += " --schedule " + job.schedule;
   if (job.virtual_stages > 1) s += fmt::format(" --virtual-stages {}", job.virtual_stages);
   if (job.zero > 0) s += " --zero 1";
+  if (job.tree_rows > 0) s += " --deterministic";
   return s;
+}
+
+std::string group_text(const PlannedGroup& g) {
+  std::string members;
+  for (size_t i = 0; i < g.ranks.size() && i < 4; ++i) members += fmt::format("{}{}", i > 0 ? "," : "", g.ranks[i]);
+  if (g.ranks.size() > 4) members += fmt::format(",...,{}", g.ranks.back());
+  return fmt::format("{} group{} of {} ranks [{}]{}, {}: {}", g.count, g.count == 1 ? "" : "s", g.ranks.size(), members, g.count > 1 ? " and so on" : "",
+                     g.hosts == 1 ? "on one host" : fmt::format("over {} hosts", g.hosts), describe(g.route));
 }
 
 std::string plan_text(const PlanReport& r) {
@@ -271,7 +297,11 @@ std::string plan_text(const PlanReport& r) {
   out += fmt::format("numbers        weights {}, gradients {}, moments {}{}{}\n", dtype_name(job.format.weights), dtype_name(job.format.gradients),
                      dtype_name(job.format.moments), job.format.master ? ", fp32 master weights" : "",
                      job.zero > 0 ? ", optimizer state cut over dp" : "");
+  if (job.tree_rows > 0)
+    out += fmt::format("deterministic  rows one by one, gradients summed in a tree: {} a step; the same bits for every layout\n",
+                       human_duration(r.chosen.time.row_sums));
   out += fmt::format("as options     {}\n", r.flags);
+  add_groups(out, r);
   add_placement(out, r);
   add_shards(out, r);
   add_memory(out, r);

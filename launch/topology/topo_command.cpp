@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <fstream>
 
+#include "launch/launch_job.h"
 #include "launch/topology/cluster_topology.h"
 #include "launch/topology/json.h"
 #include "launch/topology/live.h"
@@ -45,8 +46,8 @@ int run_topo(const JobConfig& config) {
       for (const auto field : fields_of(config.input, ',')) paths.emplace_back(field);
     }
     topology = read_sources(paths);
-  } else if (!config.hostfile.empty()) {
-    topology = cluster_topology(read_hostfile(config.hostfile));
+  } else if (!config.hostfile.empty() || !config.host.empty()) {
+    topology = cluster_topology(given_hosts(config));
   } else {
     auto host = std::make_shared<const HostTopology>(live_topology());
     topology.hosts.push_back({host->hostname, host});

@@ -112,8 +112,10 @@ Schedule schedule_of(const JobShape& job) {
 }
 
 RankPlan plan_rank(const ModelSpec& spec, const JobShape& job, const Schedule& schedule, const MeshCoord& coord) {
+  std::optional<RowTree> tree;
+  if (job.tree_rows > 0 && job.training) tree = rank_row_tree(job.tree_rows, job.mesh.dp, coord.dp, schedule.microbatches);
   return plan_rank(spec, job.mesh, coord, schedule, job.tokens(), job.recompute_of(coord.pp), job.format,
-                   device_needs(job.gpu, spec.config(), job.mesh.tp, job.tokens()), job.training, job.zero);
+                   device_needs(job.gpu, spec.config(), job.mesh.tp, job.tokens()), job.training, job.zero, std::move(tree));
 }
 
 const std::vector<std::string>& memory_categories() {
@@ -126,7 +128,11 @@ std::vector<MemoryItem> memory_items(const RankPlan& plan) {
   std::vector<MemoryItem> items;
   const RankPlan::Bytes b = plan.bytes();
   items.push_back({"weights", std::string(dtype_name(plan.format.weights)), b.weights});
-  if (b.gradients > 0) items.push_back({"gradients", std::string(dtype_name(plan.format.gradients)), b.gradients});
+  int64_t once = 0;  // without the partial sums of --deterministic
+  for (const RankPlan::Chunk& c : plan.chunks) once += c.param_elems * dtype_bytes(plan.format.gradients);
+  once = std::min(once, b.gradients);
+  if (b.gradients > 0) items.push_back({"gradients", std::string(dtype_name(plan.format.gradients)), once});
+  if (b.gradients > once) items.push_back({"gradients", "partial sums of rows", b.gradients - once});
   if (b.optimizer > 0)
     items.push_back({"optimizer", plan.format.master ? "master weights and moments" : "moments", b.optimizer});
   for (const RankPlan::Chunk& c : plan.chunks) {

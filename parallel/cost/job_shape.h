@@ -32,6 +32,7 @@ struct JobShape {
   std::vector<Recompute> recompute{Recompute::kNone};  ///< one for all, or one for each pipeline rank
   NumericFormat format;
   int zero = 1;                                        ///< 1: optimizer state cut over dp, 0: not
+  int64_t tree_rows = 0;  ///< --deterministic: rows of a step whose gradients are summed in a tree; 0: not. micro_batch is 1 then
   bool gpu = true;
   bool training = true;
 

@@ -98,6 +98,7 @@ std::string losses(const StepTime& t) {
       {t.tp_comm, "tensor-parallel communication"},
       {t.pp_comm, "waiting for stage transfers"},
       {t.dp_comm, "gradient sums"},
+      {t.row_sums, "sums over rows"},
       {t.recompute, "recomputation"},
       {t.optimizer, "optimizer"},
   };

@@ -233,7 +233,14 @@ StepTime step_time(const ModelSpec& spec, const JobShape& job, const Schedule& s
     out.dp_comm = 2 * links.dp.latency_s +
                   params * part * (job.zero > 0 ? g + w : 2 * g) / links.dp.bytes_per_s;
   }
-  out.total = sim.makespan + out.dp_comm + out.optimizer;
+  if (job.tree_rows > 0) {
+    // Each merge reads two and writes one gradient; each row that begins a partial sum clears one.
+    double passes = 0;
+    for (const RowTree::Step& step : row_tree(job.tree_rows, job.mesh.dp, job.mesh.dp - 1).steps)
+      passes += 3.0 * step.merges + (step.slot > 0 ? 1.0 : 0.0);
+    out.row_sums = copy_s(params * g * passes, rates);
+  }
+  out.total = sim.makespan + out.dp_comm + out.optimizer + out.row_sums;
   const double tokens = d(job.batch) * d(job.seq_len);
   out.tokens_per_s = tokens / out.total;
   out.model_flops_per_s = out.tokens_per_s * spec.config().train_flops_per_token(s.segment) / job.mesh.world();

@@ -50,6 +50,7 @@ struct StepTime {
   double bubble = 0;       ///< waiting for other stages
   double dp_comm = 0;      ///< gradients (and weights, where the optimizer is sharded)
   double optimizer = 0;
+  double row_sums = 0;     ///< --deterministic: partial gradients of rows, added up and cleared
   double total = 0;
 
   double tokens_per_s = 0;       ///< of the whole job

@@ -45,4 +45,12 @@ RowTree row_tree(int64_t batch, int dp, int dp_rank) {
   return tree;
 }
 
+RowTree rank_row_tree(int64_t batch, int dp, int dp_rank, int microbatches) {
+  RowTree tree = row_tree(batch, dp, dp_rank);
+  const auto rows = static_cast<int>(tree.steps.size());
+  R1_CHECK(rows <= microbatches, "{} rows in {} micro-batches", rows, microbatches);
+  if (rows < microbatches) ++tree.slots;
+  return tree;
+}
+
 }  // namespace r1::parallel

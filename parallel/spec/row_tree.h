@@ -24,4 +24,8 @@ struct RowTree {
 /// their own: the same from run to run, but not the same for another dp.
 [[nodiscard]] RowTree row_tree(int64_t batch, int dp, int dp_rank);
 
+/// The tree of a rank whose schedule has `microbatches` of one row each: a slot to spare where micro-batches of filling follow
+/// its rows.
+[[nodiscard]] RowTree rank_row_tree(int64_t batch, int dp, int dp_rank, int microbatches);
+
 }  // namespace r1::parallel

@@ -93,7 +93,7 @@ struct JobConfig {
   bool no_graphs = false;
   std::vector<std::string> offload;  ///< of "optimizer", "activations"
   // launching
-  std::string hostfile, host, topology;
+  std::string hostfile, host, topology, rankfile;
   bool dry_run = false;
   double peer_timeout = 0, stall_timeout = 0;  ///< seconds
   int max_restarts = 0;

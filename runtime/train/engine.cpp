@@ -13,14 +13,9 @@ parallel::Schedule schedule_of(const EngineOptions& o, int microbatches) {
   return parallel::make_schedule(o.schedule, o.mesh.pp, o.virtual_stages, microbatches);
 }
 
-/// The row tree of a rank, with a slot to spare where micro-batches of filling follow its rows.
 std::optional<parallel::RowTree> tree_of(const EngineOptions& o, const parallel::MeshCoord& coord) {
   if (o.tree_rows == 0 || !o.training) return std::nullopt;
-  parallel::RowTree tree = parallel::row_tree(o.tree_rows, o.mesh.dp, coord.dp);
-  const auto rows = static_cast<int>(tree.steps.size());
-  R1_CHECK(rows <= o.microbatches, "{} rows in {} micro-batches", rows, o.microbatches);
-  if (rows < o.microbatches) ++tree.slots;
-  return tree;
+  return parallel::rank_row_tree(o.tree_rows, o.mesh.dp, coord.dp, o.microbatches);
 }
 
 parallel::RankPlan plan_of(const parallel::ModelSpec& spec, const EngineOptions& o, const parallel::MeshCoord& coord,

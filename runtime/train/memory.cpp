@@ -89,6 +89,7 @@ parallel::JobShape job_shape(const JobConfig& cfg, const EngineOptions& o) {
   job.gpu = o.device.kind == DeviceKind::kCuda;
   job.training = o.training;
   job.zero = o.zero;
+  job.tree_rows = o.tree_rows;
   return job;
 }
 

@@ -20,7 +20,7 @@ TEST(Catalogue, HasTheMachinesPeopleStartFrom) {
     const PlannedCluster c = kCatalogue.cluster(name);
     EXPECT_TRUE(c.gpu()) << name;
     EXPECT_EQ(c.most_ranks(), 1) << name;
-    EXPECT_GT(c.capacity_bytes(1), int64_t{10} << 30) << name;
+    EXPECT_GT(c.capacity_bytes({}), int64_t{10} << 30) << name;
   }
   for (const char* name : {"entry", "entry-a4000", "production", "cpu-only", "g4dn.xlarge", "ndv4", "NDv4", "ND96asr_v4"})
     EXPECT_EQ(kCatalogue.cluster(name).hosts, 1) << name;
@@ -88,7 +88,7 @@ TEST(Catalogue, MemoryIsPerDeviceAndLinksFollowTheMesh) {
   const PlannedCluster two = kCatalogue.cluster("2xproduction");
   EXPECT_EQ(two.ranks_per_device({.pp = 2, .dp = 1, .tp = 4}), 1);
   EXPECT_EQ(two.ranks_per_device({.pp = 4, .dp = 1, .tp = 4}), 2);
-  EXPECT_LT(two.capacity_bytes(2), two.capacity_bytes(1));
+  EXPECT_LT(two.capacity_bytes({.pp = 4, .dp = 1, .tp = 4}), two.capacity_bytes({.pp = 2, .dp = 1, .tp = 4}));
   // tp inside a host: NVLink; pp over the network; tp 8 over both hosts: the network.
   const auto inside = two.links({.pp = 2, .dp = 1, .tp = 4}), across = two.links({.pp = 1, .dp = 1, .tp = 8});
   EXPECT_GT(inside.tp.bytes_per_s, 150e9);

@@ -89,6 +89,29 @@ TEST(Detect, OtherLaunchers) {
   EXPECT_EQ(at({{"OMPI_MCA_orte_default_hostfile", "/h"}}).situation, Situation::kDefaultHostfile);
 }
 
+// Everything set at once: the first of the order decides; without it the next.
+TEST(Detect, TheOrder) {
+  std::map<std::string, std::string, std::less<>> all{
+      {"OMPI_COMM_WORLD_RANK", "0"}, {"PMIX_RANK", "0"},    {"PMIX_NAMESPACE", "slurm.pmix.1.0"}, {"SLURM_STEP_ID", "0"},
+      {"SLURM_PROCID", "0"},         {"RANK", "0"},         {"WORLD_SIZE", "2"},                  {"MASTER_ADDR", "a"},
+      {"PMI_RANK", "0"},             {"PMI_SIZE", "2"},     {"FLUX_TASK_RANK", "0"},              {"SLURM_JOB_ID", "1"},
+      {"PBS_NODEFILE", "/n"},        {"OMPI_MCA_orte_default_hostfile", "/h"}};
+  const std::vector<std::pair<Situation, std::string>> order{
+      {Situation::kOpenMpiRank, "OMPI_COMM_WORLD_RANK"}, {Situation::kPmixRank, "PMIX_RANK"},
+      {Situation::kSrunWithoutPmix, "SLURM_STEP_ID"},    {Situation::kTorchrun, "MASTER_ADDR"},
+      {Situation::kMpichRank, "PMI_RANK"},               {Situation::kFluxRank, "FLUX_TASK_RANK"},
+      {Situation::kSlurmAllocation, "SLURM_JOB_ID"},     {Situation::kPbsAllocation, "PBS_NODEFILE"},
+      {Situation::kDefaultHostfile, "OMPI_MCA_orte_default_hostfile"}};
+  const auto no_file = [](const std::string&) { return false; };
+  const auto mpi_operator = [](const std::string& path) { return path == "/etc/mpi/hostfile"; };
+  for (const auto& [situation, variable] : order) {
+    EXPECT_EQ(detect(Environment(all), mpi_operator).situation, situation) << variable;
+    all.erase(variable);
+  }
+  EXPECT_EQ(detect(Environment(all), mpi_operator).situation, Situation::kDefaultHostfile);
+  EXPECT_EQ(detect(Environment(all), no_file).situation, Situation::kPlain);
+}
+
 TEST(Detect, NumbersThatAreNone) {
   EXPECT_EQ(at({{"OMPI_COMM_WORLD_RANK", "x"}}).situation, Situation::kPlain);
   const Environment e({{"A", "12"}, {"B", "12 "}, {"C", "-3"}, {"D", "99999999999999999999"}});

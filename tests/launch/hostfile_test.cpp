@@ -308,6 +308,38 @@ TEST(NodeList, TasksPerNode) {
   EXPECT_THROW((void)slurm_cluster("n[1-3]", "4(x2)"), UsageError);
 }
 
+TEST(HostList, TakesFromAHostfile) {
+  const Cluster file = parse_hostfile("a slots=4\nb slots=4\nc slots=2\n", "f");
+  const Cluster some = filtered(file, "c,a:3");
+  ASSERT_EQ(some.hosts.size(), 2U);
+  EXPECT_EQ(some.hosts[0].name, "c");
+  EXPECT_EQ(some.total_slots(), 5);
+  EXPECT_EQ(filtered(file, "b,b").total_slots(), 2);
+  EXPECT_EQ(filtered(file, "b:1").total_slots(), 1);
+  EXPECT_EQ(filtered(parse_hostfile("ab slots=2\nb slots=3\n", "f"), "ab:1,b").total_slots(), 4);
+  for (const auto& [list, says] : {std::pair{"d", "d is not in f"}, std::pair{"c:3", "f:3 gives it 2"}}) {
+    try {
+      (void)filtered(file, list);
+      ADD_FAILURE() << list;
+    } catch (const UsageError& e) {
+      EXPECT_NE(std::string(e.what()).find(says), std::string::npos) << e.what();
+    }
+  }
+}
+
+TEST(Rankfile, PrintedFormParsesBack) {
+  const auto entries = parse_rankfile("rank 0=a slot=0-3,8\nrank 1=b slots=1:0-2\nrank 2=b slot=0:*\nrank 3=a slot=0:0;1:1\n", "f");
+  const auto again = parse_rankfile(rankfile_text(entries), "g");
+  ASSERT_EQ(again.size(), entries.size());
+  for (size_t i = 0; i < entries.size(); ++i) {
+    EXPECT_EQ(again[i].host, entries[i].host);
+    EXPECT_EQ(again[i].parts, entries[i].parts);
+  }
+  const Cluster c = rankfile_cluster(entries, "f");
+  ASSERT_EQ(c.hosts.size(), 2U);
+  EXPECT_EQ(c.hosts[1].slots, 2);
+}
+
 TEST(Rankfile, Grammar) {
   using Part = RankfileEntry::Part;
   const auto parts = [](const std::string& list) {

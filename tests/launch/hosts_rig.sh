@@ -31,9 +31,15 @@ up)
   done
   cat >"$dir/agent.sh" <<EOF
 #!/bin/sh
+# as ssh: [options] [user@]host [-p PORT] command
 while [ "\${1#-}" != "\$1" ]; do shift; done
-host=\$1
+host=\${1#*@}
+echo "\$1" >>$dir/ssh-words
 shift
+if [ "\$1" = -p ]; then
+  echo "-p \$2" >>$dir/ssh-words
+  shift 2
+fi
 exec nsenter -t \$(cat $dir/pid.\${host#rig}) -n -u -i -m /bin/sh -c "\$*"
 EOF
   chmod +x "$dir/agent.sh"

@@ -182,6 +182,19 @@ TEST_F(ThreeHosts, RanksAreBoundWhereTheTopologySays) {
   EXPECT_GE(count(wrong.output, "NCCL_IB_HCA is not set"), 1) << wrong.output;
 }
 
+// Users and ports of a hostfile reach the agent, and with them the job starts as without.
+TEST_F(ThreeHosts, UsersAndPortsReachTheAgent) {
+  const std::string file = (rig_.path() / "hostfile").string();
+  std::ofstream(file) << "rig1 slots=2\nann@rig2 slots=2\nrig3 slots=2 port=2222\n";
+  const Result r = on_first_host(job({"--hostfile", file}), "", -2, 5);
+  EXPECT_EQ(r.code, 0) << r.output;
+  EXPECT_EQ(count(r.output, "done after 5 steps with 6 ranks"), 1) << r.output;
+  std::ifstream in(rig_.path() / "ssh-words");
+  const std::string words{std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
+  EXPECT_EQ(count(words, "ann@rig2\n"), 1) << words;
+  EXPECT_EQ(count(words, "-p 2222\n"), 1) << words;
+}
+
 TEST_F(ThreeHosts, KilledRankIsNamedWithinASecondAndAllAreGoneWithinFive) {
   const Course c = course({}, [&] { kill(pid_of(4), SIGKILL); });
   const Result& r = c.result;

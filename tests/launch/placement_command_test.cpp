@@ -8,6 +8,7 @@
 
 #include "launch/command.h"
 #include "launch/placed_here.h"
+#include "runtime/core/error.h"
 #include "run_program.h"
 
 namespace r1::launch {
@@ -176,6 +177,53 @@ TEST(PlacementCommand, SrunFollowsIt) {
   EXPECT_EQ(std::ranges::count(ordered.argv, "--distribution=arbitrary"), 1) << shell_line(ordered.argv);
   EXPECT_EQ(ordered.file, slurm_hostfile(placement, r));
   EXPECT_EQ(ordered.environment, (std::vector<std::pair<std::string, std::string>>{{"SLURM_HOSTFILE", kFileInArguments}}));
+}
+
+// mpirun is silent about cores that do not exist, so r1run is not.
+TEST(PlacementCommand, ARankfileOfTheUsersIsChecked) {
+  auto t = std::make_shared<HostTopology>();
+  for (int s = 0; s < 2; ++s) t->packages.push_back({.os_index = s, .cpus = CpuSet::range(2 * s, 2 * s + 1), .model = ""});
+  for (int core = 0; core < 4; ++core) t->cores.push_back({.package = core / 2, .numa = {}, .cpus = CpuSet::range(core, core)});
+  const Pair p(t);
+  const auto use = [&](const std::string& text, const Topology& topology) {
+    Command c = command_of(p.cluster, kFour);
+    use_rankfile(&c, parse_rankfile(text, "ranks"), "ranks", p.cluster, topology, 4);
+    return c;
+  };
+  const std::string good = "rank 0=n0 slot=0-1\nrank 1=n0 slot=1:0-1\nrank 2=n1 slot=0:*\nrank 3=n1 slot=3\n";
+  const Command c = use(good, p.topology);
+  EXPECT_EQ(value_after(c.argv, "--rankfile"), kFileInArguments);
+  EXPECT_EQ(c.file, good);
+  EXPECT_TRUE(c.warnings.empty());
+  ASSERT_EQ(use(good, {}).warnings.size(), 1U);
+  EXPECT_NE(use(good, {}).warnings[0].find("the cores of n0 and 1 more are not known"), std::string::npos);
+  const auto fails = [&](const std::string& text, const std::string& says) {
+    try {
+      (void)use(text, p.topology);
+      ADD_FAILURE() << text;
+    } catch (const UsageError& e) {
+      EXPECT_NE(std::string(e.what()).find(says), std::string::npos) << e.what();
+    }
+  };
+  fails("rank 0=n0 slot=0-4\nrank 1=n0 slot=1\nrank 2=n1 slot=0\nrank 3=n1 slot=1\n", "ranks:1: rank 0 is given core 4 of n0, which has 4 (0-3)");
+  fails("rank 0=n0 slot=0\nrank 1=n0 slot=1:2\nrank 2=n1 slot=0\nrank 3=n1 slot=1\n", "ranks:2: rank 1 is given core 2 of socket 1 of n0");
+  fails("rank 0=n0 slot=0\nrank 1=n0 slot=2:*\nrank 2=n1 slot=0\nrank 3=n1 slot=1\n", "socket 2 of n0, which has 2");
+  fails("rank 0=n0 slot=0\nrank 1=n0 slot=1\nrank 2=n0 slot=2\nrank 3=n1 slot=1\n", "ranks:3: rank 2: test.hosts gives n0 2 slots");
+  fails("rank 0=n0 slot=0\nrank 1=n0 slot=1\nrank 2=n2 slot=2\nrank 3=n1 slot=1\n", "has no host n2");
+  fails("rank 0=n0 slot=0\n", "places 1 ranks, the job has 4");
+}
+
+// Users and ports reach mpirun in a clean hostfile; the ranks' parents bind.
+TEST(PlacementCommand, UsersAndPortsKeepTheirHostfile) {
+  Pair p(nodes_alone());
+  p.cluster.hosts[1].user = "ann";
+  p.cluster.hosts[1].port = 2222;
+  Command c = command_of(p.cluster, kFour);
+  use_placement(&c, place(p.cluster, p.topology, kFour, kTensor), p.cluster, p.topology);
+  EXPECT_EQ(value_after(c.argv, "--hostfile"), kFileInArguments);
+  EXPECT_EQ(value_after(c.argv, "--host"), "");
+  EXPECT_EQ(c.file, "n0 slots=2\nann@n1 slots=2 port=2222\n");
+  EXPECT_EQ(cpus_of(c, "n1", 1), "2-3");
 }
 
 // What a map names and the host does not have is not set, and said.

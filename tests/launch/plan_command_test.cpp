@@ -1,6 +1,7 @@
 // `r1run plan` on described machines: the figures add up, the search finds what fits, a refusal names changes that do fit.
 #include <gtest/gtest.h>
 
+#include <map>
 #include <nlohmann/json.hpp>
 
 #include "launch/plan.h"
@@ -32,6 +33,62 @@ TEST(Plan, ASearchEndsWithTheFastestThatFits) {
     EXPECT_FALSE(r.ranking[i].reason.empty());
   }
   for (const PlannedRank& k : r.ranks) EXPECT_LE(k.plan.bytes().total(), r.capacity_bytes);
+}
+
+// What a GPU holds beside the plan is shown and taken off what can be used: measured 1.47 to 1.61 GiB on an H200, NCCL apart.
+TEST(Plan, MemoryBesideThePlanIsCounted) {
+  const auto beside = [](const PlanReport& r, const std::string& category) {
+    int64_t sum = 0;
+    for (const auto& i : r.beside) sum += category.empty() || i.category == category ? i.bytes : 0;
+    return sum;
+  };
+  const PlanReport one = plan({"--cluster", "1xH200", "--model", "R1-Distill-Qwen-7B", "--batch", "8", "--tp", "1"});
+  EXPECT_GE(beside(one, ""), int64_t{1610} << 20);
+  EXPECT_LE(beside(one, ""), int64_t{1700} << 20);
+  EXPECT_EQ(beside(one, "workspace"), int64_t{64} << 20);
+  EXPECT_EQ(beside(one, "NCCL buffers"), 0);
+  EXPECT_EQ(one.capacity_bytes, one.cluster.device.memory_bytes - beside(one, ""));
+  const PlanReport four = plan({"--cluster", "4xA100-80", "--model", "R1-Distill-Qwen-7B", "--batch", "8", "--pp", "2", "--tp", "2"});
+  EXPECT_GT(beside(four, "NCCL buffers"), 0);
+  EXPECT_EQ(beside(plan({"--cluster", "4xA100-80", "--model", "R1-Distill-Qwen-7B", "--batch", "8", "--pp", "2", "--tp", "2", "--comm", "ipc"}), "NCCL buffers"), 0);
+}
+
+TEST(Plan, SaysWhatCarriesEachGroup) {
+  const auto carried = [](const std::vector<std::string>& more) {
+    std::vector<std::string> args{"--model", "R1-Distill-Qwen-1.5B", "--batch", "8"};
+    args.insert(args.end(), more.begin(), more.end());
+    std::map<std::string, std::string> out;
+    for (const PlannedGroup& g : plan(args).groups) out[g.kind] = group_text(g);
+    return out;
+  };
+  const auto two = carried({"--cluster", "2xproduction", "--pp", "2", "--tp", "4"});
+  EXPECT_EQ(two.at("tp"), "2 groups of 4 ranks [0,1,2,3] and so on, on one host: nccl, small collectives and messages ipc");
+  EXPECT_EQ(two.at("pp"), "4 groups of 2 ranks [0,4] and so on, over 2 hosts: nccl");
+  EXPECT_FALSE(two.contains("dp"));
+  EXPECT_EQ(carried({"--cluster", "production", "--pp", "2", "--tp", "4"}).at("replica").find("ipc"), std::string("1 group of 8 ranks [0,1,2,3,...,7], on one host: ").size());
+  EXPECT_NE(carried({"--cluster", "2xEPYC-7763", "--pp", "2", "--tp", "2"}).at("tp").find(": mpi"), std::string::npos);
+  EXPECT_THROW((void)carried({"--cluster", "2xproduction", "--pp", "2", "--tp", "4", "--comm", "ipc"}), UsageError);
+}
+
+// --deterministic: rows one by one, partial sums of gradients in memory, and the time of adding them up.
+TEST(Plan, DeterministicHasItsPrice) {
+  const std::vector<std::string> args{"--cluster", "4xA100-80", "--model", "R1-Distill-Qwen-1.5B", "--batch", "32", "--dp", "2", "--tp", "2",
+                                      "--micro-batch", "4"};
+  const PlanReport usual = plan(args);
+  std::vector<std::string> more = args;
+  more.emplace_back("--deterministic");
+  const PlanReport fixed = plan(more);
+  EXPECT_EQ(fixed.chosen.job.micro_batch, 1);
+  // 16 rows a replica: five partial sums at once.
+  EXPECT_EQ(fixed.ranks[0].plan.gradient_slots(), 5);
+  const int64_t one = parallel::category_bytes(usual.ranks[0].memory, "gradients");
+  EXPECT_EQ(parallel::category_bytes(fixed.ranks[0].memory, "gradients"), 5 * one + (fixed.ranks[0].plan.chunks[0].tied_head_elems) * 5 * 4);
+  EXPECT_GT(fixed.chosen.time.row_sums, 0);
+  EXPECT_EQ(usual.chosen.time.row_sums, 0);
+  EXPECT_NE(fixed.flags.find("--deterministic"), std::string::npos);
+  int64_t sum = 0;
+  for (const auto& i : fixed.ranks[0].memory) sum += i.bytes;
+  EXPECT_EQ(sum, fixed.ranks[0].plan.bytes().total());
 }
 
 TEST(Plan, PartsAddUp) {

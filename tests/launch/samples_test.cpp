@@ -25,6 +25,7 @@ TEST(Samples, AreReadAsTheReadmeSays) {
   EXPECT_EQ(production.widest(), 4);
   EXPECT_EQ(production.hosts.at(1).annotations.at("tier"), "production");
   EXPECT_EQ(sample("production-1-node.hosts").total_slots(), 4);
+  EXPECT_EQ(sample("production-1-node-8-ranks.hosts").total_slots(), 8);
   EXPECT_EQ(sample("ndv4.hosts").total_slots(), 16);
   const Cluster racks = sample("cluster-16-nodes.hosts");
   EXPECT_EQ(racks.hosts.size(), 16u);
