@@ -278,7 +278,7 @@ std::string placement_lines(const Placement& placement, const Cluster& cluster) 
     out += fmt::format("# rank {} ({}): {}", i, parallel::coord_of(placement.mesh, static_cast<int>(i)).str(),
                        cluster.hosts[static_cast<size_t>(r.host)].name);
     if (r.gpu >= 0) out += fmt::format(", GPU {}{}", r.gpu, r.gpu_uuid.empty() ? "" : " " + r.gpu_uuid);
-    if (r.numa >= 0) out += fmt::format(", NUMA node {}", r.numa);
+    if (r.numa_os >= 0) out += fmt::format(", NUMA node {}", r.numa_os);
     out += r.cpus.empty() ? ", not bound" : fmt::format(", CPUs {}", r.cpus.list());
     if (!r.nics.empty()) out += fmt::format(", adapters {}", fmt::join(r.nics, ","));
     out += '\n';

@@ -238,12 +238,12 @@ int launch(const Request& request, const Destination& destination, const Environ
         alone ? Command{.argv = single_rank(request), .environment = {}, .warnings = {}}
               : command_for(request, destination, env);
     warn(command);
+    std::printf("%s", command.placement.c_str());
     if (!command.file.empty()) {
       // As lines that can be run as they are.
       std::printf("cat > r1run.hosts <<'END'\n%sEND\n", command.file.c_str());
       name_file(&command, "r1run.hosts");
     }
-    std::printf("%s", command.placement.c_str());
     for (const auto& [name, value] : command.environment)
       if (name == kPlacementVariable || name == "SLURM_HOSTFILE")
         std::printf("%s\n", shell_line({"export", fmt::format("{}={}", name, value)}).c_str());

@@ -26,6 +26,7 @@ struct RankPlace {
   int gpu = -1;           ///< index into HostTopology::gpus; -1: a CPU rank, or GPUs are unknown
   std::string gpu_uuid;   ///< "GPU-…", "MIG-…"; "" unknown
   int numa = -1;          ///< index into HostTopology::numa_nodes; -1: unknown
+  int numa_os = -1;       ///< the same node as numactl numbers it; -1: unknown
   CpuSet cpus;            ///< logical CPUs of its own; empty: unknown, not to be bound
   std::vector<std::string> nics;  ///< nearest first, "mlx5_0:1"; empty: none near, or unknown
   /// That makes the libraries follow, and the rank's parent bind it (kCpusVariable).

@@ -86,7 +86,7 @@ void add_placement(std::string& out, const PlanReport& r) {
     const RankPlace& k = p.ranks[i];
     out += fmt::format("  {:>5} {:<18} {:<18} {:>4} {:>5} {:<20} {}\n", i, parallel::coord_of(p.mesh, static_cast<int>(i)).str(),
                        r.hosts.hosts[static_cast<size_t>(k.host)].name, k.gpu >= 0 ? std::to_string(k.gpu) : "-",
-                       k.numa >= 0 ? std::to_string(k.numa) : "-", k.cpus.empty() ? "not bound" : k.cpus.list(),
+                       k.numa_os >= 0 ? std::to_string(k.numa_os) : "-", k.cpus.empty() ? "not bound" : k.cpus.list(),
                        k.nics.empty() ? "-" : fmt::format("{}", fmt::join(k.nics, ",")));
   }
   if (p.ranks.size() > most) out += fmt::format("  ... {} more; --json has them all\n", p.ranks.size() - most);
@@ -234,7 +234,7 @@ nlohmann::ordered_json report_json(const PlanReport& r) {
     nlohmann::ordered_json environment = nlohmann::ordered_json::object();
     for (const auto& [name, value] : p.environment) environment[name] = value;
     places.push_back({{"host", r.hosts.hosts[static_cast<size_t>(p.host)].name}, {"local_rank", p.local_rank}, {"gpu", p.gpu},
-                      {"gpu_uuid", p.gpu_uuid}, {"numa", p.numa}, {"cpus", p.cpus.list()}, {"nics", p.nics}, {"environment", environment}});
+                      {"gpu_uuid", p.gpu_uuid}, {"numa", p.numa_os}, {"cpus", p.cpus.list()}, {"nics", p.nics}, {"environment", environment}});
   }
   const auto cost = [](const PlacementCost& c) {
     return nlohmann::ordered_json{{"seconds", c.seconds()}, {"tp", c.tp}, {"pp", c.pp}, {"dp", c.dp}};

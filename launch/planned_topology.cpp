@@ -5,6 +5,7 @@
 #include <map>
 
 #include "launch/catalogue.h"
+#include "runtime/core/error.h"
 #include "launch/placement.h"
 #include "launch/topology/cluster_topology.h"
 
@@ -60,6 +61,21 @@ std::shared_ptr<const HostTopology> host_of(const PlannedCluster& c) {
 
 }  // namespace
 
+namespace {
+
+PlannedCluster tier_of(const Cluster& hosts, const Host& host, const Catalogue& catalogue) {
+  const std::string where = fmt::format("{}:{}: tier of {}", hosts.source, host.line, host.name);
+  try {
+    PlannedCluster c = catalogue.cluster(host.annotations.at("tier"));
+    if (c.hosts == 1) return c;
+    throw UsageError("{}: names {} hosts, where it should say what one host is", c.text, c.hosts);
+  } catch (const UsageError& e) {
+    throw UsageError("{}: {}", where, e.what());
+  }
+}
+
+}  // namespace
+
 Cluster planned_hosts(const PlannedCluster& c, int slots) {
   Cluster out{.hosts = {}, .source = c.text};
   for (int h = 0; h < c.hosts; ++h)
@@ -82,7 +98,7 @@ Topology annotated_topology(const Cluster& hosts, const Catalogue& catalogue, co
     const auto tier = h.annotations.find("tier");
     if (out.hosts[i].host != nullptr || tier == h.annotations.end()) continue;
     auto it = known.find(tier->second);
-    if (it == known.end()) it = known.emplace(tier->second, host_of(catalogue.cluster(tier->second))).first;
+    if (it == known.end()) it = known.emplace(tier->second, host_of(tier_of(hosts, h, catalogue))).first;
     out.hosts[i] = {h.name, it->second, true};
   }
   std::erase_if(out.hosts, [](const Topology::Member& m) { return m.host == nullptr; });

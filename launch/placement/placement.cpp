@@ -114,6 +114,7 @@ Placement place(const Cluster& cluster, const Topology& topology, const parallel
     const HostClass& c = slots.class_of(s);
     const auto local = static_cast<size_t>(slot.local);
     RankPlace place{.host = slot.host, .local_rank = used[static_cast<size_t>(slot.host)]++, .gpu = c.gpu[local], .numa = c.numa[local]};
+    if (place.numa >= 0) place.numa_os = c.topology->numa_nodes[static_cast<size_t>(place.numa)].os_index;
     if (place.gpu >= 0) {
       const Gpu& gpu = c.topology->gpus[static_cast<size_t>(place.gpu)];
       place.gpu_uuid = gpu.uuid;

@@ -1,5 +1,6 @@
 // What is bad about a placement, said before anything starts.
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <map>
@@ -88,6 +89,7 @@ std::vector<std::string> warnings_of(const Slots& slots, const Cluster& cluster,
   for (const auto& [host, n] : used) counts.insert(n);
   if (counts.size() > 1)
     out.add(fmt::format("ranks are spread unevenly: between {} and {} on a host", *counts.begin(), *counts.rbegin()), cluster.source);
+  std::map<std::string, std::set<int>> far;  // GPUs of a host without a near adapter
   for (const int s : slot_of_rank) {
     const Slot& slot = slots.all()[static_cast<size_t>(s)];
     const HostClass& c = slots.class_of(s);
@@ -100,13 +102,20 @@ std::vector<std::string> warnings_of(const Slots& slots, const Cluster& cluster,
       else if (c.nics[local].empty())
         out.add("no network adapter is known", host);
       else if (c.far_nic[local])
-        out.add(fmt::format("GPU {} has no adapter near it: what it sends to other hosts crosses the sockets", c.gpu[local]), host);
+        far[host].insert(c.gpu[local]);
     }
     if (!c.topology->gpus.empty() && c.slots > static_cast<int>(c.topology->gpus.size()))
       out.add(fmt::format("{} slots on {} GPUs: ranks share them", c.slots, c.topology->gpus.size()), host);
     if (c.cpus[local].empty() && !c.topology->cores.empty())
-      out.add(fmt::format("{} cores for {} slots: ranks are not bound to cores", c.topology->cores.size(), c.slots), host);
+      out.add(c.gpu[local] >= 0 ? "fewer cores near a GPU than ranks there: these are not bound"
+                                : fmt::format("{} cores for {} slots: ranks are not bound to cores", c.topology->cores.size(), c.slots),
+              host);
   }
+  for (const auto& [host, gpus] : far)
+    out.add(gpus.size() == 1 ? fmt::format("GPU {} has no adapter near it: what it sends to other hosts crosses the sockets", *gpus.begin())
+                             : fmt::format("GPUs {} have no adapter near them: what they send to other hosts crosses the sockets",
+                                           fmt::join(gpus, ", ")),
+            host);
   return out.text();
 }
 

@@ -29,6 +29,39 @@ std::string beside(const Cluster& cluster, const std::string& file) {
   return path.is_absolute() ? file : (fs::path(cluster.source).parent_path() / path).string();
 }
 
+/// A map that serves as the kind of many hosts: without what belongs to the one it was taken on.
+std::shared_ptr<const HostTopology> without_identity(const HostTopology& host) {
+  auto out = std::make_shared<HostTopology>(host);
+  out->hostname.clear();
+  for (Gpu& g : out->gpus) {
+    g.uuid.clear();
+    g.mig.clear();
+  }
+  for (Nic& n : out->nics) {
+    n.guid.clear();
+    n.port_guid.clear();
+  }
+  return out;
+}
+
+/// The map of a host in what was read: the entry of its name; the only entry is the host's kind.
+class Kinds {
+ public:
+  std::shared_ptr<const HostTopology> find(const Topology& read, const std::string& host, bool only_host) {
+    for (const Topology::Member& m : read.hosts)
+      if (same_host(m.name, host)) return m.host;
+    if (read.hosts.size() != 1 || read.hosts.front().host == nullptr) return nullptr;
+    const std::shared_ptr<const HostTopology>& one = read.hosts.front().host;
+    if (only_host && one->hostname.empty()) return one;
+    auto& kind = kinds_[one.get()];
+    if (kind == nullptr) kind = without_identity(*one);
+    return kind;
+  }
+
+ private:
+  std::map<const HostTopology*, std::shared_ptr<const HostTopology>> kinds_;  // equal hosts share one
+};
+
 /// Reads each file once. "a.xml,b.txt" are several sources of one host: they become one map.
 class Files {
  public:
@@ -85,6 +118,7 @@ Topology read_sources(const std::vector<std::string>& paths) {
 
 Topology cluster_topology(const Cluster& cluster, const std::string& for_all) {
   Files files;
+  Kinds kinds;
   Topology out;
   Topology common;
   if (!for_all.empty()) {
@@ -99,16 +133,10 @@ Topology cluster_topology(const Cluster& cluster, const std::string& for_all) {
   }
   for (const Host& host : cluster.hosts) {
     Topology::Member member{host.name, nullptr};
-    for (const auto& candidate : common.hosts)
-      if (same_host(candidate.name, host.name) || common.hosts.size() == 1)
-        member.host = candidate.host;
+    member.host = kinds.find(common, host.name, cluster.hosts.size() == 1);
     if (const auto file = host.annotations.find("topology"); file != host.annotations.end()) {
       const Topology& found = files.get(file->second, host, cluster);
-      member.host = nullptr;
-      // A file of several hosts (probe's) is asked by name; one of a single host is that host's
-      // kind.
-      for (const auto& candidate : found.hosts)
-        if (same_host(candidate.name, host.name) || found.hosts.size() == 1) member.host = candidate.host;
+      member.host = kinds.find(found, host.name, cluster.hosts.size() == 1);
       if (!member.host)
         throw UsageError("{}:{}: {} describes no host {}", cluster.source, host.line, file->second,
                          host.name);

@@ -931,7 +931,7 @@ const std::vector<Option>& table() {
       {.name = "host",
        .field = &C::host,
        .metavar = "A:2,B:2",
-       .help = "hosts and slots on the command line; also -H",
+       .help = "hosts and slots on the command line; with --hostfile: which of its hosts; also -H",
        .group = Group::kLaunch,
        .commands = kOnRanks | kJob | kTopo | kProbe | kDoctor},
       {.name = "topology",

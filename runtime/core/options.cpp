@@ -622,9 +622,6 @@ void check_combinations(JobConfig& cfg) {
         throw UsageError("{}: only with --task; loss and perplexity sample nothing", shown(name));
     }
   }
-  if (has("hostfile") && !cfg.hostfile.empty() && !cfg.host.empty()) {
-    throw UsageError("{} and {}: give one of them", shown("hostfile"), shown("host"));
-  }
   if (has("prompt")) {
     std::vector<std::string> given;
     for (const char* name : {"prompt", "chat", "prompt-ids"}) {

@@ -52,7 +52,8 @@ void gather_replicas(const RankContext& ctx, const parallel::MeshShape& mesh, st
 RequestSizes sizes_of(const std::vector<Prompt>& prompts, int64_t samples, int64_t max_new_tokens, int dp) {
   RequestSizes s{.count = (static_cast<int64_t>(prompts.size()) * samples + dp - 1) / dp};
   for (const Prompt& p : prompts) s.longest_prompt = std::max(s.longest_prompt, static_cast<int64_t>(p.ids.size()));
-  if (max_new_tokens > 0) s.longest = s.longest_prompt + max_new_tokens;
+  // No model has a longer context; the sum must not overflow.
+  if (max_new_tokens > 0) s.longest = s.longest_prompt + std::min<int64_t>(max_new_tokens, INT32_MAX);
   return s;
 }
 

@@ -285,7 +285,7 @@ TEST_F(FrontDoor, DryRunShowsThePlacement) {
   EXPECT_EQ(count(r.output, "# rank 7 (pp 1 dp 0 tp 3): gpu-node-02, GPU 3, NUMA node 5, CPUs 80-95,208-223"), 1) << r.output;
   EXPECT_EQ(count(r.output, "R1RUN_CPUS=16-31,144-159"), 1) << r.output;  // in the table that both hosts share
   EXPECT_EQ(count(r.output, "-x R1RUN_PLACEMENT"), 1) << r.output;
-  EXPECT_EQ(count(r.output, "GPU 0 has no adapter near it"), 1) << r.output;
+  EXPECT_EQ(count(r.output, "GPUs 0, 3 have no adapter near them"), 1) << r.output;
   EXPECT_EQ(count(r.output, "UCX_NET_DEVICES=;"), 0) << r.output;
 
   const std::string racks = (dir_.path() / "racks").string();

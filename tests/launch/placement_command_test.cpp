@@ -6,8 +6,11 @@
 #include <filesystem>
 #include <fstream>
 
+#include "launch/catalogue.h"
 #include "launch/command.h"
 #include "launch/placed_here.h"
+#include "launch/topology/cluster_topology.h"
+#include "launch/topology/json.h"
 #include "runtime/core/error.h"
 #include "run_program.h"
 
@@ -224,6 +227,40 @@ TEST(PlacementCommand, UsersAndPortsKeepTheirHostfile) {
   EXPECT_EQ(value_after(c.argv, "--host"), "");
   EXPECT_EQ(c.file, "n0 slots=2\nann@n1 slots=2 port=2222\n");
   EXPECT_EQ(cpus_of(c, "n1", 1), "2-3");
+}
+
+// One host's map stands for others of its kind, but not with its GPUs' and adapters' identities.
+TEST(ClusterTopology, AKindHasNoIdentity) {
+  const test::TemporaryDirectory dir;
+  auto t = std::make_shared<HostTopology>();
+  t->hostname = "n0";
+  t->gpus.push_back({.index = 0, .uuid = "GPU-11"});
+  t->nics.push_back({.name = "mlx5_0", .rdma = true, .guid = "0c42a10300654c8e"});
+  t->gpu_gpu = {{Path{.path_class = PathClass::kLoc}}};
+  t->gpu_nic = {{Path{}}};
+  t->nic_nic = {{Path{.path_class = PathClass::kLoc}}};
+  t->near_nics = {{0}};
+  t->nccl_nic = {0};
+  Topology one;
+  one.hosts.push_back({"n0", t});
+  const std::string file = (dir.path() / "n0.json").string();
+  std::ofstream(file) << to_json(one);
+  const Cluster hosts = parse_host_list("n0:1,n1:1,n2.site:1", "--host");
+  const Topology map = cluster_topology(hosts, file);
+  ASSERT_EQ(map.hosts.size(), 3U);
+  EXPECT_EQ(map.hosts[0].host->gpus.at(0).uuid, "GPU-11");
+  EXPECT_EQ(map.hosts[1].host->gpus.at(0).uuid, "");
+  EXPECT_EQ(map.hosts[1].host->nics.at(0).guid, "");
+  EXPECT_EQ(map.hosts[1].host, map.hosts[2].host) << "equal hosts share one";
+}
+
+TEST(ClusterTopology, ABadTierIsNamedWithItsLine) {
+  try {
+    (void)annotated_topology(parse_hostfile("a slots=4\nb slots=4 # r1run: tier=nosuch\n", "f"), Catalogue::built_in());
+    ADD_FAILURE();
+  } catch (const UsageError& e) {
+    EXPECT_NE(std::string(e.what()).find("f:2: tier of b: "), std::string::npos) << e.what();
+  }
 }
 
 // What a map names and the host does not have is not set, and said.

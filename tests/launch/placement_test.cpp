@@ -125,7 +125,7 @@ TEST(Placement, ProductionTierIsTheLaunchersOrder) {
   for (int r = 0; r < 8; ++r) EXPECT_EQ(p.ranks[static_cast<size_t>(r)].host, r / 4);
   EXPECT_EQ(p.ranks[1].cpus.count(), 32);
   // As on the real node: GPUs 0 and 3 have no adapter near them.
-  EXPECT_TRUE(warns(p, "no adapter near it"));
+  EXPECT_TRUE(warns(p, "GPUs 0, 3 have no adapter near them"));
   EXPECT_FALSE(warns(p, "NVLink"));
   // Three links in the mesh work at once for tp 4, one for tp 2.
   const Placement two = place(c, t, {.pp = 4, .dp = 1, .tp = 2}, kTraffic);

@@ -325,7 +325,6 @@ TEST(Options, ImpossibleValuesAreRefusedWithWhatIsAllowed) {
       {{"--eval-every", "5"}, {"--eval-every 5", "--eval-data"}},
       {{"--init", "random:1"}, {"--model"}},
       {{"--steps", "5", "--epochs", "1"}, {"--steps 5", "--epochs 1", "one of them"}},
-      {{"--hostfile", "h", "--host", "a"}, {"--hostfile h", "--host a"}},
   };
   for (const auto& c : cases) {
     const auto text = refused("train", c.args);
