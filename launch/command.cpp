@@ -221,6 +221,12 @@ std::vector<std::string> common_masks(const Placement& placement) {
 
 }  // namespace
 
+void use_local_placement(Command* command, const Placement& placement, const Cluster& this_machine) {
+  add_warnings(command, placement);
+  if (add_table(command, placement, this_machine))
+    command->argv.insert(command->argv.begin() + 1, {"-x", kPlacementVariable});
+}
+
 namespace {
 
 /// What is wrong with the cores of one line, "" nothing.

@@ -68,6 +68,9 @@ inline constexpr const char* kFileInArguments = "@FILE@";
 void use_placement(Command* command, const Placement& placement, const Cluster& cluster,
                    const Topology& topology);
 
+/// The same for local_mpirun's command: the ranks' parents alone set and bind.
+void use_local_placement(Command* command, const Placement& placement, const Cluster& this_machine);
+
 /// Places the ranks of cluster_mpirun's command as a rankfile of the user's says. Throws UsageError naming the file's line where
 /// the file does not fit the job, its hosts, or the cores that `topology` knows them to have (mpirun is silent about cores that
 /// do not exist); warns where the cores of a host are not known.

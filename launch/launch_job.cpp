@@ -91,6 +91,16 @@ void place_ranks(const Request& request, const Destination& destination, const E
     use_placement(command, placement, cluster, topology);
 }
 
+/// --topology on one machine: its map, and the ranks of the job on it.
+Command placed_here(const Request& request, Command command) {
+  if (request.config.topology.empty()) return command;
+  Cluster here{.hosts = {{.name = host_name(), .slots = request.world(), .slots_given = true}}, .source = "this machine"};
+  const Topology topology = annotated_topology(here, Catalogue::built_in(), request.config.topology);
+  if (placeable(here, topology))
+    use_local_placement(&command, place(here, topology, mesh_of(request), planned_traffic(request.config)), here);
+  return command;
+}
+
 Command command_for(const Request& request, const Destination& destination,
                     const Environment& env) {
   const RankProgram program{.path = executable_dir() + "/r1run",
@@ -100,7 +110,7 @@ Command command_for(const Request& request, const Destination& destination,
   const Keepalive keepalive = keepalive_for(request.config.peer_timeout);
   switch (destination.kind) {
     case Destination::Kind::kThisMachine:
-      return local_mpirun(program_for("mpirun", request, env), program, local_machine(), keepalive);
+      return placed_here(request, local_mpirun(program_for("mpirun", request, env), program, local_machine(), keepalive));
     case Destination::Kind::kMpirun: {
       Command command = cluster_mpirun(program_for("mpirun", request, env), program,
                                        destination.cluster, mesh_of(request), keepalive,

@@ -298,7 +298,7 @@ std::string plan_text(const PlanReport& r) {
                      dtype_name(job.format.moments), job.format.master ? ", fp32 master weights" : "",
                      job.zero > 0 ? ", optimizer state cut over dp" : "");
   if (job.tree_rows > 0)
-    out += fmt::format("deterministic  rows one by one, gradients summed in a tree: {} a step; the same bits for every layout\n",
+    out += fmt::format("deterministic  rows one by one, gradients summed in a tree: {} a step; the same bits for every pp, schedule and power-of-two dp\n",
                        human_duration(r.chosen.time.row_sums));
   out += fmt::format("as options     {}\n", r.flags);
   add_groups(out, r);

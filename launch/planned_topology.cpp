@@ -70,7 +70,9 @@ PlannedCluster tier_of(const Cluster& hosts, const Host& host, const Catalogue& 
     if (c.hosts == 1) return c;
     throw UsageError("{}: names {} hosts, where it should say what one host is", c.text, c.hosts);
   } catch (const UsageError& e) {
-    throw UsageError("{}: {}", where, e.what());
+    std::string_view what = e.what();
+    if (const std::string_view option = "--cluster "; what.starts_with(option)) what.remove_prefix(option.size());
+    throw UsageError("{}: {}", where, what);
   }
 }
 

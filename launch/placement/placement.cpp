@@ -58,7 +58,9 @@ int cores_of(const HostTopology* t, const CpuSet& cpus) {
 }
 
 void set_environment(std::vector<RankPlace>& ranks, const Slots& slots, const std::vector<int>& slot_of_rank) {
-  for (const auto& [host, members] : ranks_by_host(ranks)) {
+  const std::map<int, std::vector<int>> by_host = ranks_by_host(ranks);
+  const bool several = by_host.size() > 1;
+  for (const auto& [host, members] : by_host) {
     const HostClass& c = slots.class_of(slot_of_rank[static_cast<size_t>(members.front())]);
     if (c.kind_only) continue;
     const HostTopology* t = c.topology;
@@ -77,7 +79,7 @@ void set_environment(std::vector<RankPlace>& ranks, const Slots& slots, const st
       auto& env = place.environment;
       if (place.gpu_uuid.starts_with("MIG-")) env.emplace_back("CUDA_VISIBLE_DEVICES", place.gpu_uuid);
       else if (!devices.empty()) env.emplace_back("CUDA_VISIBLE_DEVICES", devices);
-      if (!hca.empty()) {
+      if (!hca.empty() && several) {  // within one host nothing goes over an adapter
         env.emplace_back("NCCL_IB_HCA", hca);
         std::string mine;
         for (const std::string& nic : place.nics) mine += (mine.empty() ? "" : ",") + nic;

@@ -304,6 +304,24 @@ TEST_F(FrontDoor, DryRunShowsThePlacement) {
   EXPECT_EQ(count(missing.output, "--topology nowhere.xml: cannot be opened"), 1) << missing.output;
 }
 
+// One machine and its map: each rank on CPUs of its own.
+TEST_F(FrontDoor, TopologyOfThisMachineBindsItsRanks) {
+  if (sysconf(_SC_NPROCESSORS_ONLN) < 2) GTEST_SKIP() << "one CPU: nothing to choose";
+  const std::string map = (dir_.path() / "here.json").string();
+  ASSERT_EQ(run(alone({"topo", "--json", map}), 30, {}).code, 0);
+  const Result r = run(alone({"train", "--tp", "2", "--topology", map}), 30, asking(false));
+  ASSERT_EQ(r.code, 0) << r.output;
+  EXPECT_EQ(count(r.output, "not bound"), 0) << r.output;
+  std::vector<std::string> cpus;
+  for (const char* rank : {"0", "1"}) {
+    std::ifstream in(dir_.path() / "pids" / rank);
+    std::string pid;
+    in >> pid;
+    std::getline(in, cpus.emplace_back());
+  }
+  EXPECT_NE(cpus[0], cpus[1]);
+}
+
 TEST_F(FrontDoor, SaysWhenTheRankProgramIsMissing) {
   fs::remove(dir_.path() / "r1run-rank");
   const Result r = run(alone({"train"}), 30, {});
