@@ -43,7 +43,7 @@ EvalResult evaluate_dataset(const RankContext& ctx, Engine& engine, const data::
 namespace {
 
 /// One data set a file, tokenised once on each host and mapped by all of its ranks.
-std::vector<data::Dataset> open_sets(const RankContext& ctx, const parallel::ModelConfig& model, const text::Tokenizer& tokenizer) {
+std::vector<data::Dataset> open_sets(const RankContext& ctx, const parallel::ModelConfig& model, const text::Tokenizer* tokenizer) {
   const JobConfig& cfg = ctx.config;
   std::optional<HostScratch> scratch;
   if (cfg.cache_dir.empty() && ctx.world.size() > 1) scratch.emplace(ctx.world);
@@ -74,9 +74,12 @@ ExitCode run_eval(const RankContext& ctx) {
   const parallel::MeshShape mesh = mesh_of(ctx, ranks_on_this_host(ctx.world));
   setup_threads(ctx);
   const ModelSource source = open_model_source(ctx, ".");
-  const text::Tokenizer tokenizer = text::Tokenizer::load(source.dir.path());
-  check_tokenizer(tokenizer, source);
-  std::vector<data::Dataset> sets = open_sets(ctx, source.config, tokenizer);
+  std::optional<text::Tokenizer> tokenizer;  // rows of input_ids do without
+  if (fs::exists(source.dir.path() / "tokenizer.json")) {
+    tokenizer.emplace(text::Tokenizer::load(source.dir.path()));
+    check_tokenizer(*tokenizer, source);
+  }
+  std::vector<data::Dataset> sets = open_sets(ctx, source.config, tokenizer ? &*tokenizer : nullptr);
   const BatchLayout rows{.batch = cfg.batch, .micro_batch = cfg.micro_batch, .seq_len = sets.front().seq_len(), .dp = mesh.dp};
   EngineOptions options = engine_options(cfg, source.config, mesh, rows, choose_device(ctx, {}), false);
   options.stop = ctx.stop;
