@@ -132,13 +132,15 @@ class Workers {
     if (why_first.empty()) why_first = why, line = record.line;
     if (++tried == kDetectRows) break;
   }
-  std::string names;
-  for (const std::string_view name : format_names())
-    names += (names.empty() ? "" : ", ") + std::string(name);
-  throw DataError(
-      "{}:{}: cannot tell the format of the rows: {}. If the rows are right, name their format "
-      "with --format ({})",
-      path.string(), line, why_first, names);
+  // Another name for the format helps only where the keys are what is not known.
+  std::string advice;
+  if (why_first.starts_with("its keys are")) {
+    for (const std::string_view name : format_names())
+      advice += (advice.empty() ? "" : ", ") + std::string(name);
+    advice = fmt::format(". If the rows are right, name their format with --format ({})", advice);
+  }
+  throw DataError("{}:{}: cannot tell the format of the rows: {}{}", path.string(), line, why_first,
+                  advice);
 }
 
 }  // namespace

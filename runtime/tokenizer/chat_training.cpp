@@ -44,7 +44,7 @@ class TrainingRenderer {
   RenderedSample render(const Tokenizer& tokenizer) {
     if (last_answer_ == SIZE_MAX && !options_.train_on_prompt) {
       throw DataError(
-          "a conversation of {} messages without an assistant turn has nothing to train on",
+          "a conversation without an assistant turn has nothing to train on (turns: {})",
           messages_.size());
     }
     begin(nullptr);
