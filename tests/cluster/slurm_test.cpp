@@ -128,10 +128,10 @@ TEST_F(Slurm, RanksAreBoundANoticeSavesAndACutHostIsNamed) {
     const size_t id = text.find(mark);
     ASSERT_NE(id, std::string::npos) << text;
     const std::string number = text.substr(id + mark.size(), text.find('\n', id) - id - mark.size());
-    at = launch::monotonic_s();
+    at = monotonic_s();
     EXPECT_EQ(slurm({"scancel", "--signal=TERM", number + ".0"}).code, 0);
   });
-  const double saving = launch::monotonic_s() - at;
+  const double saving = monotonic_s() - at;
   EXPECT_EQ(saved.code, 75) << saved.output;
   ASSERT_GT(at, 0) << saved.output;
   EXPECT_EQ(count(saved.output, "FATAL"), 0) << saved.output;
@@ -152,15 +152,15 @@ TEST_F(Slurm, RanksAreBoundANoticeSavesAndACutHostIsNamed) {
   at = 0;
   double cause = 0, killed_at = 0;
   const Result killed = allocation("killed", {"--save-every=0"}, [&](pid_t, const std::string& text) {
-    if (cause == 0 && text.find("FATAL") != std::string::npos) cause = launch::monotonic_s();
+    if (cause == 0 && text.find("FATAL") != std::string::npos) cause = monotonic_s();
     if (at > 0 || last_step(rig_.path() / "killed") < 20) return;
     for (const pid_t pid : rig_.processes())
       if (at == 0 && is_rank(pid, "killed")) {
         kill(pid, SIGKILL);
-        at = killed_at = launch::monotonic_s();
+        at = killed_at = monotonic_s();
       }
   });
-  const double ended = launch::monotonic_s() - at;
+  const double ended = monotonic_s() - at;
   ASSERT_GT(at, 0) << killed.output;
   EXPECT_EQ(killed.code, 75) << killed.output;
   EXPECT_EQ(count(killed.output, "FATAL"), 1) << killed.output;
@@ -173,9 +173,9 @@ TEST_F(Slurm, RanksAreBoundANoticeSavesAndACutHostIsNamed) {
   const Result cut = allocation("cut", {"--save-every=0", "--peer-timeout=2s"}, [&](pid_t, const std::string&) {
     if (at > 0 || last_step(rig_.path() / "cut") < 20) return;
     EXPECT_EQ(rig_.cut(2).code, 0);
-    at = launch::monotonic_s();
+    at = monotonic_s();
   });
-  const double noticed = launch::monotonic_s() - at;
+  const double noticed = monotonic_s() - at;
   ASSERT_GT(at, 0) << cut.output;
   EXPECT_EQ(cut.code, 75) << cut.output;
   EXPECT_EQ(count(cut.output, "r1run: FATAL host=rig2 "), 1) << cut.output;
