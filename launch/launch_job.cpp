@@ -18,6 +18,7 @@
 #include "launch/restart.h"
 #include "launch/shim.h"
 #include "launch/supervise.h"
+#include "launch/topology/live.h"
 #include "parallel/mesh/mesh.h"
 #include "runtime/core/error.h"
 
@@ -91,11 +92,19 @@ void place_ranks(const Request& request, const Destination& destination, const E
     use_placement(command, placement, cluster, topology);
 }
 
-/// --topology on one machine: its map, and the ranks of the job on it.
-Command placed_here(const Request& request, Command command) {
-  if (request.config.topology.empty()) return command;
-  Cluster here{.hosts = {{.name = host_name(), .slots = request.world(), .slots_given = true}}, .source = "this machine"};
-  const Topology topology = annotated_topology(here, Catalogue::built_in(), request.config.topology);
+/// What is known of this machine: --topology, else what it says itself where it has GPUs to choose from. GPUs that the user or a
+/// scheduler has chosen (CUDA_VISIBLE_DEVICES) are not chosen again.
+Topology topology_here(const Request& request, const Cluster& here, const Environment& env) {
+  if (!request.config.topology.empty()) return annotated_topology(here, Catalogue::built_in(), request.config.topology);
+  if (request.config.device == "cpu" || env.has("CUDA_VISIBLE_DEVICES")) return {};
+  auto host = std::make_shared<HostTopology>(live_topology());
+  if (host->gpus.empty()) return {};
+  return {.hosts = {{.name = here.hosts.front().name, .host = std::move(host)}}, .fabric = {}};
+}
+
+Command placed_here(const Request& request, Command command, const Environment& env) {
+  const Cluster here{.hosts = {{.name = host_name(), .slots = request.world(), .slots_given = true}}, .source = "this machine"};
+  const Topology topology = topology_here(request, here, env);
   if (placeable(here, topology))
     use_local_placement(&command, place(here, topology, mesh_of(request), planned_traffic(request.config)), here);
   return command;
@@ -110,7 +119,7 @@ Command command_for(const Request& request, const Destination& destination,
   const Keepalive keepalive = keepalive_for(request.config.peer_timeout);
   switch (destination.kind) {
     case Destination::Kind::kThisMachine:
-      return placed_here(request, local_mpirun(program_for("mpirun", request, env), program, local_machine(), keepalive));
+      return placed_here(request, local_mpirun(program_for("mpirun", request, env), program, local_machine(), keepalive), env);
     case Destination::Kind::kMpirun: {
       Command command = cluster_mpirun(program_for("mpirun", request, env), program,
                                        destination.cluster, mesh_of(request), keepalive,

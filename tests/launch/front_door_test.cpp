@@ -304,6 +304,21 @@ TEST_F(FrontDoor, DryRunShowsThePlacement) {
   EXPECT_EQ(count(missing.output, "--topology nowhere.xml: cannot be opened"), 1) << missing.output;
 }
 
+// GPUs of one machine are found without being described; those that the user has chosen stay as they are.
+TEST_F(FrontDoor, GpusOfThisMachineAreChosenByItsLiveMap) {
+  fs::create_symlink(std::string(R1RUN_BIN_DIR) + "/libfake_nvml.so", dir_.path() / "libnvidia-ml.so.1");
+  Env env{{"LD_LIBRARY_PATH", dir_.path().string()}, {"R1RUN_FAKE_NVML", ""}};
+  const Result r = run(alone({"train", "--tp", "4", "--dry-run"}), 30, env);
+  EXPECT_EQ(r.code, 0) << r.output;
+  for (const std::string rank : {"0", "1", "2", "3"})
+    EXPECT_EQ(count(r.output, "# rank " + rank + " (pp 0 dp 0 tp " + rank + "): " + host_name() + ", GPU " + rank), 1) << r.output;
+  const Result cpu = run(alone({"train", "--tp", "4", "--device", "cpu", "--dry-run"}), 30, env);
+  EXPECT_EQ(count(cpu.output, ", GPU "), 0) << cpu.output;
+  env.emplace_back("CUDA_VISIBLE_DEVICES", "3");
+  const Result chosen = run(alone({"train", "--tp", "4", "--dry-run"}), 30, env);
+  EXPECT_EQ(count(chosen.output, ", GPU "), 0) << chosen.output;
+}
+
 // One machine and its map: each rank on CPUs of its own.
 TEST_F(FrontDoor, TopologyOfThisMachineBindsItsRanks) {
   if (sysconf(_SC_NPROCESSORS_ONLN) < 2) GTEST_SKIP() << "one CPU: nothing to choose";
