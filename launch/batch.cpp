@@ -11,11 +11,13 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <set>
 
 #include "launch/command.h"
 #include "launch/launch_job.h"
 #include "launch/process.h"
 #include "launch/restart.h"
+#include "launch/topology/text.h"
 #include "runtime/core/error.h"
 
 namespace r1::launch {
@@ -25,6 +27,27 @@ constexpr int kUsualGpusPerNode = 8;
 
 Cluster named_hosts(const JobConfig& config) {
   return config.hostfile.empty() && config.host.empty() ? Cluster{} : given_hosts(config);
+}
+
+/// The job has no hostfile: the maps that its hosts' annotations name go with it as --topology, which says one thing of all hosts.
+void carry_topology(const Cluster& cluster, NodeRequest* r) {
+  std::set<std::string> maps, fabrics;
+  for (int i = 0; i < r->nodes; ++i)
+    for (const auto& [name, value] : cluster.hosts[static_cast<size_t>(i)].annotations) {
+      if (name != "topology" && name != "fabric") continue;
+      std::vector<std::string> files;
+      for (const std::string_view file : fields_of(value, ','))
+        files.push_back(std::filesystem::absolute(std::filesystem::path(cluster.source).parent_path() / file).lexically_normal().string());
+      (name == "topology" ? maps : fabrics).insert(fmt::format("{}", fmt::join(files, ",")));
+    }
+  if (maps.size() > 1) {
+    r->warnings.push_back(fmt::format("{}: its hosts have {} different topologies, and the job has no hostfile: its ranks are placed in Slurm's "
+                                      "order (one map of all hosts, made by `r1run probe --hostfile F --json MAP`, would go as --topology MAP)",
+                                      cluster.source, maps.size()));
+    return;
+  }
+  maps.merge(fabrics);
+  r->topology = fmt::format("{}", fmt::join(maps, ","));
 }
 
 /// Takes the first hosts that hold the ranks; all must offer the same number of slots.
@@ -44,6 +67,7 @@ void from_hosts(const Cluster& cluster, NodeRequest* r) {
                      cluster.total_slots());
   for (int i = 0; i < r->nodes; ++i)
     r->node_names.push_back(cluster.hosts[static_cast<size_t>(i)].name);
+  carry_topology(cluster, r);
 }
 
 bool wants_gpus(const JobConfig& config) { return config.device != "cpu"; }
@@ -302,6 +326,7 @@ std::string slurm_script(const JobConfig& c, const NodeRequest& r, const std::st
                             : "output=" + single_quoted(c.output) + "-$SLURM_JOB_ID\n";
   out += "arguments=( # of r1run train\n";
   for (const auto& flag : train_flags(c)) out += "  " + single_quoted(flag) + "\n";
+  if (c.topology.empty() && !r.topology.empty()) out += fmt::format("  {}\n", single_quoted("--topology=" + r.topology));
   out += ")\nresume=(--resume=auto)\n";
   std::string_view end = kScriptEnd;
   if (!c.resume.empty() && c.resume != "auto") {

@@ -14,6 +14,7 @@ namespace r1::launch {
 struct NodeRequest {
   int ranks = 1, nodes = 1, per_node = 1;
   std::vector<std::string> node_names;  ///< from --hostfile or --host; empty: any
+  std::string topology;                 ///< what the hostfile's annotations say of all of them, as --topology takes it
   std::vector<std::string> warnings;    ///< for people
 };
 /// From --nodes, --gpus-per-node, --hostfile and --host. Throws UsageError when they contradict

@@ -109,6 +109,23 @@ TEST(Sbatch, BashReadsTheArgumentsBack) {
   EXPECT_FALSE(fs::exists(dir.path() / "canary"));
 }
 
+TEST(Sbatch, TopologiesOfTheHostfileGoWithTheJob) {
+  const TemporaryDirectory dir;
+  const std::string hosts = (dir.path() / "hosts").string();
+  std::ofstream(hosts) << "a slots=4 # r1run: topology=maps/a100.xml fabric=/etc/topology.conf\nb slots=4 # r1run: topology=maps/a100.xml\n";
+  const std::string text = script({"--pp=2", "--tp=4", "--hostfile=" + hosts});
+  EXPECT_NE(text.find("--topology=/etc/topology.conf," + (dir.path() / "maps/a100.xml").string()), std::string::npos) << text;
+  // The user's own is the only one.
+  const std::string own = script({"--pp=2", "--tp=4", "--hostfile=" + hosts, "--topology=mine.json"});
+  EXPECT_NE(own.find("--topology=mine.json"), std::string::npos) << own;
+  EXPECT_EQ(own.find("maps/a100.xml"), std::string::npos) << own;
+  std::ofstream(hosts) << "a slots=4 # r1run: topology=one.xml\nb slots=4 # r1run: topology=two.xml\n";
+  const NodeRequest r = node_request(options("sbatch", {"--pp=2", "--tp=4", "--hostfile=" + hosts}));
+  EXPECT_TRUE(r.topology.empty());
+  ASSERT_EQ(r.warnings.size(), 1u);
+  EXPECT_NE(r.warnings[0].find("2 different topologies"), std::string::npos);
+}
+
 TEST(Sbatch, AsksForWhatTheJobNeeds) {
   const std::string text =
       script({"--pp=2", "--tp=4", "--gpus-per-node=4", "--time=1-12:00:00", "--partition=gpu",
