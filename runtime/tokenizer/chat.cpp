@@ -355,10 +355,6 @@ TemplateKind load_template(const std::filesystem::path& model_dir, std::string_v
   throw DataError("{} is neither text nor a list with a template named \"default\"", source);
 }
 
-std::string_view end_of_turn_token(TemplateKind kind) {
-  return is_r1(kind) ? kR1End : std::string_view("<|im_end|>");
-}
-
 bool generation_opens_thought(TemplateKind kind) {
   return kind == TemplateKind::kR1Distill || kind == TemplateKind::kR1Tools;
 }

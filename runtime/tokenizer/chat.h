@@ -69,8 +69,6 @@ enum class TemplateKind {
 [[nodiscard]] TemplateKind load_template(const std::filesystem::path& model_dir,
                                          std::string_view override_name = {});
 
-/// The token that ends an assistant turn, e.g. `<｜end▁of▁sentence｜>`.
-[[nodiscard]] std::string_view end_of_turn_token(TemplateKind kind);
 /// True when the generation prompt ends inside an open thought (`<think>\n`).
 [[nodiscard]] bool generation_opens_thought(TemplateKind kind);
 /// DataError naming the template's control tokens that the tokenizer lacks, if any.

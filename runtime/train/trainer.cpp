@@ -1,6 +1,7 @@
 #include "runtime/train/trainer.h"
 
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <cmath>
 #include <cstring>
@@ -19,6 +20,7 @@
 #include "runtime/train/action_record.h"
 #include "runtime/train/deterministic_cost.h"
 #include "runtime/train/evaluate.h"
+#include "runtime/train/line_log.h"
 #include "runtime/train/memory.h"
 #include "runtime/train/output_dir.h"
 #include "runtime/train/resume_check.h"
@@ -63,6 +65,10 @@ struct Progress {
 
 /// Checkpoints in a row that may fail to be written before the job ends.
 constexpr int kMaxFailedSaves = 3;
+
+void write_file(const fs::path& path, const std::string& text) {
+  if (!(std::ofstream(path) << text).flush()) throw StorageError("{}: cannot be written: {}", path.string(), std::strerror(errno));
+}
 
 class Job {
  public:
@@ -109,7 +115,7 @@ class Job {
   std::string recompute_;  ///< the policy, or one for each stage
   double gemm_rate_ = 0, seconds_per_step_ = 0;
   bool progress_line_ = false;
-  std::FILE* metrics_ = nullptr;
+  LineLog metrics_;  // of the first rank
 };
 
 void Job::open() {
@@ -314,18 +320,16 @@ void Job::print_start(double gemm_rate, int64_t total_steps) {
     fmt::print("{}\n", parallel::print(schedule));
     // A backward costs twice a forward, its halves one each.
     const parallel::Simulation simulation = parallel::simulate(schedule, {});
-    std::ofstream(output_ / "schedule.svg") << parallel::gantt_svg(schedule, simulation);
+    write_file(output_ / "schedule.svg", parallel::gantt_svg(schedule, simulation));
     fmt::print("schedule   {}, {:.1f} % bubble with stages of equal cost\n\n", (output_ / "schedule.svg").string(),
                100 * simulation.bubble_fraction);
   }
   std::fflush(stdout);
-  std::ofstream(output_ / "config.ini") << resolved_ini(cfg_);
+  write_file(output_ / "config.ini", resolved_ini(cfg_));
 }
 
 void Job::metrics_line(nlohmann::ordered_json line) {
-  if (metrics_ == nullptr) return;
-  fmt::print(metrics_, "{}\n", line.dump());
-  std::fflush(metrics_);
+  if (metrics_.is_open()) metrics_.append(line.dump());
 }
 
 void Job::report_step(double loss, double norm, double lr, int64_t tokens, int64_t trained, double seconds,
@@ -445,8 +449,7 @@ void Job::save_now() {
 }
 
 ExitCode Job::finish(const char* why) {
-  if (metrics_ != nullptr) std::fclose(metrics_);
-  metrics_ = nullptr;
+  metrics_ = {};
   engine_->close();
   if (why == nullptr) return ExitCode::kOk;
   throw StoppedError("{}; step {} is saved: run the same command with --resume auto", why, progress_.step);
@@ -473,8 +476,7 @@ ExitCode Job::run() {
   gemm_rate_ = measure_gemm_rate(ctx_, device_, engine_->plan().format.weights);
   print_start(gemm_rate_, total_steps_);
   if (ctx_.first()) {
-    metrics_ = std::fopen((output_ / "metrics.jsonl").c_str(), "a");
-    if (metrics_ == nullptr) throw StorageError("{}: cannot be written: {}", (output_ / "metrics.jsonl").string(), std::strerror(errno));
+    metrics_ = LineLog(output_ / "metrics.jsonl");
     metrics_line({{"type", "start"}, {"version", R1RUN_VERSION}, {"run_id", run_id_}, {"step", progress_.step},
                   {"pp", cfg_.pp}, {"dp", cfg_.dp}, {"tp", cfg_.tp}, {"schedule", engine_->schedule().name},
                   {"recompute", recompute_}, {"rows", rows_.batch},
