@@ -131,14 +131,13 @@ std::optional<Frame> FrameReader::next() {
   return f;
 }
 
-Heartbeat heartbeat_of(int rank, int stage, const FlightData& flight, uint64_t other_progress, const std::string& phase,
-                       int64_t now_ns) {
+Heartbeat heartbeat_of(int rank, int stage, const FlightData& flight, const RankStatusWriter::ProgressNow& progress, int64_t now_ns) {
   Heartbeat b;
   b.rank = rank;
   b.stage = stage;
-  b.step = flight.step;
-  b.progress = flight.count + other_progress;
-  b.phase = phase;
+  b.step = flight.step >= 0 ? flight.step : progress.step;  // generation counts its passes there
+  b.progress = flight.count + progress.count;
+  b.phase = progress.phase;
   if (flight.action) {
     b.phase = describe(*flight.action, flight);
     b.phase_age_ns = now_ns - flight.action->begin_ns;

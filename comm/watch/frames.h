@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "runtime/core/flight_recorder.h"
+#include "runtime/core/rank_status.h"
 
 namespace r1::comm {
 
@@ -90,7 +91,7 @@ class FrameReader {
 };
 
 /// The heartbeat of this rank from its recorder; `phase` and `phase_age_ns` where it is in no operation.
-[[nodiscard]] Heartbeat heartbeat_of(int rank, int stage, const FlightData& flight, uint64_t other_progress,
-                                     const std::string& phase, int64_t now_ns);
+[[nodiscard]] Heartbeat heartbeat_of(int rank, int stage, const FlightData& flight, const RankStatusWriter::ProgressNow& progress,
+                                     int64_t now_ns);
 
 }  // namespace r1::comm

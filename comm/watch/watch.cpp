@@ -173,8 +173,7 @@ void Watch::run() {
     if (!due && !ending && std::none_of(fds.begin(), fds.end(), [](const pollfd& f) { return f.revents != 0; })) continue;
     const auto now_ns = monotonic_ns();
     const auto progress = status_.progress();
-    const Heartbeat beat = heartbeat_of(options_.rank, stage_.load(), read_flight(status_.flight_memory(), 0), progress.count,
-                                        progress.phase, now_ns);
+    const Heartbeat beat = heartbeat_of(options_.rank, stage_.load(), read_flight(status_.flight_memory(), 0), progress, now_ns);
     if (hub_) {
       const auto verdict = hub_->service(beat, monotonic_s());
       if (ending) {

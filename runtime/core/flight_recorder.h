@@ -103,7 +103,7 @@ inline constexpr size_t kFlightBytes = (sizeof(detail::FlightMemory) + 4095) / 4
 class FlightRecorder {
  public:
   /// Over zeroed memory of kFlightBytes, aligned to 64; it must outlive the recorder.
-  explicit FlightRecorder(void* memory) noexcept : m_(static_cast<detail::FlightMemory*>(memory)) {}
+  explicit FlightRecorder(void* memory) noexcept : m_(static_cast<detail::FlightMemory*>(memory)) { m_->step.store(-1, std::memory_order_relaxed); }
 
   /// An index for begin(); names beyond 55 bytes are cut, groups beyond 64 share the last.
   uint32_t add_group(std::string_view name) noexcept;
@@ -125,7 +125,7 @@ class FlightRecorder {
   detail::FlightMemory* m_;
   uint64_t count_ = 0, open_action_ = 0, open_operation_ = 0;
   int64_t operation_begin_ns_ = 0, waited_ns_ = 0;
-  int32_t step_ = 0;
+  int32_t step_ = -1;
 };
 
 /// Reads a recorder's memory, at any time and from any process that maps it; `recent`: most records to copy.

@@ -129,7 +129,7 @@ const void* RankStatusWriter::flight_memory() const noexcept { return flight_of(
 RankStatusWriter::ProgressNow RankStatusWriter::progress() const {
   Progress p{};
   const bool consistent = load(page_->progress, &p);
-  return {p.count, text_of(p.phase, sizeof p.phase, consistent)};
+  return {p.count, p.step, text_of(p.phase, sizeof p.phase, consistent)};
 }
 
 void RankStatusWriter::tick() noexcept {

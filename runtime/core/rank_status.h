@@ -115,6 +115,7 @@ class RankStatusWriter {
   [[nodiscard]] const void* flight_memory() const noexcept;
   struct ProgressNow {
     uint64_t count = 0;
+    int64_t step = -1;
     std::string phase;
   };
   /// What was written last, read without a lock.

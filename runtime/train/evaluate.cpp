@@ -85,7 +85,7 @@ ExitCode run_eval(const RankContext& ctx) {
   options.stop = ctx.stop;
   check_memory(ctx, source.config, options);
   Engine engine(source.config, options, ctx.world);
-  load_weights(engine, source.dir);
+  load_weights(engine, source.dir, [&ctx] { ctx.check_stop(); });
 
   nlohmann::ordered_json out{{"model", source.dir.path().string()}, {"sources", nlohmann::ordered_json::array()}};
   double sum = 0;

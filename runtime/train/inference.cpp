@@ -179,7 +179,7 @@ void InferenceSession::load(const RequestSizes& sizes, bool logprobs) {
   if (source_.init_seed) {
     for (const models::StageParameters& p : params_) models::initialise(p, source_.config, *source_.init_seed, stream_);
   } else {
-    load_weights(params_, source_.dir, stream_);
+    load_weights(params_, source_.dir, stream_, [this] { ctx_.check_stop(); });
   }
   model_ = std::make_unique<models::PagedModel>(*spec_, plan_, *groups_, params_, device_, stream_);
   engine_ = std::make_unique<serve::Engine>(

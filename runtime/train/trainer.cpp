@@ -202,7 +202,7 @@ void Job::open() {
       models::initialise(p, source_->config, *source_->init_seed, engine_->stream());
     if (source_->built_in) write_model_weights(*engine_, source_->dir.path());
   } else {
-    load_weights(*engine_, source_->dir);
+    load_weights(*engine_, source_->dir, [this] { ctx_.check_stop(); });
   }
 }
 
@@ -272,7 +272,7 @@ void Job::resume(const fs::path& checkpoint) {
   const checkpoint::Manifest& m = reader.manifest();
   for (const Difference& d : check_resume(checkpoint.string(), m.fingerprints, fingerprints_, cfg_.resume_allow))
     if (ctx_.first()) log::warn("{}: {} was {} and is {} now (--resume-allow)", checkpoint.string(), d.name, d.saved, d.now);
-  load_checkpoint_state(*engine_, reader);
+  load_checkpoint_state(*engine_, reader, [this] { ctx_.check_stop(); });
   progress_ = {.step = m.step, .position_rows = m.data_position_rows,
                .skipped_steps = m.counters.contains("skipped_steps") ? m.counters.at("skipped_steps") : 0};
   last_saved_ = m.step;

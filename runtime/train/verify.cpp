@@ -217,7 +217,7 @@ Result Verifier::run_one(const std::string& schedule, int virtual_stages, parall
   if (source_->init_seed)
     for (const models::StageParameters& p : engine.model().parameters()) models::initialise(p, config, *source_->init_seed, engine.stream());
   else
-    load_weights(engine, source_->dir);
+    load_weights(engine, source_->dir, [this] { ctx_.check_stop(); });
 
   const parallel::Interval mine = parallel::even_part(rows.batch, groups.coord().dp, rows.dp);
   std::vector<models::HostBatch> batches(static_cast<size_t>(rows.microbatches()));

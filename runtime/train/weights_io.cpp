@@ -175,14 +175,18 @@ void fill_weights(const StageParameters& params, size_t i, const Stream& s, cons
 
 }  // namespace
 
-void load_weights(Engine& engine, const checkpoint::HfModelDir& dir) { load_weights(engine.model().parameters(), dir, engine.stream()); }
+void load_weights(Engine& engine, const checkpoint::HfModelDir& dir, const BetweenTensors& between) {
+  load_weights(engine.model().parameters(), dir, engine.stream(), between);
+}
 
-void load_weights(std::span<const StageParameters> stages, const checkpoint::HfModelDir& dir, const Stream& s) {
+void load_weights(std::span<const StageParameters> stages, const checkpoint::HfModelDir& dir, const Stream& s,
+                  const BetweenTensors& between) {
   for (const StageParameters& params : stages)
     for (size_t i = 0; i < params.specs().size(); ++i) {
       const ParamSpec& p = params.specs()[i];
       fill_weights(params, i, s,
                    [&](float* dst) { dir.read_shard(p.name, p.shard, params.tp_rank(), DType::kF32, dst); });
+      if (between) between();
     }
 }
 
@@ -194,10 +198,11 @@ checkpoint::Box state_box(const StageParameters& params, size_t i) {
   return box;
 }
 
-void load_checkpoint_state(Engine& engine, const checkpoint::CheckpointReader& reader) {
+void load_checkpoint_state(Engine& engine, const checkpoint::CheckpointReader& reader, const BetweenTensors& between) {
   DeviceBackend& backend = backend_of(engine.stream().device.kind);
   for (const StageParameters& params : engine.model().parameters())
     for (size_t i = 0; i < params.specs().size(); ++i) {
+      if (between) between();
       const ParamSpec& p = params.specs()[i];
       const std::string_view kind =
           reader.has(checkpoint::kKindMaster, p.name) ? checkpoint::kKindMaster : checkpoint::kKindWeight;

@@ -24,6 +24,18 @@ struct Memory {
   std::unique_ptr<char, Free> bytes;
 };
 
+TEST(FlightRecorder, BeforeTheFirstStepThereIsNone) {
+  alignas(64) static std::array<std::byte, kFlightBytes> memory{};
+  FlightRecorder recorder(memory.data());
+  recorder.action(Operation::kOther, -1, -1);
+  FlightData d = read_flight(memory.data(), 8);
+  EXPECT_EQ(d.step, -1);
+  ASSERT_TRUE(d.action);
+  EXPECT_EQ(d.action->step, -1);
+  recorder.begin_step(0);
+  EXPECT_EQ(read_flight(memory.data(), 8).step, 0);
+}
+
 TEST(FlightRecorder, TellsWhatARankIsIn) {
   const Memory m;
   FlightRecorder r(m.bytes.get());
