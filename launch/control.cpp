@@ -128,6 +128,13 @@ void ControlServer::service() {
   peers_ = std::move(kept);
 }
 
+std::vector<std::string> ControlServer::connected() const {
+  std::vector<std::string> hosts;
+  for (const Peer& p : peers_)
+    if (!p.host.empty() && std::ranges::find(hosts, p.host) == hosts.end()) hosts.push_back(p.host);
+  return hosts;
+}
+
 void ControlServer::end_all() {
   for (const Peer& p : peers_)
     if (!p.host.empty()) send_text(p.socket, kEnd);

@@ -46,6 +46,8 @@ class ControlServer {
   [[nodiscard]] const std::map<std::string, double>& last_heard() const noexcept {
     return last_heard_;
   }
+  /// Hosts whose connection is open: a parent that ends closes it, a host that is cut off cannot.
+  [[nodiscard]] std::vector<std::string> connected() const;
 
  private:
   struct Peer {

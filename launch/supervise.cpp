@@ -19,6 +19,8 @@
 namespace r1::launch {
 namespace {
 
+/// mpirun's exit code when the connection to a daemon broke. It does not say whose.
+constexpr int kDaemonLost = 205;
 /// A cause that arrives first may be an echo of one that is still on its way.
 constexpr double kSettle_s = 0.3;
 /// Open MPI ends a job 2.0 s (one host) or 4.0 s (three hosts) after the first failure; when it has
@@ -61,6 +63,7 @@ class Supervisor {
     int status = 0;
     while (!ended_) step(&status);
     drain();
+    if (WIFEXITED(status) && WEXITSTATUS(status) == kDaemonLost) name_lost_hosts();
     show(filter_.finish());
     return outcome(status);
   }
@@ -109,6 +112,10 @@ class Supervisor {
 
   void on_signal(int sig) {
     if (sig == SIGPIPE) return;
+    if (ended_) {  // there is nobody left to tell
+      stop_requests_ += sig != SIGUSR1 && sig != SIGUSR2;
+      return;
+    }
     if (sig == SIGUSR1 || sig == SIGUSR2) {
       save_requested_ = save_requested_ || sig == SIGUSR1;
       kill(child_, sig);
@@ -148,40 +155,60 @@ class Supervisor {
   }
 
   /// A host whose parents of ranks have fallen silent while others speak is cut off or dead.
-  /// mpirun's own notice (exit code 205) does not name it.
   void look_for_lost_hosts(double now) {
     if (o_.hosts < 2 || control_.last_heard().size() < 2 || !records_.empty() || stop_requests_ > 0)
       return;
     double newest = 0;
     for (const auto& [host, at] : control_.last_heard()) newest = std::max(newest, at);
-    std::string lost;
-    int count = 0;
+    std::vector<std::string> lost;
     double silent_s = 0;
     for (const auto& [host, at] : control_.last_heard()) {
       // Measured against the host heard last, so that a pause of this process accuses nobody.
       if (newest - at < o_.peer_timeout_s * 0.9 && now - at < o_.peer_timeout_s) continue;
       if (now - newest > o_.peer_timeout_s) continue;  // all silent: the fault is on this side
-      lost += fmt::format("{}{}", lost.empty() ? "" : ", ", host);
-      lost_hosts_.push_back(host);
+      lost.push_back(host);
       silent_s = std::max(silent_s, now - at);
-      ++count;
     }
-    if (count == 0) return;
-    FaultRecord r;
-    r.code = static_cast<int>(ExitCode::kTemporary);
-    r.host = lost;
-    r.why = fmt::format("host{} unreachable for {:.1f} s: cut off or down", count == 1 ? "" : "s",
-                        silent_s);
-    r.detected_s = silent_s;
-    records_.push_back(r);
-    first_record_at_ = now;
-    announce();
+    if (lost.empty()) return;
+    record_loss(lost, silent_s);
     // mpirun would wait for the lost host's daemon; killing it ends the daemons that can still be
     // reached. srun ends its step when it is asked to; killed, it would leave the step running.
     if (o_.tells_ranks_to_end)
       end_job(SIGTERM);
     else
       kill(child_, SIGKILL);
+  }
+
+  /// mpirun noticed a loss before this process did (something it sent was refused): the host is the one that neither speaks nor
+  /// closes its connection, as parents that were ended do.
+  void name_lost_hosts() {
+    const double until = monotonic_s() + o_.peer_timeout_s + 1;
+    while (records_.empty() && stop_requests_ == 0 && monotonic_s() < until && !control_.connected().empty()) {
+      poll(nullptr, 0, 100);
+      while (const auto sig = read_signal(signals_)) on_signal(sig->number);
+      drain();
+      control_.service();
+      double silent_s = 0;
+      std::vector<std::string> lost;
+      for (const std::string& host : control_.connected())
+        if (const double s = monotonic_s() - control_.last_heard().at(host); s > o_.peer_timeout_s * 0.9) {
+          lost.push_back(host);
+          silent_s = std::max(silent_s, s);
+        }
+      if (!lost.empty() && lost.size() < control_.last_heard().size()) record_loss(lost, silent_s);
+    }
+  }
+
+  void record_loss(const std::vector<std::string>& hosts, double silent_s) {
+    FaultRecord r;
+    r.code = static_cast<int>(ExitCode::kTemporary);
+    r.host = fmt::format("{}", fmt::join(hosts, ", "));
+    r.why = fmt::format("host{} unreachable for {:.1f} s: cut off or down", hosts.size() == 1 ? "" : "s", silent_s);
+    r.detected_s = silent_s;
+    lost_hosts_ = hosts;
+    records_.push_back(r);
+    first_record_at_ = monotonic_s();
+    announce();
   }
 
   /// Prints the cause, once. A secondary cause waits for the end: the primary may still come.
@@ -289,7 +316,7 @@ int code_without_record(int wait_status, bool stop_requested, ExitCode own_failu
   if (WIFSIGNALED(wait_status)) return static_cast<int>(ExitCode::kTemporary);
   const int code = WEXITSTATUS(wait_status);
   if (code >= 64 && code < 126) return code;  // a rank's own code, passed on
-  // 205: a daemon was lost; 128 + n: something was killed. Anything else, 1 above all: the launcher
+  // 205: kDaemonLost; 128 + n: something was killed. Anything else, 1 above all: the launcher
   // refused or could not start the ranks (host names, slots, ssh), which the same command will meet
   // again.
   return static_cast<int>(code >= 126 ? ExitCode::kTemporary : own_failures);

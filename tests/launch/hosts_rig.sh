@@ -45,7 +45,12 @@ EOF
   chmod +x "$dir/agent.sh"
   ;;
 cut) ip link set "r1v$tag$3" down ;;
-join) ip link set "r1v$tag$3" up ;;
+join)
+  ip link set "r1v$tag$3" up
+  until nsenter -t "$(cat "$dir/pid.$3")" -n ip link show eth0 | grep -q 'state UP'; do sleep 0.02; done
+  # Addresses that nobody answered for are refused for a while; a cable that is back should be as good as new.
+  for n in 1 2 3; do nsenter -t "$(cat "$dir/pid.$n")" -n ip neigh flush dev eth0; done
+  ;;
 down)
   for n in 1 2 3; do
     [ -f "$dir/pid.$n" ] && kill "$(cat "$dir/pid.$n")" 2>/dev/null || true

@@ -5,12 +5,19 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 
-#include <cmath>
-#include <nlohmann/json.hpp>
+#include <unistd.h>
 
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <thread>
+
+#include "launch/control.h"
 #include "launch/shim.h"
 #include "launch/verify_layouts.h"
 #include "runtime/core/error.h"
+#include "run_program.h"
 
 namespace r1::launch {
 namespace {
@@ -101,6 +108,39 @@ TEST(RootCause, PrimaryBeforeSecondaryThenFirst) {
   EXPECT_EQ(root_cause({echo, first, second})->rank, 5);
   EXPECT_EQ(root_cause({echo, first, second, same})->rank, 2);
   EXPECT_EQ(root_cause({echo})->rank, 0);
+}
+
+// mpirun notices a loss first (its own message was refused) and does not say of whom: the host whose connection stays open and
+// silent is named, those that ended are not.
+TEST(Supervise, AHostThatMpirunLostIsNamed) {
+  const test::TemporaryDirectory dir;
+  const std::string ready = (dir.path() / "ready").string(), go = (dir.path() / "go").string();
+  Command command;
+  command.argv = {"/bin/sh", "-c", "echo $R1RUN_CONTROL_PORT $R1RUN_CONTROL_TOKEN >" + ready + ".part; mv " + ready + ".part " + ready +
+                                  "; while [ ! -e " + go + " ]; do sleep 0.02; done; exit 205"};
+  std::jthread hosts([&] {
+    while (!std::filesystem::exists(ready)) usleep(10'000);
+    int port = 0;
+    std::string token;
+    std::ifstream(ready) >> port >> token;
+    ControlClient lost({"127.0.0.1"}, port, token, "lost", 1);
+    {
+      ControlClient ended({"127.0.0.1"}, port, token, "ended", 1);
+      for (int i = 0; i < 20; ++i) {
+        lost.service();
+        ended.service();
+        usleep(20'000);
+      }
+      std::ofstream(go) << "now";
+    }
+    usleep(3'000'000);  // longer than the launcher takes to conclude; the connection stays open
+  });
+  const JobOutcome outcome = supervise(command, {.hosts = 2, .peer_timeout_s = 1});
+  hosts.join();
+  EXPECT_EQ(outcome.lost_hosts, std::vector<std::string>{"lost"});
+  EXPECT_EQ(outcome.code, 75);
+  ASSERT_TRUE(outcome.cause);
+  EXPECT_NE(outcome.cause->why.find("unreachable"), std::string::npos) << outcome.cause->why;
 }
 
 TEST(CodeWithoutRecord, NeverAMultipleOf256NorAbove125) {
