@@ -256,6 +256,7 @@ TEST_F(Slurm, AKilledRankIsNamedAndTheJobGoesBackIntoTheQueue) {
   for (int i = 0; i < 150 && !processes_with((rig_.path() / "out").string()).empty(); ++i)
     usleep(100'000);
   EXPECT_TRUE(processes_with((rig_.path() / "out").string()).empty());
+  for (int i = 0; i < 300 && !over(id); ++i) usleep(100'000);  // it is "COMPLETING" until both nodes have told Slurm
   EXPECT_EQ(field(id, "JobState"), "CANCELLED") << log(id);
 }
 
