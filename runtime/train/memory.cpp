@@ -56,6 +56,10 @@ class FoundMachine final : public parallel::Machine {
 
 }  // namespace
 
+/// What a rank on the CPU takes beside its plan, from the first step on: buffers of the BLAS and of MPI. A process stays within its
+/// plan + 10 % + this in the layouts of tests/e2e/memory_test.cpp.
+constexpr int64_t kProcessBytes = int64_t{64} << 20;
+
 std::vector<parallel::MemoryDomain> memory_domains(const RankContext& ctx, const Device& device) {
   const bool gpu = device.kind == DeviceKind::kCuda;
   const int64_t capacity = static_cast<int64_t>(gpu ? cuda::api().device_info(device).free_bytes : available_host_bytes());
@@ -73,6 +77,9 @@ std::vector<parallel::MemoryDomain> memory_domains(const RankContext& ctx, const
     domain.capacity_bytes = std::min(domain.capacity_bytes, found[at][1]);
     domain.ranks.push_back(r);
   }
+  if (!gpu)
+    for (parallel::MemoryDomain& d : out)
+      d.capacity_bytes = std::max<int64_t>(0, d.capacity_bytes - kProcessBytes * static_cast<int64_t>(d.ranks.size()));
   return out;
 }
 

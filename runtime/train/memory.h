@@ -10,7 +10,8 @@
 
 namespace r1::train {
 
-/// Memory that ranks share, as they found it: a host's for CPU ranks, a GPU's free memory otherwise. The same list on every
+/// Memory that ranks share, as they found it: a host's for CPU ranks, less what processes take beside their plans, or a GPU's free
+/// memory. The same list on every
 /// rank. Collective over the world.
 [[nodiscard]] std::vector<parallel::MemoryDomain> memory_domains(const RankContext& ctx, const Device& device);
 

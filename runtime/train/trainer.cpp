@@ -171,6 +171,8 @@ void Job::open() {
   device_ = choose_device(ctx_, cache);
   EngineOptions options = engine_options(cfg_, source_->config, mesh, rows_, device_, true);
   options.stop = ctx_.stop;
+  if (cfg_.recompute == "auto") choose_recompute(ctx_, source_->config, &options);
+  recompute_ = job_shape(cfg_, options).recompute_text();
   check_space(options);
   choose_save_mode(options);
   ctx_.status.set_phase("building the model");

@@ -1,5 +1,9 @@
 // What is planned is what is used: planned bytes are the arenas' bytes on every rank, and a process takes little more.
 #include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
 
 #include "tests/e2e/support.h"
 
@@ -63,6 +67,62 @@ TEST(Memory, PlannedIsAllocatedAndTheProcessTakesLittleMore) {
       EXPECT_GE(rss, 0.9 * planned - (64 << 20)) << rank;
     }
   }
+}
+
+/// A control group with so much memory, v1 or v2; gone with this object.
+class MemoryGroup {
+ public:
+  explicit MemoryGroup(int64_t bytes) {
+    namespace fs = std::filesystem;
+    const fs::path v1 = "/sys/fs/cgroup/memory", v2 = "/sys/fs/cgroup";
+    const bool old = fs::exists(v1 / "memory.limit_in_bytes");
+    dir_ = (old ? v1 : v2) / ("r1run-test-" + std::to_string(getpid()));
+    std::error_code failed;
+    fs::create_directory(dir_, failed);
+    good_ = !failed && static_cast<bool>((std::ofstream(dir_ / (old ? "memory.limit_in_bytes" : "memory.max")) << bytes).flush());
+  }
+  ~MemoryGroup() {
+    std::error_code ignored;
+    for (int i = 0; i < 50 && !std::filesystem::remove(dir_, ignored); ++i) usleep(20'000);
+  }
+  MemoryGroup(const MemoryGroup&) = delete;
+  MemoryGroup& operator=(const MemoryGroup&) = delete;
+  [[nodiscard]] explicit operator bool() const { return good_; }
+  /// `argv`, run in the group.
+  [[nodiscard]] std::vector<std::string> inside(const std::vector<std::string>& argv) const {
+    std::vector<std::string> out{"/bin/sh", "-c", "echo $$ >" + (dir_ / "cgroup.procs").string() + " && exec \"$@\"", "sh"};
+    out.insert(out.end(), argv.begin(), argv.end());
+    return out;
+  }
+
+ private:
+  std::filesystem::path dir_;
+  bool good_ = false;
+};
+
+// --recompute auto takes what the memory that is there allows: nothing with room, something where it is tight.
+TEST(Memory, AutoRecomputesWhereMemoryIsTight) {
+  const auto policy = [](const std::filesystem::path& output) {
+    std::ifstream in(output / "metrics.jsonl");
+    for (std::string line; std::getline(in, line);)
+      if (const nlohmann::json j = nlohmann::json::parse(line); j["type"] == "start") return j["recompute"].get<std::string>();
+    return std::string("no start line");
+  };
+  const TempDir dir;
+  const auto train = [&](const char* output) {
+    return front_door({"train", "--steps", "1", "--batch", "16", "--micro-batch", "8", "--seq-len", "1024", "--pp", "2", "--recompute", "auto",
+                       "--save-every", "0", "--output", (dir / output).string()});
+  };
+  const Result room = run(train("room"), 120);
+  ASSERT_EQ(room.code, 0) << room.output;
+  EXPECT_EQ(policy(dir / "room"), "none");
+  EXPECT_EQ(count(room.output, "recompute none (auto)"), 1) << room.output;
+  // None takes 1.1 GiB on both ranks, full 0.5; the processes themselves take 0.1.
+  const MemoryGroup group(int64_t{900} << 20);
+  if (!group) GTEST_SKIP() << "no control group for memory may be made here";
+  const Result tight = run(group.inside(train("tight")), 120);
+  ASSERT_EQ(tight.code, 0) << tight.output;
+  EXPECT_NE(policy(dir / "tight").find("full"), std::string::npos) << tight.output;
 }
 
 }  // namespace
