@@ -140,10 +140,10 @@ void check_memory(const RankContext& ctx, const parallel::ModelConfig& config, c
   throw MemoryError("{}", text);
 }
 
-std::vector<RankMemory> gather_memory(const RankContext& ctx, Engine& engine) {
+std::vector<RankMemory> gather_memory(const RankContext& ctx, Engine& engine, int64_t late_allocations) {
   std::vector<RankMemory> out;
-  for (const auto& v : gather(ctx.world, std::array<int64_t, 3>{engine.plan().bytes().total(), engine.model().allocated().total(), peak_rss_bytes()}))
-    out.push_back({v[0], v[1], v[2]});
+  const std::array<int64_t, 4> mine{engine.plan().bytes().total(), engine.model().allocated().total(), peak_rss_bytes(), late_allocations};
+  for (const auto& v : gather(ctx.world, mine)) out.push_back({v[0], v[1], v[2], v[3]});
   return out;
 }
 

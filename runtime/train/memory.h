@@ -29,8 +29,9 @@ void check_memory(const RankContext& ctx, const parallel::ModelConfig& config, c
 /// What one rank planned and used, bytes.
 struct RankMemory {
   int64_t planned = 0, allocated = 0, peak_rss = 0;
+  int64_t late_allocations = 0;  ///< device allocations after the first step; 0 on the CPU
 };
 /// Of every rank, in order. Collective over the world.
-[[nodiscard]] std::vector<RankMemory> gather_memory(const RankContext& ctx, Engine& engine);
+[[nodiscard]] std::vector<RankMemory> gather_memory(const RankContext& ctx, Engine& engine, int64_t late_allocations);
 
 }  // namespace r1::train

@@ -16,6 +16,8 @@
 #include "runtime/core/log.h"
 #include "runtime/data/default/default_job.h"
 #include "runtime/device/cpu/thread_pool.h"
+#include "runtime/device/cuda/cuda_api.h"
+#include "runtime/device/cuda_library.h"
 #include "runtime/tokenizer/byte_level.h"
 #include "runtime/train/action_record.h"
 #include "runtime/train/deterministic_cost.h"
@@ -89,6 +91,7 @@ class Job {
   void save_now();
   void conclude_save(const SaveOutcome& outcome);
   void report_step(double loss, double norm, double lr, int64_t tokens, int64_t trained, double seconds, double segment);
+  void after_first_step();
   void report_memory();
   void metrics_line(nlohmann::ordered_json line);
   ExitCode finish(const char* why);
@@ -111,7 +114,7 @@ class Job {
   double save_stall_ = 0; ///< seconds that the checkpoint under way has held the training
   Progress progress_;
   std::string run_id_;
-  int64_t total_steps_ = 0, last_saved_ = -1;
+  int64_t total_steps_ = 0, last_saved_ = -1, allocations_ = 0;
   std::string recompute_;  ///< the policy, or one for each stage
   double gemm_rate_ = 0, seconds_per_step_ = 0;
   bool progress_line_ = false;
@@ -357,13 +360,25 @@ void Job::report_step(double loss, double norm, double lr, int64_t tokens, int64
   std::fflush(stdout);
 }
 
+/// What was tuned is kept for later runs, and from here on nothing should be allocated on a GPU.
+void Job::after_first_step() {
+  if (device_.kind != DeviceKind::kCuda) return;
+  cuda::api().save_tuning();
+  allocations_ = cuda::api().allocation_count();
+}
+
 /// What every rank planned and used, at the end of the job: the plan is meant to be the truth.
 void Job::report_memory() {
-  const std::vector<RankMemory> memory = gather_memory(ctx_, *engine_);
+  const bool gpu = device_.kind == DeviceKind::kCuda;
+  const std::vector<RankMemory> memory = gather_memory(ctx_, *engine_, gpu ? cuda::api().allocation_count() - allocations_ : 0);
   if (!ctx_.first()) return;
+  for (size_t r = 0; r < memory.size(); ++r)
+    if (memory[r].late_allocations > 0)
+      log::warn("rank {}: {} device allocations after the first step: each stops the device for a while", r, memory[r].late_allocations);
   nlohmann::ordered_json ranks = nlohmann::ordered_json::array();
   for (const RankMemory& m : memory)
-    ranks.push_back({{"planned_bytes", m.planned}, {"allocated_bytes", m.allocated}, {"peak_rss_bytes", m.peak_rss}});
+    ranks.push_back({{"planned_bytes", m.planned}, {"allocated_bytes", m.allocated}, {"peak_rss_bytes", m.peak_rss},
+                     {"late_allocations", m.late_allocations}});
   metrics_line({{"type", "memory"}, {"ranks", std::move(ranks)}});
 }
 
@@ -490,6 +505,7 @@ ExitCode Job::run() {
   const parallel::MeshCoord coord = engine_->groups().coord();
   StepHealth health(ctx_, *data_, [this](nlohmann::ordered_json line) { metrics_line(std::move(line)); });
   double first_loss = std::nan(""), last_loss = std::nan("");
+  bool stepped = false;
   StepProfile profile(ctx_, *engine_, cfg_.profile, gemm_rate_ / ctx_.world.size());
   const auto job_start = Clock::now();
   FlightRecorder& flight = ctx_.status.flight();
@@ -528,6 +544,8 @@ ExitCode Job::run() {
       health.check(last_saved_ < 0 ? std::string("no checkpoint was written")
                                    : fmt::format("the last good checkpoint is step {}", last_saved_));
     }
+    if (!stepped) after_first_step();
+    stepped = true;
     if (std::isnan(first_loss)) first_loss = loss;
     last_loss = loss;
     const auto tokens = static_cast<int64_t>(batches.size()) * rows_.tokens() * rows_.dp;
