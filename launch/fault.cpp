@@ -88,7 +88,7 @@ std::string describe(const FaultRecord& r) {
   if (!r.flight.empty()) line += fmt::format(" flight={}", quoted_line(r.flight));
   line += fmt::format(" code={}", r.code);
   if (code == ExitCode::kTemporary)
-    line += r.checkpoint_step >= 0 ? " next=\"run the same command with --resume\""
+    line += r.checkpoint_step >= 0 ? " next=\"run the same command with --resume auto\""
                                    : " next=\"run the same command again\"";
   if (code == ExitCode::kInternal)
     line += " next=\"this is a bug in r1run: please report it with this line\"";

@@ -275,7 +275,8 @@ int launch(const Request& request, const Destination& destination, const Environ
       return run_once(r, d, env, std::exchange(once, Announce::kNo));
     });
   }
-  if (alone) return run_shim(shim_options(env, Whereabouts{}, request.for_ranks));
+  // Training has something to save when it is asked to end: it is supervised like a job of many ranks.
+  if (alone && (request.config.command != "train" || env.has(kSupervisedVariable))) return run_shim(shim_options(env, Whereabouts{}, request.for_ranks));
   return run_once(request, destination, env, announce).code;
 }
 

@@ -89,6 +89,9 @@ int main(int argc, char** argv) {
       status->report(ReportKind::kFinished, ExitCode::kOk, "");
       return 0;
     }
+    // Commands of one process have nothing to save, and may be waiting for their standard input.
+    if (!train::needs_ranks(call.command))
+      for (const int signal : {SIGTERM, SIGINT, SIGHUP}) std::signal(signal, SIG_DFL);
     JobConfig config = parse_options(call.command, call.args);
     if (config.help) {
       fmt::print("{}", options_help(call.command));

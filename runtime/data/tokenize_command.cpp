@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <array>
+#include <cerrno>
 #include <cstdint>
+#include <cstring>
 #include <istream>
 #include <iterator>
 #include <limits>
@@ -351,6 +353,15 @@ void print_dataset_stats(const Dataset& dataset, const DataOptions& options, boo
 namespace {
 
 /// --train: rows of any format, shown as training sees them.
+/// Written as it comes, so that a program at the other end of a pipe can wait for each answer. False when the other end has left,
+/// as `head` does; throws StorageError when the output takes no more for another reason.
+bool deliver(std::ostream& out) {
+  errno = 0;
+  if (out.flush()) return true;
+  if (errno == EPIPE) return false;
+  throw StorageError("the output cannot be written: {}", errno != 0 ? std::strerror(errno) : "unknown reason");
+}
+
 class TrainingView {
  public:
   TrainingView(const TokenizeArgs& args, const text::Tokenizer& tokenizer, std::ostream& out)
@@ -381,9 +392,10 @@ class TrainingView {
     }
     if (sample.ids.empty()) throw RowError("no tokens");
     show_training_row(sample, tokenizer_, args_.color, out_);
-    // Written as it comes, so that a program at the other end of a pipe can wait for each answer.
-    out_.flush();
+    delivered_ = deliver(out_);
   }
+  /// False: nobody reads what is shown.
+  [[nodiscard]] bool delivered() const { return delivered_; }
   [[nodiscard]] bool text_lines() const { return format_ == Format::kText; }
   void show_file(const std::filesystem::path& path) {
     using Text = RecordReader::Text;
@@ -399,6 +411,7 @@ class TrainingView {
         } catch (const RowError& e) {
           throw DataError("{}:{}: {}", path.string(), record.line, e.what());
         }
+        if (!delivered_) return;
       }
     }
   }
@@ -410,6 +423,7 @@ class TrainingView {
   std::ostream& out_;
   EncodeSettings settings_;
   std::optional<Format> format_;
+  bool delivered_ = true;
 };
 
 void show_training_lines(TrainingView& view, std::istream& in) {
@@ -421,6 +435,7 @@ void show_training_lines(TrainingView& view, std::istream& in) {
     } catch (const RowError& e) {
       throw DataError("standard input:{}: {}", number, e.what());
     }
+    if (!view.delivered()) return;
   }
   if (in.bad()) throw DataError("standard input cannot be read");
 }
@@ -444,7 +459,10 @@ void run_tokenize(const TokenizeArgs& args, std::istream& in, std::ostream& out)
 
   if (args.train) {
     TrainingView view(args, tokenizer, out);
-    for (const DataSource& source : args.data.sources) view.show_file(source.path);
+    for (const DataSource& source : args.data.sources) {
+      view.show_file(source.path);
+      if (!view.delivered()) return;
+    }
     if (args.data.sources.empty()) show_training_lines(view, in);
     return;
   }
@@ -472,8 +490,7 @@ void run_tokenize(const TokenizeArgs& args, std::istream& in, std::ostream& out)
     } catch (const RowError& e) {
       throw DataError("standard input:{}: {}", number, e.what());
     }
-    // Written as it comes, so that a program at the other end of a pipe can wait for each answer.
-    out.flush();
+    if (!deliver(out)) return;
   }
   if (!as_json) count_text(content, args, tokenizer, out);
   if (in.bad()) throw DataError("standard input cannot be read");

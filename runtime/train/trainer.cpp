@@ -469,7 +469,9 @@ ExitCode Job::finish(const char* why) {
   metrics_ = {};
   engine_->close();
   if (why == nullptr) return ExitCode::kOk;
-  throw StoppedError("{}; step {} is saved: run the same command with --resume auto", why, progress_.step);
+  const std::string text = fmt::format("{}; step {} is saved: run the same command with --resume auto", why, progress_.step);
+  say(ctx_, text);
+  throw StoppedError("{}", text);
 }
 
 void Job::print_end(double first_loss, double last_loss, double seconds) {

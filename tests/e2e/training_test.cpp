@@ -211,6 +211,41 @@ TEST(Faults, Usr1SavesAtTheNextStepAndEndsWith75) {
   EXPECT_EQ(again.code, 0) << again.output;
 }
 
+TEST(Faults, TermToASingleRankSavesFirst) {
+  for (const int signal : {SIGTERM, SIGINT}) {
+    const TempDir dir;
+    bool sent = false;
+    const Result r = run(front_door(small_job(dir / "out", {"--steps", "100000"})), 60, {}, [&](pid_t r1run, const std::string& output) {
+      if (sent || output.find("step 3/") == std::string::npos) return;
+      kill(r1run, signal);
+      sent = true;
+    });
+    EXPECT_EQ(r.code, 75) << r.output;
+    EXPECT_EQ(count(r.output, "saving at the next step boundary"), 1) << r.output;
+    EXPECT_EQ(count(r.output, "is saved: run the same command with --resume auto"), 1) << r.output;
+    int checkpoints = 0;
+    for (const auto& e : fs::directory_iterator(dir / "out")) checkpoints += e.path().filename().string().starts_with("step-") ? 1 : 0;
+    EXPECT_EQ(checkpoints, 1) << r.output;
+  }
+}
+
+TEST(Tokenize, EndsWithItsReaderAndAtTerm) {
+  const TempDir dir;
+  const Result made = run(front_door(small_job(dir / "out", {"--steps", "1"})), 60);
+  ASSERT_EQ(made.code, 0) << made.output;
+  const std::string program = std::string(R1RUN_BIN_DIR) + "/r1run tokenize --model " + (dir / "out/default-model").string();
+  const Result head = run({"/bin/sh", "-c", "yes '{\"text\": \"abc\"}' | " + program + " | head -n 1"}, 20);
+  EXPECT_FALSE(head.timed_out);
+  EXPECT_EQ(count(head.output, "\"ids\""), 1) << head.output;
+  const Result full = run({"/bin/sh", "-c", "echo '{\"text\": \"abc\"}' | " + program + " >/dev/full"}, 20);
+  EXPECT_EQ(full.code, 73) << full.output;
+  EXPECT_NE(full.output.find("the output cannot be written: No space left on device"), std::string::npos) << full.output;
+  // Waiting for its standard input.
+  const Result term = run({"/bin/sh", "-c", "sleep 5 | { timeout --kill-after=2 1 " + program + "; echo ended with $?; }"}, 20);
+  EXPECT_EQ(count(term.output, "ended with 124"), 1) << term.output;
+  EXPECT_EQ(count(term.output, "FATAL"), 0) << term.output;
+}
+
 TEST(Faults, TermEndsWith75) {
   const TempDir dir;
   bool sent = false;

@@ -56,7 +56,7 @@ TEST(Fault, OneLineWithEveryDetail) {
       describe(sample()),
       "r1run: FATAL rank=3 host=nodeb pid=812 why=\"signal 9 (killed)\" mesh=\"pp 0 dp 0 tp 3\" "
       "step=41 "
-      "phase=\"all-reduce #812\" ckpt=40 code=75 next=\"run the same command with --resume\"");
+      "phase=\"all-reduce #812\" ckpt=40 code=75 next=\"run the same command with --resume auto\"");
   FaultRecord r = sample();
   r.why = "a \"quoted\"\nsecond line\x01";
   EXPECT_NE(describe(r).find("why=\"a 'quoted' | second line \""), std::string::npos)
