@@ -376,9 +376,9 @@ class TrainingView {
     settings_.parse_special = args.parse_special;
     settings_.end_id = end_of_text_id(args.data.model_dir, tokenizer);
   }
-  /// A JSON row, or a line of text where the format is text and the line is no JSON. Throws
+  /// A JSON row, or a line of text where the format is text and the line is no JSON. False: nobody reads what is shown. Throws
   /// RowError.
-  void show(std::string_view row, bool plain_text) {
+  [[nodiscard]] bool show(std::string_view row, bool plain_text) {
     EncodedSample sample;
     if (plain_text) {
       sample = encode_text(row, settings_);
@@ -392,12 +392,11 @@ class TrainingView {
     }
     if (sample.ids.empty()) throw RowError("no tokens");
     show_training_row(sample, tokenizer_, args_.color, out_);
-    delivered_ = deliver(out_);
+    return deliver(out_);
   }
-  /// False: nobody reads what is shown.
-  [[nodiscard]] bool delivered() const { return delivered_; }
   [[nodiscard]] bool text_lines() const { return format_ == Format::kText; }
-  void show_file(const std::filesystem::path& path) {
+  /// All rows of a file. False: as above.
+  [[nodiscard]] bool show_file(const std::filesystem::path& path) {
     using Text = RecordReader::Text;
     RecordReader reader(InputFile(path), text_lines() ? Text::kYes
                                          : format_    ? Text::kNo
@@ -407,13 +406,13 @@ class TrainingView {
       for (const RecordBatch::Record& record : batch.records) {
         try {
           if (record.too_large) throw RowError("longer than a row may be");
-          show(batch.text(record), reader.layout() == Layout::kTextLines);
+          if (!show(batch.text(record), reader.layout() == Layout::kTextLines)) return false;
         } catch (const RowError& e) {
           throw DataError("{}:{}: {}", path.string(), record.line, e.what());
         }
-        if (!delivered_) return;
       }
     }
+    return true;
   }
 
  private:
@@ -423,7 +422,6 @@ class TrainingView {
   std::ostream& out_;
   EncodeSettings settings_;
   std::optional<Format> format_;
-  bool delivered_ = true;
 };
 
 void show_training_lines(TrainingView& view, std::istream& in) {
@@ -431,11 +429,10 @@ void show_training_lines(TrainingView& view, std::istream& in) {
   for (int64_t number = 1; std::getline(in, line); ++number) {
     if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
     try {
-      view.show(line, view.text_lines() && line[0] != '{');
+      if (!view.show(line, view.text_lines() && line[0] != '{')) return;
     } catch (const RowError& e) {
       throw DataError("standard input:{}: {}", number, e.what());
     }
-    if (!view.delivered()) return;
   }
   if (in.bad()) throw DataError("standard input cannot be read");
 }
@@ -454,15 +451,14 @@ void run_tokenize(const TokenizeArgs& args, std::istream& in, std::ostream& out)
       options.too_long = "truncate";  // describe them, do not stop at them
     const Dataset dataset = Dataset::open(options, tokenizer);
     print_dataset_stats(dataset, options, args.json, out);
+    static_cast<void>(deliver(out));
     return;
   }
 
   if (args.train) {
     TrainingView view(args, tokenizer, out);
-    for (const DataSource& source : args.data.sources) {
-      view.show_file(source.path);
-      if (!view.delivered()) return;
-    }
+    for (const DataSource& source : args.data.sources)
+      if (!view.show_file(source.path)) return;
     if (args.data.sources.empty()) show_training_lines(view, in);
     return;
   }
@@ -493,6 +489,7 @@ void run_tokenize(const TokenizeArgs& args, std::istream& in, std::ostream& out)
     if (!deliver(out)) return;
   }
   if (!as_json) count_text(content, args, tokenizer, out);
+  static_cast<void>(deliver(out));
   if (in.bad()) throw DataError("standard input cannot be read");
 }
 

@@ -63,7 +63,6 @@ ExitCode run_tokenize(const RankContext& ctx) {
   };
   if (cfg.json.empty() || cfg.json == "-") {
     data::run_tokenize(args, std::cin, std::cout);
-    std::cout.flush();
     return ExitCode::kOk;
   }
   std::ofstream file(cfg.json);

@@ -240,6 +240,8 @@ TEST(Tokenize, EndsWithItsReaderAndAtTerm) {
   const Result full = run({"/bin/sh", "-c", "echo '{\"text\": \"abc\"}' | " + program + " >/dev/full"}, 20);
   EXPECT_EQ(full.code, 73) << full.output;
   EXPECT_NE(full.output.find("the output cannot be written: No space left on device"), std::string::npos) << full.output;
+  const Result counts = run({"/bin/sh", "-c", "echo plain words | " + program + " >/dev/full"}, 20);
+  EXPECT_EQ(counts.code, 73) << counts.output;
   // Waiting for its standard input.
   const Result term = run({"/bin/sh", "-c", "sleep 5 | { timeout --kill-after=2 1 " + program + "; echo ended with $?; }"}, 20);
   EXPECT_EQ(count(term.output, "ended with 124"), 1) << term.output;
