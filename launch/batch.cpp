@@ -17,6 +17,7 @@
 #include "launch/launch_job.h"
 #include "launch/process.h"
 #include "launch/restart.h"
+#include "launch/topology/cluster_topology.h"
 #include "launch/topology/text.h"
 #include "runtime/core/error.h"
 
@@ -37,7 +38,7 @@ void carry_topology(const Cluster& cluster, NodeRequest* r) {
       if (name != "topology" && name != "fabric") continue;
       std::vector<std::string> files;
       for (const std::string_view file : fields_of(value, ','))
-        files.push_back(std::filesystem::absolute(std::filesystem::path(cluster.source).parent_path() / file).lexically_normal().string());
+        files.push_back(std::filesystem::absolute(beside_hostfile(cluster, file)).lexically_normal().string());
       (name == "topology" ? maps : fabrics).insert(fmt::format("{}", fmt::join(files, ",")));
     }
   if (maps.size() > 1) {

@@ -23,12 +23,6 @@ bool same_host(std::string_view a, std::string_view b) {
   return !whole && a.substr(0, a.find('.')) == b.substr(0, b.find('.'));
 }
 
-/// Where an annotation's file lies: beside the hostfile unless it is absolute.
-std::string beside(const Cluster& cluster, const std::string& file) {
-  const fs::path path(file);
-  return path.is_absolute() ? file : (fs::path(cluster.source).parent_path() / path).string();
-}
-
 /// A map that serves as the kind of many hosts: without what belongs to the one it was taken on.
 std::shared_ptr<const HostTopology> without_identity(const HostTopology& host) {
   auto out = std::make_shared<HostTopology>(host);
@@ -70,7 +64,7 @@ class Files {
     if (known != read_.end()) return known->second;
     std::vector<std::string> paths;
     for (const auto field : fields_of(list, ','))
-      paths.push_back(beside(cluster, std::string(field)));
+      paths.push_back(beside_hostfile(cluster, field));
     try {
       return read_.emplace(list, read_sources(paths)).first->second;
     } catch (const UsageError& e) {
@@ -114,6 +108,10 @@ Topology read_sources(const std::vector<std::string>& paths) {
   out.hosts.push_back(
       {std::move(hostname), std::make_shared<const HostTopology>(std::move(merged))});
   return out;
+}
+
+std::string beside_hostfile(const Cluster& cluster, std::string_view file) {
+  return (fs::path(cluster.source).parent_path() / file).string();  // an absolute file replaces the folder
 }
 
 Topology cluster_topology(const Cluster& cluster, const std::string& for_all) {

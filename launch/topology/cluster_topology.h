@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "launch/hostfile.h"
@@ -14,6 +15,9 @@ namespace r1::launch {
 /// --topology ("FILE[,FILE...]", relative to the working directory; "" none) describe them. Others
 /// have no map. Throws UsageError or DataError naming file:line or the option.
 [[nodiscard]] Topology cluster_topology(const Cluster& cluster, const std::string& files = "");
+
+/// Where the file of an annotation lies: beside the hostfile unless it is absolute.
+[[nodiscard]] std::string beside_hostfile(const Cluster& cluster, std::string_view file);
 
 /// One file; or several, which describe one host between them and become one map, what they
 /// disagree about among its warnings; a file of several hosts goes with files of the fabric alone.

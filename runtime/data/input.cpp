@@ -13,6 +13,7 @@
 #include <cstring>
 #include <utility>
 
+#include "runtime/core/text.h"
 #include "runtime/core/error.h"
 
 namespace r1::data {
@@ -220,10 +221,6 @@ namespace {
 
 /// The file's extension in lower case, compression left out: "a.TXT.gz" -> ".txt".
 [[nodiscard]] std::string content_extension(std::filesystem::path path) {
-  const auto lower = [](std::string s) {
-    for (char& c : s) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
-    return s;
-  };
   std::string ext = lower(path.extension().string());
   if (ext == ".gz" || ext == ".zst" || ext == ".zstd")
     ext = lower(path.stem().extension().string());

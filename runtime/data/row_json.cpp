@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "runtime/core/text.h"
 #include "runtime/tokenizer/tokenizer.h"
 
 namespace r1::data {
@@ -83,13 +84,6 @@ Json parse_json(std::string_view text) {
     bad("not valid JSON: {}",
         text::replace_invalid_utf8(std::string_view(e.what()).substr(0, 160)));
   }
-}
-
-std::string lower(std::string_view text) {
-  std::string out(text);
-  for (char& c : out)
-    if (c >= 'A' && c <= 'Z') c = static_cast<char>(c - 'A' + 'a');
-  return out;
 }
 
 Json parse_row_json(std::string_view text) {

@@ -24,8 +24,6 @@ template <class... Args>
 [[nodiscard]] std::string shown(std::string_view text, size_t most = 60);
 /// "a list", "null", ...
 [[nodiscard]] std::string kind_of(const Json& j);
-/// ASCII capitals made small.
-[[nodiscard]] std::string lower(std::string_view text);
 /// JSON text. Throws RowError, also for what is nested too deeply.
 [[nodiscard]] Json parse_json(std::string_view text);
 /// A row with its keys in small letters: sets are published with `Question` and `Response`, too.

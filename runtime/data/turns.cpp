@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include "runtime/core/text.h"
+
 namespace r1::data {
 namespace {
 

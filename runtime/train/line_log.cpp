@@ -18,8 +18,8 @@ LineLog::LineLog(std::filesystem::path path) : path_(std::move(path)) {
 }
 
 LineLog::~LineLog() {
-  if (fd_ && !waiting_.empty()) write_out();
-  if (fd_ && !waiting_.empty()) log::warn("{}: {} bytes of its last lines could not be written", path_.string(), waiting_.size());
+  if (!waiting_.empty()) write_out();
+  if (!waiting_.empty()) log::warn("{}: {} bytes of its last lines could not be written", path_.string(), waiting_.size());
 }
 
 void LineLog::append(std::string_view line) {

@@ -12,14 +12,12 @@ namespace r1::train {
 
 class LineLog {
  public:
-  LineLog() = default;
   /// Opens for appending. Throws StorageError when it cannot be.
   explicit LineLog(std::filesystem::path path);
   ~LineLog();
-  LineLog(LineLog&& other) noexcept = default;
-  LineLog& operator=(LineLog&& other) noexcept = default;
+  LineLog(const LineLog&) = delete;
+  LineLog& operator=(const LineLog&) = delete;
 
-  [[nodiscard]] bool is_open() const noexcept { return static_cast<bool>(fd_); }
   /// Appends `line` and a newline, whole lines only as far as the file system takes them. Warns once when it stops taking them, and
   /// once more when it does again. Beyond kMostWaiting bytes the oldest waiting lines are dropped and counted in the warning.
   void append(std::string_view line);

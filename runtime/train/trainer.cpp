@@ -118,7 +118,7 @@ class Job {
   std::string recompute_;  ///< the policy, or one for each stage
   double gemm_rate_ = 0, seconds_per_step_ = 0;
   bool progress_line_ = false;
-  LineLog metrics_;  // of the first rank
+  std::optional<LineLog> metrics_;  // of the first rank
 };
 
 void Job::open() {
@@ -334,7 +334,7 @@ void Job::print_start(double gemm_rate, int64_t total_steps) {
 }
 
 void Job::metrics_line(nlohmann::ordered_json line) {
-  if (metrics_.is_open()) metrics_.append(line.dump());
+  if (metrics_) metrics_->append(line.dump());
 }
 
 void Job::report_step(double loss, double norm, double lr, int64_t tokens, int64_t trained, double seconds,
@@ -466,7 +466,7 @@ void Job::save_now() {
 }
 
 ExitCode Job::finish(const char* why) {
-  metrics_ = {};
+  metrics_.reset();
   engine_->close();
   if (why == nullptr) return ExitCode::kOk;
   const std::string text = fmt::format("{}; step {} is saved: run the same command with --resume auto", why, progress_.step);
@@ -495,7 +495,7 @@ ExitCode Job::run() {
   gemm_rate_ = measure_gemm_rate(ctx_, device_, engine_->plan().format.weights);
   print_start(gemm_rate_, total_steps_);
   if (ctx_.first()) {
-    metrics_ = LineLog(output_ / "metrics.jsonl");
+    metrics_.emplace(output_ / "metrics.jsonl");
     metrics_line({{"type", "start"}, {"version", R1RUN_VERSION}, {"run_id", run_id_}, {"step", progress_.step},
                   {"pp", cfg_.pp}, {"dp", cfg_.dp}, {"tp", cfg_.tp}, {"schedule", engine_->schedule().name},
                   {"recompute", recompute_}, {"rows", rows_.batch},
@@ -507,7 +507,7 @@ ExitCode Job::run() {
   const parallel::MeshCoord coord = engine_->groups().coord();
   StepHealth health(ctx_, *data_, [this](nlohmann::ordered_json line) { metrics_line(std::move(line)); });
   double first_loss = std::nan(""), last_loss = std::nan("");
-  bool stepped = false;
+  const int64_t begun_at = progress_.step;
   StepProfile profile(ctx_, *engine_, cfg_.profile, gemm_rate_ / ctx_.world.size());
   const auto job_start = Clock::now();
   FlightRecorder& flight = ctx_.status.flight();
@@ -546,8 +546,7 @@ ExitCode Job::run() {
       health.check(last_saved_ < 0 ? std::string("no checkpoint was written")
                                    : fmt::format("the last good checkpoint is step {}", last_saved_));
     }
-    if (!stepped) after_first_step();
-    stepped = true;
+    if (progress_.step == begun_at + 1) after_first_step();
     if (std::isnan(first_loss)) first_loss = loss;
     last_loss = loss;
     const auto tokens = static_cast<int64_t>(batches.size()) * rows_.tokens() * rows_.dp;

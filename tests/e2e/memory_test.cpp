@@ -15,14 +15,15 @@ struct Layout {
   std::vector<std::string> more;
 };
 
-nlohmann::json memory_of(const std::filesystem::path& output) {
+/// The last line of a type in metrics.jsonl; null when there is none.
+nlohmann::json metrics_of(const std::filesystem::path& output, const std::string& type) {
   std::ifstream in(output / "metrics.jsonl");
-  nlohmann::json memory;
+  nlohmann::json found;
   for (std::string line; std::getline(in, line);) {
     nlohmann::json j = nlohmann::json::parse(line);
-    if (j["type"] == "memory") memory = std::move(j);
+    if (j["type"] == type) found = std::move(j);
   }
-  return memory;
+  return found;
 }
 
 TEST(Memory, PlannedIsAllocatedAndTheProcessTakesLittleMore) {
@@ -58,7 +59,7 @@ TEST(Memory, PlannedIsAllocatedAndTheProcessTakesLittleMore) {
     const Result o = run(front_door(args), 120);
     SCOPED_TRACE(::testing::PrintToString(args));
     ASSERT_EQ(o.code, 0) << o.output;
-    const nlohmann::json memory = memory_of(output);
+    const nlohmann::json memory = metrics_of(output, "memory");
     ASSERT_EQ(memory["ranks"].size(), static_cast<size_t>(l.pp * l.dp * l.tp));
     for (const auto& rank : memory["ranks"]) {
       const double planned = rank["planned_bytes"], allocated = rank["allocated_bytes"], rss = rank["peak_rss_bytes"];
@@ -103,10 +104,8 @@ class MemoryGroup {
 // --recompute auto takes what the memory that is there allows: nothing with room, something where it is tight.
 TEST(Memory, AutoRecomputesWhereMemoryIsTight) {
   const auto policy = [](const std::filesystem::path& output) {
-    std::ifstream in(output / "metrics.jsonl");
-    for (std::string line; std::getline(in, line);)
-      if (const nlohmann::json j = nlohmann::json::parse(line); j["type"] == "start") return j["recompute"].get<std::string>();
-    return std::string("no start line");
+    const nlohmann::json start = metrics_of(output, "start");
+    return start.is_object() ? start["recompute"].get<std::string>() : std::string("no start line");
   };
   const TempDir dir;
   const auto train = [&](const char* output) {

@@ -1,6 +1,7 @@
 // Loss, logits and every gradient against transformers' references: every fixture in every layout, each job over all schedules
 // and all recompute policies.
 #include <cstring>
+#include <functional>
 
 #include "tests/e2e/support.h"
 
@@ -38,16 +39,22 @@ TEST(Parity, AgreesWithTransformersInEveryLayout) {
     for (const std::string& fixture : kFixtures) check(fixture, layout);
 }
 
-TEST(Parity, AWrongReferenceFails) {
-  // One exponent bit of the last tensor (a gradient) flipped: the table must show it and the job must fail.
-  const TempDir dir;
+/// The reference of qwen2-untied with one tensor changed in place, as a file in `dir`.
+std::string changed_reference(const TempDir& dir, const std::string& tensor, const std::function<void(char*)>& change) {
   std::string bytes = bytes_of(data("hf/qwen2-untied/reference.safetensors"));
   const auto header = static_cast<size_t>(static_cast<unsigned char>(bytes[0])) + 256 * static_cast<unsigned char>(bytes[1]);
   const auto meta = nlohmann::json::parse(bytes.substr(8, header));
-  const auto begin = meta["grad.model.norm.weight"]["data_offsets"][0].get<size_t>();
-  bytes[8 + header + begin + 3] = static_cast<char>(bytes[8 + header + begin + 3] ^ 0x10);
-  std::ofstream(dir / "wrong.safetensors", std::ios::binary) << bytes;
-  const Result r = run(job(2, {"verify", "--model", data("hf/qwen2-untied"), "--reference", (dir / "wrong.safetensors").string(), "--tp", "2",
+  change(&bytes[8 + header + meta[tensor]["data_offsets"][0].get<size_t>()]);
+  const std::filesystem::path path = dir / "wrong.safetensors";
+  std::ofstream(path, std::ios::binary) << bytes;
+  return path.string();
+}
+
+TEST(Parity, AWrongReferenceFails) {
+  // One exponent bit of the last tensor (a gradient) flipped: the table must show it and the job must fail.
+  const TempDir dir;
+  const std::string wrong = changed_reference(dir, "grad.model.norm.weight", [](char* at) { at[3] = static_cast<char>(at[3] ^ 0x10); });
+  const Result r = run(job(2, {"verify", "--model", data("hf/qwen2-untied"), "--reference", wrong, "--tp", "2",
                                "--schedule", "1f1b", "--recompute", "none"}), 60);
   EXPECT_EQ(r.code, 65) << r.output;
   EXPECT_NE(r.output.find("model.norm.weight"), std::string::npos) << r.output;
@@ -55,14 +62,9 @@ TEST(Parity, AWrongReferenceFails) {
 
 TEST(Parity, ALabelBeyondTheVocabularyIsRefused) {
   const TempDir dir;
-  std::string bytes = bytes_of(data("hf/qwen2-untied/reference.safetensors"));
-  const auto header = static_cast<size_t>(static_cast<unsigned char>(bytes[0])) + 256 * static_cast<unsigned char>(bytes[1]);
-  const auto meta = nlohmann::json::parse(bytes.substr(8, header));
-  const auto begin = meta["labels"]["data_offsets"][0].get<size_t>();
   const int64_t label = int64_t{1} << 40;
-  std::memcpy(&bytes[8 + header + begin], &label, sizeof label);
-  std::ofstream(dir / "wrong.safetensors", std::ios::binary) << bytes;
-  const Result r = run(job(1, {"verify", "--model", data("hf/qwen2-untied"), "--reference", (dir / "wrong.safetensors").string()}), 60);
+  const std::string wrong = changed_reference(dir, "labels", [&](char* at) { std::memcpy(at, &label, sizeof label); });
+  const Result r = run(job(1, {"verify", "--model", data("hf/qwen2-untied"), "--reference", wrong}), 60);
   EXPECT_EQ(r.code, 65) << r.output;
   EXPECT_NE(r.output.find("labels has 1099511627776"), std::string::npos) << r.output;
 }
