@@ -21,7 +21,8 @@ Device gpu_of_rank(int rank, int needed) {
   }
   if (count < needed) {
     if (count != 0) why = "there are " + std::to_string(count);
-    if (rank == 0) std::printf("skipped: needs %d GPU(s): %s\n", needed, why.c_str());
+    // Every rank says it: mpirun ends the others at the first that leaves, whichever that is.
+    std::printf("skipped: needs %d GPU(s): %s\n", needed, why.c_str());
     std::fflush(nullptr);
     _exit(kSkipped);
   }
