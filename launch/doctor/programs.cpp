@@ -105,7 +105,7 @@ std::string find_library(const DoctorOptions& o, const std::string& name) {
 
 void versions(const DoctorOptions& o, HostReport* r) {
   // CPU ranks never load them: whatever lies here says nothing about this host.
-  if (gpus_on_pci(o).empty()) {
+  if (gpus_on_pci(o).empty() && !find_in_path("nvidia-smi", o.path)) {
     for (const char* name : {"NCCL", "cuDNN"}) add(r, name, Verdict::kOk, "not needed: no GPU");
     return;
   }

@@ -853,8 +853,7 @@ std::string program_help() {
       "  64  usage, configuration or layout             75  stopped by a fault or signal; restart "
       "from the checkpoint\n"
       "  65  bad model, data or checkpoint content      76  diverged (NaN or Inf limit)\n"
-      "  69  does not fit in memory                     93  restarts made no progress; do not "
-      "requeue\n"
+      "  69  does not fit in memory; a program that is needed is missing\n"
       "  70  a bug of r1run\n";
   return out;
 }

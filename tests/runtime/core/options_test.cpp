@@ -172,6 +172,19 @@ TEST(OptionTable, ProgramHelpNamesEverySubcommandThatIsThere) {
   }
 }
 
+// The help names the codes of the enumeration and no others.
+TEST(OptionTable, ProgramHelpNamesTheExitCodesThereAre) {
+  const std::string help = program_help();
+  const std::string codes = help.substr(help.find("Exit codes"));
+  std::set<int> named;
+  for (size_t i = 1; i + 1 < codes.size(); ++i) {
+    if (std::isdigit(static_cast<unsigned char>(codes[i])) == 0 || codes[i - 1] != ' ') continue;
+    named.insert(std::atoi(codes.c_str() + i));
+  }
+  EXPECT_EQ(named, (std::set<int>{0, 64, 65, 69, 70, 73, 75, 76}));
+  EXPECT_EQ(static_cast<int>(ExitCode::kUnavailable), 69);
+}
+
 TEST(OptionTable, WhatIsPlannedIsRefusedNotIgnored) {
   for (const auto& c : subcommands()) {
     if (!c.planned) continue;
