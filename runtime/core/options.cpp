@@ -384,7 +384,13 @@ std::vector<Given> read_flags(std::string_view command, std::span<const std::str
     if (bare) {
       const auto positional = subcommand(command).positional;
       if (!positional.empty()) {
-        out.push_back({find_option(command, positional), token, here});
+        const auto* o = find_option(command, positional);
+        const auto before = std::ranges::find(out, o, &Given::option);
+        if (before != out.end())
+          throw UsageError("\"{}\" after \"{}\": r1run {} takes one FILE; several that belong together are one argument with "
+                           "commas: {},{}",
+                           token, before->text, command, before->text, token);
+        out.push_back({o, token, here});
         continue;
       }
       const bool is_command =
@@ -574,6 +580,19 @@ void apply_source(JobConfig& cfg, const std::vector<Given>& source) {
     assign(cfg, *g.option, g.text, g.origin);
     cfg.origins.insert_or_assign(std::string(g.option->name), g.origin);
   }
+}
+
+/// A later flag beats an earlier one, so that a command can be completed; but where they differ it may be a slip.
+std::vector<std::string> contradictions(const std::vector<Given>& flags) {
+  std::vector<std::string> out;
+  for (auto later = flags.begin(); later != flags.end(); ++later) {
+    const auto earlier = std::find_if(std::make_reverse_iterator(later), flags.rend(),
+                                      [&](const Given& g) { return g.option == later->option; });
+    if (earlier == flags.rend() || earlier->text == later->text || repeats(*later->option)) continue;
+    out.push_back(fmt::format("--{0} {1} and --{0} {2}: given twice, the later one ({2}) counts", later->option->name,
+                              earlier->text, later->text));
+  }
+  return out;
 }
 
 /// What can be known to be impossible, or follows, from the options alone.
@@ -772,6 +791,7 @@ JobConfig parse_options(std::string_view command, std::span<const std::string> a
     apply_source(cfg, file.section);
   }
   apply_source(cfg, flags);
+  cfg.warnings = contradictions(flags);
   check_combinations(cfg);
   return cfg;
 }

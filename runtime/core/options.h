@@ -143,6 +143,7 @@ struct JobConfig {
   void derive(std::string_view name, const std::string& text, const std::string& reason);
 
   std::map<std::string, Origin, std::less<>> origins;  ///< without an entry: default
+  std::vector<std::string> warnings;                   ///< of reading them, for people
 };
 
 /// Reads the options of one subcommand: defaults, then the files of --config in order, then flags;
