@@ -347,6 +347,7 @@ std::vector<Given> read_flags(std::string_view command, std::span<const std::str
     if ((o.commands & command_bit(command)) == 0) continue;
     auto* value = po::value<std::string>();
     if (is_flag(o)) value->implicit_value("true");  // --no-shuffle, or --no-shuffle=false
+    else if (!o.bare.empty()) value->implicit_value(std::string(o.bare));
     const std::string letter = o.name == "help" ? ",h" : o.name == "host" ? ",H" : "";
     known.add_options()((std::string(o.name) + letter).c_str(), value);
   }
@@ -406,7 +407,7 @@ std::vector<Given> read_flags(std::string_view command, std::span<const std::str
     const auto* o = find_option(command, f.string_key);
     R1_CHECK(o != nullptr && f.value.size() <= 1, "option {}", f.string_key);
     check_available(*o, "");
-    const std::string text = f.value.empty() ? "true" : f.value.front();
+    const std::string text = !f.value.empty() ? f.value.front() : std::string(is_flag(*o) ? "true" : o->bare);
     // "--lr --steps 5": the next option is no value.
     if (text.starts_with("--") &&
         find_option(command, text.substr(2, text.find('=') - 2)) != nullptr &&
@@ -679,6 +680,12 @@ std::string allowed_in_help(const Option& o) {
   return allowed_text(o);
 }
 
+/// --name VALUE, or --name[=VALUE] where the value may be left out.
+std::string shown_with_value(const Option& o) {
+  if (o.metavar.empty()) return fmt::format("--{}", o.name);
+  return o.bare.empty() ? fmt::format("--{} {}", o.name, o.metavar) : fmt::format("--{}[={}]", o.name, o.metavar);
+}
+
 std::string default_in_help(const Option& o) {
   if (o.name == "help") return "";
   if (is_flag(o)) return "";
@@ -891,7 +898,7 @@ std::string options_help(std::string_view command) {
       titled = true;
       std::string text(o.help);
       if (const auto more = details(o); !more.empty()) text += fmt::format(" [{}]", more);
-      std::string left = fmt::format("  --{}{}{}", o.name, o.metavar.empty() ? "" : " ", o.metavar);
+      std::string left = "  " + shown_with_value(o);
       if (left.size() + 1 > kIndent) {
         out += left + "\n";
         left.clear();
@@ -912,7 +919,7 @@ std::string options_markdown(std::string_view command) {
   for (const auto& [group, title] : kGroups) {
     for (const auto& o : table()) {
       if (o.group != group || find_option(command, o.name) != &o || o.planned) continue;
-      const auto left = fmt::format("--{}{}{}", o.name, o.metavar.empty() ? "" : " ", o.metavar);
+      const auto left = shown_with_value(o);
       const auto allowed = allowed_in_help(o);
       out += fmt::format(
           "| `{}` | {} | {}{} |\n", escaped(left),

@@ -105,8 +105,8 @@ Device choose_device(const RankContext& ctx, const fs::path& cache) {
   // Not by their number: a rank that its scheduler lets see one GPU of several shares it with nobody.
   const int sharing = ranks_on_this_device(ctx.world, device);
   if (sharing > 1 && ctx.first()) log::warn("{} ranks share a GPU of this host: correct, but slower than one rank a GPU", sharing);
-  api.set_deterministic(cfg.deterministic);
-  api.set_tuning(cfg.deterministic || cfg.dtype == "fp32" ? cuda::Tuning::kHeuristic : cuda::Tuning::kTimed, cache.string());
+  api.set_deterministic(cfg.repeatable());
+  api.set_tuning(cfg.repeatable() || cfg.dtype == "fp32" ? cuda::Tuning::kHeuristic : cuda::Tuning::kTimed, cache.string());
   return device;
 }
 
@@ -136,7 +136,7 @@ EngineOptions engine_options(const JobConfig& cfg, const parallel::ModelConfig& 
                                                                  : parallel::parse_recompute(cfg.recompute);
   o.training = training;
   o.zero = cfg.zero;
-  o.tree_rows = cfg.deterministic ? rows.batch : 0;
+  o.tree_rows = cfg.row_tree() ? rows.batch : 0;
   o.device = device;
   o.format = numeric_format(cfg, device);
   o.comm = parse_comm_choice(cfg.comm);
