@@ -34,6 +34,8 @@ constexpr int64_t kGpuBeside = int64_t{1610} << 20, kGemmWorkspace = int64_t{64}
 constexpr int64_t kNcclCommunicator = int64_t{256} << 20;
 /// Code, libraries, MPI and data reading of a CPU rank, and of the host's own programs.
 constexpr int64_t kCpuRankReserve = int64_t{96} << 20, kHostReserve = int64_t{2} << 30;
+/// Context, libraries, staging buffers and data reading of a GPU rank in host memory: an estimate.
+constexpr int64_t kGpuRankHostReserve = int64_t{2} << 30;
 /// Least time of a kernel: launch on a GPU, a parallel loop on a CPU.
 constexpr double kGpuKernel = 3e-6, kCpuKernel = 5e-6;
 
@@ -123,6 +125,7 @@ DeviceKind read_device(const Entry& e, bool gpu) {
   d.peer = gpu ? e.text("peer") : "shared-memory";
   d.peer_many = e.text("peer_many", d.peer);
   d.network = e.text("network");
+  if (gpu) d.host = e.text("host", d.sm >= 90 ? "PCIe5" : d.sm >= 80 ? "PCIe4" : "PCIe3");
   d.most = e.whole("most", 8);
   if (d.gemm <= 0 || d.copy <= 0 || d.fp32_flops <= 0 || d.bytes_per_s <= 0 || d.memory_bytes <= 0)
     throw DataError("{}: gemm, copy, fp32_tflops, memory_gbytes_per_s and memory_gib must be above 0", e.where());
@@ -223,7 +226,8 @@ parallel::DeviceRates PlannedCluster::rates(const parallel::MeshShape& mesh, con
   const double peak = (bf16 ? device.bf16_flops : device.fp32_flops) * share;
   return {.gemm = peak * device.gemm, .attention_forward = peak * device.attention_forward,
           .attention_backward = peak * device.attention_backward, .bytes_per_s = device.bytes_per_s * device.copy * share,
-          .overhead = 1.05, .kernel_s = gpu() ? kGpuKernel : kCpuKernel};
+          .overhead = 1.05, .kernel_s = gpu() ? kGpuKernel : kCpuKernel,
+          .host_bytes_per_s = gpu() ? host_link.pair() * share : 0, .host_link = host_link.title};
 }
 
 parallel::MeshLinks PlannedCluster::links(const parallel::MeshShape& mesh) const {
@@ -257,6 +261,20 @@ std::vector<parallel::MemoryDomain> PlannedCluster::domains(const parallel::Mesh
       out.push_back({.name = fmt::format("{} {}", gpu() ? device.name : "host", out.size()), .capacity_bytes = capacity, .ranks = {}});
     out[at].ranks.push_back(r);
   }
+  return out;
+}
+
+std::vector<parallel::MemoryDomain> PlannedCluster::host_domains(const parallel::MeshShape& mesh) const {
+  if (!gpu()) return {};  // their plan is in host memory as it is
+  const int here = ranks_per_host(mesh);
+  std::vector<parallel::MemoryDomain> out;
+  for (int r = 0; r < mesh.world(); ++r) {
+    if (r % here == 0)
+      out.push_back({.name = fmt::format("host {}", out.size()), .capacity_bytes = host_memory_bytes - kHostReserve, .ranks = {}});
+    out.back().ranks.push_back(r);
+    out.back().capacity_bytes -= kGpuRankHostReserve;
+  }
+  for (parallel::MemoryDomain& h : out) h.capacity_bytes = std::max<int64_t>(0, h.capacity_bytes);
   return out;
 }
 
@@ -294,8 +312,8 @@ void Catalogue::add(std::string_view text, const std::string& source) {
   }
   for (const auto* list : {&devices_, &cpus_})
     for (const DeviceKind& d : *list)
-      for (const std::string& name : {d.peer, d.peer_many, d.network})
-        static_cast<void>(link(name, fmt::format("{}: {}", source, d.name)));
+      for (const std::string& name : {d.peer, d.peer_many, d.network, d.host})
+        if (!name.empty()) static_cast<void>(link(name, fmt::format("{}: {}", source, d.name)));
   for (const ShapeKind& s : shapes_) static_cast<void>(link(s.network, fmt::format("{}: {}", source, s.name)));
 }
 
@@ -392,6 +410,7 @@ PlannedCluster Catalogue::cluster(const std::string& text) const {
     c.cores = 64 * c.sockets;
     c.numa = c.sockets * 4;
     c.host_memory_bytes = std::max<int64_t>(int64_t{64} << 30, 2 * count * d->memory_bytes);
+    c.host_assumed = true;
     c.title = fmt::format("{}{} x {}", c.hosts > 1 ? fmt::format("{} hosts of ", c.hosts) : "", count, d->title);
   } else if (const DeviceKind* cpu = find_named(cpus_, name)) {
     c.sockets = parts.counts.empty() ? 1 : parts.counts.back();
@@ -418,6 +437,7 @@ PlannedCluster Catalogue::cluster(const std::string& text) const {
   }
 
   c.peer = link(c.device.gpu && c.devices_per_host > 4 ? c.device.peer_many : c.device.peer, where);
+  if (c.device.gpu) c.host_link = link(c.device.host, where);
   if (!parts.mig.empty()) {
     const auto it = c.device.mig.find(parts.mig);
     if (it == c.device.mig.end()) {
@@ -431,6 +451,7 @@ PlannedCluster Catalogue::cluster(const std::string& text) const {
     for (double* rate : {&c.device.bf16_flops, &c.device.fp32_flops}) *rate *= m.compute_sevenths / 7;
     c.device.bytes_per_s *= m.memory_eighths / 8;
     c.device.memory_bytes = m.memory_bytes;
+    c.host_link.device_bytes_per_s *= m.memory_eighths / 8;  // instances share the card's
     c.device.name += "/" + parts.mig;
     c.title += ", MIG instances " + parts.mig;
     // Instances reach each other neither over NVLink nor as PCIe peers.
