@@ -32,7 +32,6 @@ namespace {
 // Part of every cache key: raise it when the same row would become other tokens.
 constexpr uint64_t kEncodingVersion = 3;
 constexpr int64_t kMaxSeqLen = int64_t{1} << 24;  // tables of the packing have an entry a token
-constexpr uint32_t kTrainedBit = 0x80000000u;
 
 constexpr std::array<std::string_view, 9> kFormatNames = {"auto",
                                                           "messages",
