@@ -178,7 +178,7 @@ void Job::open() {
     eval_.emplace_back(file, data::Dataset::open(o, *tokenizer_));
   }
 
-  rows_ = {.batch = cfg_.batch, .micro_batch = cfg_.deterministic ? 1 : cfg_.micro_batch, .seq_len = data_->seq_len(),
+  rows_ = {.batch = cfg_.batch, .micro_batch = cfg_.row_tree() ? 1 : cfg_.micro_batch, .seq_len = data_->seq_len(),
            .dp = mesh.dp};
   begin("opening the device");
   device_ = choose_device(ctx_, cache);
@@ -326,9 +326,13 @@ void Job::print_start(double gemm_rate, int64_t total_steps) {
   for (const comm::RoutedGroup& g : engine_->routes())
     groups += fmt::format("{}{} {}", groups.empty() ? "" : "; ", g.name, describe(g.route));
   if (!groups.empty()) fmt::print("comm       {}\n", groups);
-  if (cfg_.deterministic)
+  if (cfg_.row_tree())
     fmt::print("deterministic  {}\n",
                measure_deterministic_cost(*engine_, rows_.seq_len, cfg_.micro_batch).str(rows_.seq_len, cfg_.micro_batch));
+  else if (cfg_.repeatable())
+    fmt::print("deterministic  from run to run of this layout: {}\n",
+               device_.kind == DeviceKind::kCuda ? "attention and embedding gradients summed in one order, products not chosen by timing"
+                                                 : "always so on the CPU, at no cost");
   fmt::print("steps      {} to {}, {} rows each\n\n", progress_.step + 1, total_steps, rows_.batch);
   if (cfg_.schedule_print) {
     const parallel::Schedule& schedule = engine_->schedule();

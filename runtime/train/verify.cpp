@@ -343,7 +343,11 @@ void Verifier::collect_on_first(parallel::ProcessGroups& groups) {
 }
 
 void Verifier::open() {
-  if (cfg_.model.empty()) throw UsageError("verify needs --model DIR");
+  if (cfg_.model.empty())
+    throw UsageError(
+        "verify compares with something: --model DIR --reference FILE (another program's loss, logits and gradients), --model DIR "
+        "--layouts 1x1x1,2x1x4 (layouts with each other), --model DIR (schedules and recompute policies with each other), or "
+        "--checkpoint DIR (its bytes with their checksums)");
   mesh_ = mesh_of(ctx_, ranks_on_this_host(ctx_.world));
   setup_threads(ctx_);
   device_ = choose_device(ctx_, {});
