@@ -6,7 +6,7 @@ namespace r1::train {
 namespace {
 
 /// "tp all-gather" of "tp (pp 0 dp 1)".
-std::string name_of(const comm::CommTime& t) { return fmt::format("{} {}", t.group.substr(0, t.group.find(' ')), r1::name_of(t.op)); }
+std::string name_of(const comm::CommTime& t) { return fmt::format("{} {}", t.group.substr(0, t.group.find_first_of(" [")), r1::name_of(t.op)); }
 
 bool along_the_pipeline(const std::string& group) { return group.starts_with("pp ") || group.starts_with("ends "); }
 
@@ -100,8 +100,9 @@ std::string StepProfile::report_waiting(std::span<const kernels::OpProfile> ops,
 double measure_copy_rate(const Device& device) {
   DeviceBackend& backend = backend_of(device.kind);
   const Stream s = backend.create_stream(device);
-  // Beyond any cache, and short enough for a CPU.
-  const size_t bytes = device.kind == DeviceKind::kCpu ? size_t{64} << 20 : size_t{512} << 20;
+  // Beyond any cache, short enough for a CPU, and little beside a model that fills a GPU.
+  const size_t bytes = device.kind == DeviceKind::kCpu ? size_t{64} << 20 : size_t{128} << 20;
+  const int copies = device.kind == DeviceKind::kCpu ? 4 : 16;
   double best = 0;
   {
     const Buffer from(device, bytes), to(device, bytes);
@@ -109,10 +110,10 @@ double measure_copy_rate(const Device& device) {
     for (int i = 0; i < 6; ++i) {
       backend.synchronize(s);
       const auto start = std::chrono::steady_clock::now();
-      for (int k = 0; k < 4; ++k) backend.copy(to.data(), from.data(), bytes, s);
+      for (int k = 0; k < copies; ++k) backend.copy(to.data(), from.data(), bytes, s);
       backend.synchronize(s);
       const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-      if (i > 0) best = std::max(best, 4.0 * 2.0 * static_cast<double>(bytes) / seconds);
+      if (i > 0) best = std::max(best, copies * 2.0 * static_cast<double>(bytes) / seconds);
     }
   }
   backend.destroy_stream(s);
