@@ -58,10 +58,10 @@ void from_hosts(const Cluster& cluster, NodeRequest* r) {
   for (const Host& h : cluster.hosts)
     if (h.slots != r->per_node)
       throw UsageError(
-          "{}:{}: host \"{}\" has {} slots and the first host {}: a batch job asks for nodes of "
+          "{}: host \"{}\" has {} slots and the first host {}: a batch job asks for nodes of "
           "equal "
           "size",
-          cluster.source, h.line, h.name, h.slots, r->per_node);
+          place_of(cluster, h), h.name, h.slots, r->per_node);
   r->nodes = (r->ranks + r->per_node - 1) / r->per_node;
   if (r->nodes > static_cast<int>(cluster.hosts.size()))
     throw UsageError("the layout needs {} ranks but {} offers {} slots", r->ranks, cluster.source,
@@ -245,10 +245,10 @@ int submit(const std::string& script) {
                                                  ? std::nullopt
                                                  : std::optional<std::string>(std::getenv("PATH")));
   if (!sbatch)
-    throw UsageError(
-        "--submit: there is no sbatch in $PATH; run this on a login node of the cluster, or write "
-        "the "
-        "script with --write and submit it there");
+    throw UnavailableError(
+        "--submit: there is no sbatch in $PATH: run this on a login node of the cluster, or write "
+        "the script with --write FILE and submit it there with `sbatch FILE`; on Debian the package "
+        "slurm-client has it");
   int fds[2];
   if (pipe2(fds, O_CLOEXEC) != 0) throw InternalError("pipe: {}", std::strerror(errno));
   Fd in(fds[0]), out(fds[1]);

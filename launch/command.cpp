@@ -158,8 +158,8 @@ Command cluster_mpirun(const std::string& mpirun, const RankProgram& program,
     ssh = ssh || !h.user.empty() || h.port != 0;
     if (h.name.find(':') != std::string::npos)
       throw UsageError(
-          "{}:{}: \"{}\": Open MPI 4.1 cannot start hosts named by IPv6 address; use a host name",
-          cluster.source, h.line, h.name);
+          "{}: \"{}\": Open MPI 4.1 cannot start hosts named by IPv6 address; use a host name",
+          place_of(cluster, h), h.name);
     hosts += fmt::format("{}{}:{}", hosts.empty() ? "" : ",", h.name, h.slots);
   }
   // Users and ports have no place in --host.

@@ -196,9 +196,11 @@ class Builder {
     cluster_.source = std::move(source);
   }
 
-  /// One mention. `slots`: the count it gives, if it does.
-  void add(Host host, std::optional<int> slots) {
-    const std::string where = at(cluster_.source, host.line);
+  /// One mention. `slots`: the count it gives, if it does; `mention`: where in the source ("line 7", "entry 2").
+  void add(Host host, std::optional<int> slots, const std::string& mention) {
+    const std::string where =
+        host.line > 0 ? at(cluster_.source, host.line) : fmt::format("{} {}", cluster_.source, mention);
+    const std::string first = mentions_.try_emplace(host.name, mention).first->second;
     const auto [it, is_new] = index_.try_emplace(host.name, cluster_.hosts.size());
     if (is_new) {
       if (index_.size() > kMaxHosts) throw UsageError("{}: more than {} hosts", where, kMaxHosts);
@@ -217,14 +219,14 @@ class Builder {
     Host& known = cluster_.hosts[it->second];
     if (slots) {
       throw UsageError(
-          "{}: host \"{}\" is named a second time (first in line {}) with a slot count: give its "
+          "{}: host \"{}\" is named a second time (first in {}) with a slot count: give its "
           "slots once, "
           "or repeat its bare name once per slot",
-          where, host.name, known.line);
+          where, host.name, first);
     }
     if (!host.user.empty() && host.user != known.user)
-      throw UsageError("{}: host \"{}\" has user \"{}\" here and \"{}\" in line {}", where,
-                       host.name, host.user, known.user, known.line);
+      throw UsageError("{}: host \"{}\" has user \"{}\" here and \"{}\" in {}", where,
+                       host.name, host.user, known.user, first);
     if (known.slots_given && !repeated_.contains(host.name))
       warn(where + ": host \"" + host.name +
            "\" has a slot count and is named again: each further mention adds one slot");
@@ -280,6 +282,7 @@ class Builder {
   Cluster cluster_;
   std::unordered_map<std::string, size_t> index_;
   std::unordered_map<std::string, std::string> spelling_;
+  std::unordered_map<std::string, std::string> mentions_;  ///< the first of each host
   std::set<std::string> repeated_;
 };
 
@@ -386,7 +389,7 @@ void parse_host_line(const Line& line, const std::map<std::string, std::string>&
   }
   if (slots && host.max_slots && *host.max_slots < *slots)
     throw UsageError("{}: max_slots {} is below slots {}", where, *host.max_slots, *slots);
-  builder->add(std::move(host), slots);
+  builder->add(std::move(host), slots, fmt::format("line {}", line.number));
 }
 
 }  // namespace
@@ -497,11 +500,11 @@ Cluster filtered(const Cluster& hostfile, std::string_view host_list) {
 Cluster parse_host_list(std::string_view text, const std::string& source) {
   Builder builder(source, NodefileKind::kPbs);
   size_t from = 0;
-  std::map<std::string, bool> with_count;
-  while (from <= text.size()) {
+  for (int entry = 1; from <= text.size(); ++entry) {
     const size_t to = std::min(text.find(',', from), text.size());
     std::string_view item = trim(text.substr(from, to - from));
     from = to + 1;
+    const std::string mention = fmt::format("entry {} (\"{}\")", entry, shown(item));
     if (item.empty())
       throw UsageError("{}: \"{}\" has an empty item; expected HOST[:SLOTS],…", source,
                        shown(text));
@@ -521,10 +524,12 @@ Cluster parse_host_list(std::string_view text, const std::string& source) {
     }
     check_host_name(item, source);
     host.name = std::string(item);
-    builder.add(std::move(host), slots);
+    builder.add(std::move(host), slots, mention);
   }
   return builder.finish();
 }
+
+std::string place_of(const Cluster& cluster, const Host& host) { return at(cluster.source, host.line); }
 
 std::string openmpi_hostfile(const Cluster& cluster) {
   std::string out;
@@ -662,7 +667,7 @@ Cluster slurm_cluster(std::string_view node_list, std::string_view tasks_per_nod
   for (size_t i = 0; i < names.size(); ++i) {
     Host h;
     h.name = names[i];
-    builder.add(std::move(h), tasks[i]);
+    builder.add(std::move(h), tasks[i], fmt::format("node {}", i + 1));
   }
   return builder.finish();
 }

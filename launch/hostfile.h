@@ -45,6 +45,9 @@ struct Cluster {
   [[nodiscard]] int widest() const;
 };
 
+/// Where a host is named, for messages: "hosts.txt:7"; the source alone ("--host") where it is no file.
+[[nodiscard]] std::string place_of(const Cluster& cluster, const Host& host);
+
 enum class NodefileKind {
   kHostfile,  ///< Open MPI's or DeepSpeed's
   kPbs,       ///< $PBS_NODEFILE: a host's count is how often it is named

@@ -12,6 +12,7 @@
 #include <optional>
 #include <utility>
 
+#include "launch/control.h"
 #include "launch/placement.h"
 #include "launch/plan.h"
 #include "launch/process.h"
@@ -38,7 +39,7 @@ parallel::MeshShape mesh_of(const Request& request) {
 std::string program_for(const std::string& name, const Request& request, const Environment& env) {
   const auto path = find_in_path(name, env.get("PATH"));
   if (!path)
-    throw UsageError(
+    throw UnavailableError(
         "{} needs {} ranks but there is no {} in $PATH: install Open MPI (Debian: openmpi-bin), or "
         "run "
         "a single rank (--pp 1 --dp 1 --tp 1)",
@@ -187,6 +188,18 @@ JobOutcome supervise_command(const Request& request, Command command,
   return supervise(command, options);
 }
 
+/// "R1RUN_CONTROL_PORT, R1RUN_CONTROL_TOKEN": variables in a command whose values exist only once it is started from here.
+std::string handed_on(const Command& command) {
+  std::string names;
+  for (const char* name : {kControlAddressVariable, kControlPortVariable, kControlTokenVariable})
+    for (const std::string& word : command.argv)
+      if (word == name || word.find(std::string(",") + name) != std::string::npos) {
+        names += (names.empty() ? "" : ", ") + std::string(name);
+        break;
+      }
+  return names;
+}
+
 JobOutcome run_once(const Request& request, const Destination& destination, const Environment& env,
                     Announce announce) {
   Command command;
@@ -266,6 +279,8 @@ int launch(const Request& request, const Destination& destination, const Environ
     for (const auto& [name, value] : command.environment)
       if (name == kPlacementVariable || name == "SLURM_HOSTFILE")
         std::printf("%s\n", shell_line({"export", fmt::format("{}={}", name, value)}).c_str());
+    if (const std::string names = handed_on(command); !names.empty())
+      std::printf("# a variable named without a value is passed on; r1run makes those of %s when it starts this command itself\n", names.c_str());
     std::printf("%s\n", shell_line(command.argv).c_str());
     return 0;
   }

@@ -72,6 +72,8 @@ int run(const std::vector<std::string>& arguments) {
     std::printf("%s", options_help(inv.command).c_str());
     return 0;
   }
+  if (!env.has(kSupervisedVariable))
+    for (const std::string& w : request.config.warnings) std::fprintf(stderr, "r1run: warning: %s\n", w.c_str());
   if (inv.command == "plan") return run_plan(request.config);
   for (const std::string& word :
        inv.args)  // the printed command is the one that would start the job

@@ -88,8 +88,8 @@ JobShape shape_of(const JobConfig& cfg, const parallel::ModelConfig& model, cons
   job.schedule = cfg.schedule.empty() ? "1f1b" : cfg.schedule;
   job.virtual_stages = cfg.virtual_stages;
   job.batch = cfg.batch;
-  job.micro_batch = cfg.deterministic ? 1 : std::max<int64_t>(1, cfg.micro_batch);
-  job.tree_rows = cfg.deterministic ? cfg.batch : 0;
+  job.micro_batch = cfg.row_tree() ? 1 : std::max<int64_t>(1, cfg.micro_batch);
+  job.tree_rows = cfg.row_tree() ? cfg.batch : 0;
   job.seq_len = cfg.seq_len > 0 ? cfg.seq_len : std::min<int64_t>(1024, model.max_positions);
   if (job.seq_len > model.max_positions)
     throw UsageError("--seq-len {}: the model has max_position_embeddings {}", job.seq_len, model.max_positions);
@@ -115,7 +115,7 @@ parallel::SearchSpace space_of(const JobConfig& cfg, bool machine_given) {
   s.tp = cfg.tp == 0 || free;
   s.dp = cfg.dp == 0 || free || (s.mesh() && !cfg.is_set("dp"));
   s.recompute = cfg.recompute == "auto" || (free && !cfg.is_set("recompute"));
-  s.micro_batch = !cfg.deterministic && (cfg.micro_batch == 0 || (free && !cfg.is_set("micro-batch")));
+  s.micro_batch = !cfg.row_tree() && (cfg.micro_batch == 0 || (free && !cfg.is_set("micro-batch")));
   s.schedule = s.pp && !cfg.is_set("schedule") && !cfg.is_set("virtual-stages");
   return s;
 }

@@ -112,6 +112,9 @@ int main(int argc, char** argv) {
     status->set_identity(world->rank(), world->size(), "");
     log::setup(world->rank() == 0 ? "r1run" : fmt::format("r1run: rank {}", world->rank()),
                world->rank() == 0 ? spdlog::level::info : spdlog::level::warn);
+    // A launcher of ours has said them before it started the ranks.
+    if (world->rank() == 0 && under_mpi() && std::getenv("R1RUN_SUPERVISED") == nullptr)
+      for (const std::string& w : config.warnings) log::warn("{}", w);
     if (train::needs_ranks(call.command)) train::check_same_job(*world, train::job_facts(config));
     // Commands without a time-out for progress (probe) have their own.
     if (train::needs_ranks(call.command) && config.stall_timeout > 0) watch = make_watch(config, *world, *status);

@@ -31,7 +31,7 @@ std::vector<std::string> task_words(const JobConfig& config) {
 
 std::string program(const char* name, const Environment& env) {
   const auto path = find_in_path(name, env.get("PATH"));
-  if (!path) throw UsageError("doctor needs {} in $PATH to reach the other hosts", name);
+  if (!path) throw UnavailableError("doctor needs {} in $PATH to reach the other hosts: install Open MPI (Debian: openmpi-bin), or run it on each host alone", name);
   return *path;
 }
 

@@ -104,11 +104,16 @@ std::string find_library(const DoctorOptions& o, const std::string& name) {
 }
 
 void versions(const DoctorOptions& o, HostReport* r) {
+  // CPU ranks never load them: whatever lies here says nothing about this host.
+  if (gpus_on_pci(o).empty() && !find_in_path("nvidia-smi", o.path)) {
+    for (const char* name : {"NCCL", "cuDNN"}) add(r, name, Verdict::kOk, "not needed: no GPU");
+    return;
+  }
   const std::string nccl = find_library(o, "libnccl.so.2");
   if (!nccl.empty()) {
     r->checks.push_back(check_library_version(version_table(), "NCCL", version_in_name(nccl)));
     r->facts["NCCL"] = version_in_name(nccl);
-  } else if (!gpus_on_pci(o).empty()) {
+  } else {
     add(r, "NCCL", Verdict::kWarning, "libnccl.so.2 is not found",
         "install libnccl2: without it several GPUs exchange data through host memory");
   }

@@ -86,6 +86,7 @@ std::optional<SourceFormat> detect_format(std::string_view text) {
 
 Topology read_topology(std::string_view text, const std::string& source) {
   if (text.starts_with("\xef\xbb\xbf")) text.remove_prefix(3);
+  if (trimmed(text).empty()) throw DataError("{}: empty: no topology in it", source);
   const auto format = detect_format(text);
   if (!format)
     throw DataError(

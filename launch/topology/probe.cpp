@@ -343,7 +343,7 @@ class CapturedOutput {
 std::string program_in_path(const std::string& name, const Environment& env) {
   const auto path = find_in_path(name, env.get("PATH"));
   if (!path)
-    throw UsageError(
+    throw UnavailableError(
         "probe starts one process a host, but there is no {} in $PATH: install Open MPI (Debian: "
         "openmpi-bin)",
         name);

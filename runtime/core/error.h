@@ -17,11 +17,11 @@ enum class ExitCode : int {
   kUsage = 64,      ///< usage, configuration or layout
   kBadInput = 65,   ///< content of a model, data file or checkpoint
   kNoMemory = 69,   ///< the plan does not fit in memory
+  kUnavailable = 69,///< a program that is needed is not installed
   kInternal = 70,   ///< our own bug
   kCannotWrite = 73,///< output cannot be written
   kTemporary = 75,  ///< stopped by a fault or a signal; worth a restart from the checkpoint
   kDiverged = 76,   ///< NaN or Inf limit reached
-  kNoRequeue = 93,  ///< restarts made no progress; do not requeue
 };
 
 /// Base of all errors that reach main(): a message for people and the exit code it ends in.
@@ -48,6 +48,8 @@ R1_DEFINE_ERROR(UsageError, ExitCode::kUsage, "")
 R1_DEFINE_ERROR(DataError, ExitCode::kBadInput, "")
 /// It does not fit: names wanted and available bytes and the cheapest changes that would fit.
 R1_DEFINE_ERROR(MemoryError, ExitCode::kNoMemory, "")
+/// A program that is needed is not installed here: names it, and what to install or do instead.
+R1_DEFINE_ERROR(UnavailableError, ExitCode::kUnavailable, "")
 /// Output cannot be written: names the path and the system's reason.
 R1_DEFINE_ERROR(StorageError, ExitCode::kCannotWrite, "")
 /// A peer, a link or a device failed: names group, operation and peer. Secondary when another rank is the cause.

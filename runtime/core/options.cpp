@@ -347,6 +347,7 @@ std::vector<Given> read_flags(std::string_view command, std::span<const std::str
     if ((o.commands & command_bit(command)) == 0) continue;
     auto* value = po::value<std::string>();
     if (is_flag(o)) value->implicit_value("true");  // --no-shuffle, or --no-shuffle=false
+    else if (!o.bare.empty()) value->implicit_value(std::string(o.bare));
     const std::string letter = o.name == "help" ? ",h" : o.name == "host" ? ",H" : "";
     known.add_options()((std::string(o.name) + letter).c_str(), value);
   }
@@ -384,7 +385,13 @@ std::vector<Given> read_flags(std::string_view command, std::span<const std::str
     if (bare) {
       const auto positional = subcommand(command).positional;
       if (!positional.empty()) {
-        out.push_back({find_option(command, positional), token, here});
+        const auto* o = find_option(command, positional);
+        const auto before = std::ranges::find(out, o, &Given::option);
+        if (before != out.end())
+          throw UsageError("\"{}\" after \"{}\": r1run {} takes one FILE; several that belong together are one argument with "
+                           "commas: {},{}",
+                           token, before->text, command, before->text, token);
+        out.push_back({o, token, here});
         continue;
       }
       const bool is_command =
@@ -400,7 +407,7 @@ std::vector<Given> read_flags(std::string_view command, std::span<const std::str
     const auto* o = find_option(command, f.string_key);
     R1_CHECK(o != nullptr && f.value.size() <= 1, "option {}", f.string_key);
     check_available(*o, "");
-    const std::string text = f.value.empty() ? "true" : f.value.front();
+    const std::string text = !f.value.empty() ? f.value.front() : std::string(is_flag(*o) ? "true" : o->bare);
     // "--lr --steps 5": the next option is no value.
     if (text.starts_with("--") &&
         find_option(command, text.substr(2, text.find('=') - 2)) != nullptr &&
@@ -576,6 +583,19 @@ void apply_source(JobConfig& cfg, const std::vector<Given>& source) {
   }
 }
 
+/// A later flag beats an earlier one, so that a command can be completed; but where they differ it may be a slip.
+std::vector<std::string> contradictions(const std::vector<Given>& flags) {
+  std::vector<std::string> out;
+  for (auto later = flags.begin(); later != flags.end(); ++later) {
+    const auto earlier = std::find_if(std::make_reverse_iterator(later), flags.rend(),
+                                      [&](const Given& g) { return g.option == later->option; });
+    if (earlier == flags.rend() || earlier->text == later->text || repeats(*later->option)) continue;
+    out.push_back(fmt::format("--{0} {1} and --{0} {2}: given twice, the later one ({2}) counts", later->option->name,
+                              earlier->text, later->text));
+  }
+  return out;
+}
+
 /// What can be known to be impossible, or follows, from the options alone.
 void check_combinations(JobConfig& cfg) {
   const auto has = [&](std::string_view name) { return find_option(cfg.command, name) != nullptr; };
@@ -658,6 +678,12 @@ std::string allowed_in_help(const Option& o) {
   if (is_flag(o) || (is_text(o) && o.choices.empty())) return "";
   if (!is_text(o) && !std::isfinite(o.range.least) && !std::isfinite(o.range.most)) return "";
   return allowed_text(o);
+}
+
+/// --name VALUE, or --name[=VALUE] where the value may be left out.
+std::string shown_with_value(const Option& o) {
+  if (o.metavar.empty()) return fmt::format("--{}", o.name);
+  return o.bare.empty() ? fmt::format("--{} {}", o.name, o.metavar) : fmt::format("--{}[={}]", o.name, o.metavar);
 }
 
 std::string default_in_help(const Option& o) {
@@ -772,6 +798,7 @@ JobConfig parse_options(std::string_view command, std::span<const std::string> a
     apply_source(cfg, file.section);
   }
   apply_source(cfg, flags);
+  cfg.warnings = contradictions(flags);
   check_combinations(cfg);
   return cfg;
 }
@@ -853,8 +880,7 @@ std::string program_help() {
       "  64  usage, configuration or layout             75  stopped by a fault or signal; restart "
       "from the checkpoint\n"
       "  65  bad model, data or checkpoint content      76  diverged (NaN or Inf limit)\n"
-      "  69  does not fit in memory                     93  restarts made no progress; do not "
-      "requeue\n"
+      "  69  does not fit in memory; a program that is needed is missing\n"
       "  70  a bug of r1run\n";
   return out;
 }
@@ -872,7 +898,7 @@ std::string options_help(std::string_view command) {
       titled = true;
       std::string text(o.help);
       if (const auto more = details(o); !more.empty()) text += fmt::format(" [{}]", more);
-      std::string left = fmt::format("  --{}{}{}", o.name, o.metavar.empty() ? "" : " ", o.metavar);
+      std::string left = "  " + shown_with_value(o);
       if (left.size() + 1 > kIndent) {
         out += left + "\n";
         left.clear();
@@ -893,7 +919,7 @@ std::string options_markdown(std::string_view command) {
   for (const auto& [group, title] : kGroups) {
     for (const auto& o : table()) {
       if (o.group != group || find_option(command, o.name) != &o || o.planned) continue;
-      const auto left = fmt::format("--{}{}{}", o.name, o.metavar.empty() ? "" : " ", o.metavar);
+      const auto left = shown_with_value(o);
       const auto allowed = allowed_in_help(o);
       out += fmt::format(
           "| `{}` | {} | {}{} |\n", escaped(left),

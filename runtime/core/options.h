@@ -88,7 +88,7 @@ struct JobConfig {
   std::string dtype, state_dtype, device;
   int threads = 0;
   uint64_t seed = 0;
-  bool deterministic = false;
+  std::string deterministic;  ///< off, run, layouts
   int64_t profile = 0;
   bool no_graphs = false;
   std::vector<std::string> offload;  ///< of "optimizer", "activations"
@@ -136,6 +136,9 @@ struct JobConfig {
   [[nodiscard]] Origin origin(std::string_view name) const;
   /// True when the user gave it, by flag or in a file.
   [[nodiscard]] bool is_set(std::string_view name) const;
+  /// --deterministic in any scope, and in the scope of layouts: a micro-batch is one row, rows are summed in a tree.
+  [[nodiscard]] bool repeatable() const { return deterministic != "off" && !deterministic.empty(); }
+  [[nodiscard]] bool row_tree() const { return deterministic == "layouts"; }
   /// The value of option `name` as text that set() takes.
   [[nodiscard]] std::string value(std::string_view name) const;
   /// Sets an option from text, checked as on the command line. For values the program decides:
@@ -143,6 +146,7 @@ struct JobConfig {
   void derive(std::string_view name, const std::string& text, const std::string& reason);
 
   std::map<std::string, Origin, std::less<>> origins;  ///< without an entry: default
+  std::vector<std::string> warnings;                   ///< of reading them, for people
 };
 
 /// Reads the options of one subcommand: defaults, then the files of --config in order, then flags;

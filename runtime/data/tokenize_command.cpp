@@ -21,17 +21,12 @@
 #include "runtime/data/formats.h"
 #include "runtime/data/input.h"
 #include "runtime/data/packing.h"
+#include "runtime/data/row_json.h"
 #include "runtime/tokenizer/chat.h"
 #include "runtime/tokenizer/tokenizer.h"
 
 namespace r1::data {
 namespace {
-
-using Json = nlohmann::ordered_json;
-
-[[nodiscard]] std::string dump(const Json& j) {
-  return j.dump(-1, ' ', false, Json::error_handler_t::replace);
-}
 
 /// 1234567 -> "1,234,567".
 [[nodiscard]] std::string grouped(int64_t n) {
@@ -85,7 +80,7 @@ class Template {
 
 [[nodiscard]] Json convert_row(const std::string& line, const TokenizeArgs& args,
                                const text::Tokenizer& tokenizer, Template& chat) {
-  const Json row = Json::parse(line, nullptr, false);
+  const Json row = parse_json(line);
   if (!row.is_object())
     throw RowError("not a JSON object; expected {\"text\"}, {\"messages\"} or {\"ids\"}");
   std::vector<int32_t> ids;

@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 #include <string_view>
 
+#include "runtime/tokenizer/byte_alphabet.h"
 #include "runtime/tokenizer/r1_template.h"
 #include "runtime/tokenizer/unicode.h"
 
@@ -38,11 +39,9 @@ constexpr std::string_view kSplit =
 
 std::string byte_level_tokenizer_json() {
   Json vocab = Json::object();
-  uint32_t beyond = 256;
   for (uint32_t byte = 0; byte < 256; ++byte) {
-    const bool itself = (byte >= 33 && byte <= 126) || (byte >= 161 && byte <= 172) || byte >= 174;
     std::string spelling;
-    append_utf8(spelling, itself ? byte : beyond++);
+    append_utf8(spelling, kByteChars[byte]);
     vocab[spelling] = byte;
   }
   Json added = Json::array();

@@ -157,7 +157,15 @@ class AnswerParser {
 
  private:
   enum class State { kStart, kReasoning, kContent, kToolCalls };
+  enum class Step { kOn, kWait };  // go on at once, or wait for the next piece
   void run(bool at_end, ParsedAnswer& out);
+  Step start(bool at_end);
+  Step text_part(bool at_end, ParsedAnswer& out);
+  Step qwen_call(ParsedAnswer& out);
+  Step r1_call(bool at_end, ParsedAnswer& out);
+  Step enter_content();
+  void drop(size_t n);
+  size_t find_marker(std::string_view where, std::string_view marker);
   bool qwen_;  // tool calls in Qwen's form, else in DeepSeek's
   State state_;
   bool trim_next_ = true;  // white space at the start of the current part is dropped

@@ -11,6 +11,7 @@
 #include "runtime/train/data_progress.h"
 #include "runtime/train/evaluate.h"
 #include "runtime/train/generate.h"
+#include "runtime/train/input_paths.h"
 #include "runtime/train/probe.h"
 #include "runtime/train/trainer.h"
 #include "runtime/train/verify.h"
@@ -82,6 +83,7 @@ bool needs_ranks(const std::string& command) {
 
 ExitCode run_command(const RankContext& ctx) {
   const std::string& command = ctx.config.command;
+  check_input_paths(ctx.config);
   if (command == "train") return run_train(ctx);
   if (command == "verify") return run_verify(ctx);
   if (command == "eval") return run_eval(ctx);

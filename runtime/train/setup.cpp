@@ -21,6 +21,7 @@
 #include "runtime/device/cuda_library.h"
 #include "runtime/kernels/ops.h"
 #include "runtime/train/data_progress.h"
+#include "runtime/train/gemm_ceiling.h"
 #include "runtime/train/memory.h"
 #include "runtime/train/save.h"
 
@@ -104,8 +105,8 @@ Device choose_device(const RankContext& ctx, const fs::path& cache) {
   // Not by their number: a rank that its scheduler lets see one GPU of several shares it with nobody.
   const int sharing = ranks_on_this_device(ctx.world, device);
   if (sharing > 1 && ctx.first()) log::warn("{} ranks share a GPU of this host: correct, but slower than one rank a GPU", sharing);
-  api.set_deterministic(cfg.deterministic);
-  api.set_tuning(cfg.deterministic || cfg.dtype == "fp32" ? cuda::Tuning::kHeuristic : cuda::Tuning::kTimed, cache.string());
+  api.set_deterministic(cfg.repeatable());
+  api.set_tuning(cfg.repeatable() || cfg.dtype == "fp32" ? cuda::Tuning::kHeuristic : cuda::Tuning::kTimed, cache.string());
   return device;
 }
 
@@ -135,7 +136,7 @@ EngineOptions engine_options(const JobConfig& cfg, const parallel::ModelConfig& 
                                                                  : parallel::parse_recompute(cfg.recompute);
   o.training = training;
   o.zero = cfg.zero;
-  o.tree_rows = cfg.deterministic ? rows.batch : 0;
+  o.tree_rows = cfg.row_tree() ? rows.batch : 0;
   o.device = device;
   o.time_comm = training && cfg.profile > 0;
   o.format = numeric_format(cfg, device);
@@ -202,40 +203,43 @@ int64_t seq_len_of(const JobConfig& cfg, const parallel::ModelConfig& model) {
 }
 
 double measure_gemm_rate(const RankContext& ctx, const Device& device, DType dtype) {
-  const bool gpu = device.kind == DeviceKind::kCuda;
-  const int64_t n = gpu ? 8192 : 768;
+  // On a GPU one product so large that every other is below it; on a CPU which one is fastest depends on its caches and threads.
+  const std::vector<GemmShape> shapes = device.kind == DeviceKind::kCuda
+                                            ? std::vector<GemmShape>{{8192, 8192, 8192}}
+                                            : std::vector<GemmShape>{{768, 768, 768}, {1024, 1024, 1024}, {512, 2048, 512}};
+  int64_t elems = 0;  // x and w
+  int64_t out = 0;
+  for (const GemmShape& g : shapes) {
+    elems = std::max(elems, (g.m + g.n) * g.k);
+    out = std::max(out, g.m * g.n);
+  }
   DeviceBackend& backend = backend_of(device.kind);
   const Stream s = backend.create_stream(device);
   double rate = 0;
   {
-    Buffer memory(device, static_cast<size_t>(3 * n * n * dtype_bytes(dtype)));
+    Buffer memory(device, static_cast<size_t>((elems + out) * dtype_bytes(dtype)));
     // Random data: GEMMs run faster on zeros than on real numbers.
-    std::vector<uint16_t> bits(static_cast<size_t>(2 * n * n));
+    std::vector<uint16_t> bits(static_cast<size_t>(elems));
     for (size_t i = 0; i < bits.size(); ++i) bits[i] = static_cast<uint16_t>(0x3c00u + (philox4x32({static_cast<uint32_t>(i)}, 7)[0] & 0x83ffu));
     std::vector<float> floats;
     if (dtype == DType::kF32)
       for (const uint16_t b : bits) floats.push_back(bf16_to_float(b));
     const void* host = dtype == DType::kF32 ? static_cast<const void*>(floats.data()) : bits.data();
-    backend.copy(memory.data(), host, static_cast<size_t>(2 * n * n * dtype_bytes(dtype)), s);
+    backend.copy(memory.data(), host, static_cast<size_t>(elems * dtype_bytes(dtype)), s);
     backend.synchronize(s);
-    const auto matrix = [&](int64_t i) {
-      return Tensor{.data = static_cast<char*>(memory.data()) + i * n * n * dtype_bytes(dtype), .dtype = dtype, .shape = {n, n}, .device = device};
+    const auto matrix = [&](int64_t offset, int64_t rows, int64_t columns) {
+      return Tensor{.data = static_cast<char*>(memory.data()) + offset * dtype_bytes(dtype), .dtype = dtype, .shape = {rows, columns}, .device = device};
     };
-    const auto run = [&](int count) {
-      for (int i = 0; i < count; ++i) kernels::linear_forward(matrix(0), matrix(1), {}, matrix(2), s);
+    // Several products a measurement where one is short: a GPU's launch and clock do not count then.
+    const int runs = device.kind == DeviceKind::kCuda ? 4 : 1;
+    const auto seconds = [&](const GemmShape& g) {
+      const auto start = std::chrono::steady_clock::now();
+      for (int i = 0; i < runs; ++i) kernels::linear_forward(matrix(0, g.m, g.k), matrix(g.m * g.k, g.n, g.k), {}, matrix(elems, g.m, g.n), s);
       backend.synchronize(s);
+      return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() / runs;
     };
-    run(3);
     ctx.world.barrier();
-    const auto start = std::chrono::steady_clock::now();
-    int64_t count = 0;
-    double seconds = 0;
-    while (seconds < 0.15) {
-      run(4);
-      count += 4;
-      seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    }
-    rate = 2.0 * static_cast<double>(n * n * n * count) / seconds;
+    rate = gemm_ceiling(shapes, 0.15 / runs, seconds);
   }
   backend.destroy_stream(s);
   return reduce(ctx.world, rate, comm::ReduceOp::kSum);

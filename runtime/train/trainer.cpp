@@ -29,6 +29,7 @@
 #include "runtime/train/sample.h"
 #include "runtime/train/save.h"
 #include "runtime/train/setup.h"
+#include "runtime/train/startup.h"
 #include "runtime/train/step_health.h"
 #include "runtime/train/step_profile.h"
 #include "runtime/train/weights_io.h"
@@ -78,6 +79,7 @@ class Job {
   ExitCode run();
 
  private:
+  void begin(const char* phase);
   void open();
   [[nodiscard]] std::optional<fs::path> find_checkpoint();
   void resume(const fs::path& checkpoint);
@@ -113,6 +115,7 @@ class Job {
   int failed_saves_ = 0;  ///< in a row
   double save_stall_ = 0; ///< seconds that the checkpoint under way has held the training
   Progress progress_;
+  Startup startup_;
   std::string run_id_;
   int64_t total_steps_ = 0, last_saved_ = -1, allocations_ = 0;
   std::string recompute_;  ///< the policy, or one for each stage
@@ -121,8 +124,14 @@ class Job {
   std::optional<LineLog> metrics_;  // of the first rank
 };
 
+/// A phase of the time before the first step.
+void Job::begin(const char* phase) {
+  ctx_.status.set_phase(phase);
+  startup_.begin(phase);
+}
+
 void Job::open() {
-  ctx_.status.set_phase("reading the configuration");
+  begin("reading the configuration");
   const bool built_in_data = cfg_.data.empty();
   // A checkpoint may stand for --model, but nothing stands for the data that a model was given for.
   if (cfg_.model.empty() != built_in_data && (cfg_.resume.empty() || built_in_data))
@@ -139,7 +148,7 @@ void Job::open() {
     say(ctx_, "r1run: neither --model nor --data is given: training the built-in default, a small R1-distill-shaped Qwen2 model\n"
               "r1run: from random weights on a bundled slice of GSM8K. `r1run train --help` lists the options.");
 
-  ctx_.status.set_phase("opening the model");
+  begin("opening the model");
   source_.emplace(open_model_source(ctx_, output_));
   // Pre-tokenised data needs no tokenizer; anything else is refused below.
   const bool has_tokenizer = fs::exists(source_->dir.path() / "tokenizer.json");
@@ -147,7 +156,7 @@ void Job::open() {
                                    : text::Tokenizer::from_json(text::byte_level_tokenizer_json(), "no tokenizer"));
   if (has_tokenizer) check_tokenizer(*tokenizer_, *source_);
 
-  ctx_.status.set_phase("reading the data");
+  begin("reading the data");
   const int64_t seq_len = seq_len_of(cfg_, source_->config);
   const fs::path cache = cfg_.cache_dir.empty() ? output_ / "cache" : fs::path(cfg_.cache_dir);
   std::vector<std::string> files = cfg_.data;
@@ -169,8 +178,9 @@ void Job::open() {
     eval_.emplace_back(file, data::Dataset::open(o, *tokenizer_));
   }
 
-  rows_ = {.batch = cfg_.batch, .micro_batch = cfg_.deterministic ? 1 : cfg_.micro_batch, .seq_len = data_->seq_len(),
+  rows_ = {.batch = cfg_.batch, .micro_batch = cfg_.row_tree() ? 1 : cfg_.micro_batch, .seq_len = data_->seq_len(),
            .dp = mesh.dp};
+  begin("opening the device");
   device_ = choose_device(ctx_, cache);
   EngineOptions options = engine_options(cfg_, source_->config, mesh, rows_, device_, true);
   options.stop = ctx_.stop;
@@ -178,7 +188,7 @@ void Job::open() {
   recompute_ = job_shape(cfg_, options).recompute_text();
   check_space(options);
   choose_save_mode(options);
-  ctx_.status.set_phase("building the model");
+  begin("building the model");
   engine_.emplace(source_->config, options, ctx_.world);
   const parallel::MeshCoord coord = engine_->groups().coord();
   ctx_.status.set_identity(ctx_.world.rank(), ctx_.world.size(), fmt::format("pp {} dp {} tp {}", coord.pp, coord.dp, coord.tp));
@@ -194,14 +204,14 @@ void Job::open() {
                                           .seq_len = data_->seq_len(), .total_steps = total_steps_});
 
   if (!cfg_.resume.empty()) {
-    ctx_.status.set_phase("looking for a checkpoint");
+    begin("looking for a checkpoint");
     if (const auto from = find_checkpoint()) {
       resume(*from);
       return;
     }
     say(ctx_, fmt::format("r1run: --resume auto: no checkpoint in {} yet, starting anew", output_.string()));
   }
-  ctx_.status.set_phase("loading weights");
+  begin("loading weights");
   if (source_->init_seed) {
     for (const models::StageParameters& p : engine_->model().parameters())
       models::initialise(p, source_->config, *source_->init_seed, engine_->stream());
@@ -272,7 +282,7 @@ std::optional<fs::path> Job::find_checkpoint() {
 }
 
 void Job::resume(const fs::path& checkpoint) {
-  ctx_.status.set_phase("loading the checkpoint");
+  begin("loading the checkpoint");
   const auto reader = checkpoint::CheckpointReader::open(checkpoint);
   const checkpoint::Manifest& m = reader.manifest();
   for (const Difference& d : check_resume(checkpoint.string(), m.fingerprints, fingerprints_, cfg_.resume_allow))
@@ -316,9 +326,13 @@ void Job::print_start(double gemm_rate, int64_t total_steps) {
   for (const comm::RoutedGroup& g : engine_->routes())
     groups += fmt::format("{}{} {}", groups.empty() ? "" : "; ", g.name, describe(g.route));
   if (!groups.empty()) fmt::print("comm       {}\n", groups);
-  if (cfg_.deterministic)
+  if (cfg_.row_tree())
     fmt::print("deterministic  {}\n",
                measure_deterministic_cost(*engine_, rows_.seq_len, cfg_.micro_batch).str(rows_.seq_len, cfg_.micro_batch));
+  else if (cfg_.repeatable())
+    fmt::print("deterministic  from run to run of this layout: {}\n",
+               device_.kind == DeviceKind::kCuda ? "attention and embedding gradients summed in one order, products not chosen by timing"
+                                                 : "always so on the CPU, at no cost");
   fmt::print("steps      {} to {}, {} rows each\n\n", progress_.step + 1, total_steps, rows_.batch);
   if (cfg_.schedule_print) {
     const parallel::Schedule& schedule = engine_->schedule();
@@ -362,6 +376,11 @@ void Job::report_step(double loss, double norm, double lr, int64_t tokens, int64
 
 /// What was tuned is kept for later runs, and from here on nothing should be allocated on a GPU.
 void Job::after_first_step() {
+  startup_.end();
+  nlohmann::ordered_json phases;
+  for (const auto& [name, seconds] : startup_.phases()) phases[name] = seconds;
+  metrics_line({{"type", "first_step"}, {"seconds_since_exec", seconds_since_exec()}, {"phases", std::move(phases)}});
+  say(ctx_, "start      first step " + startup_.str());
   if (device_.kind != DeviceKind::kCuda) return;
   cuda::api().save_tuning();
   allocations_ = cuda::api().allocation_count();
@@ -492,6 +511,7 @@ void Job::print_end(double first_loss, double last_loss, double seconds) {
 
 ExitCode Job::run() {
   open();
+  begin("measuring the machine");
   gemm_rate_ = measure_gemm_rate(ctx_, device_, engine_->plan().format.weights);
   print_start(gemm_rate_, total_steps_);
   if (ctx_.first()) {
@@ -511,6 +531,7 @@ ExitCode Job::run() {
   StepProfile profile(ctx_, *engine_, cfg_.profile, gemm_rate_ / ctx_.world.size(),
                       [this](nlohmann::ordered_json line) { metrics_line(std::move(line)); });
   const auto job_start = Clock::now();
+  startup_.begin("first step");
   FlightRecorder& flight = ctx_.status.flight();
   while (progress_.step < total_steps_) {
     const auto start = Clock::now();

@@ -7,6 +7,7 @@
 #include "runtime/checkpoint/crc32c.h"
 #include "runtime/checkpoint/io.h"
 #include "runtime/train/context.h"
+#include "runtime/train/upload.h"
 
 namespace r1::train {
 
@@ -160,17 +161,10 @@ void check_model_dir(const checkpoint::HfModelDir& dir, const parallel::ModelCon
 
 namespace {
 
-/// Fills parameter i with what `read` puts into fp32 memory of its local size: straight into the weights where they are fp32 on
-/// the CPU (no second copy of a large embedding), else through a buffer.
-void fill_weights(const StageParameters& params, size_t i, const Stream& s, const std::function<void(float*)>& read) {
-  const Tensor w = params.part(params.weights(), i);
-  if (w.device.kind == DeviceKind::kCpu && w.dtype == DType::kF32 && params.master().data == nullptr) {
-    read(w.ptr<float>());
-    return;
-  }
-  std::vector<float> values(static_cast<size_t>(w.numel()));
-  read(values.data());
-  models::set_weights(params, i, values.data(), s);
+/// Weights of parameter i, and the master's part of them where there is one: each rounded once from what is stored.
+void fill_weights(Uploader& upload, const StageParameters& params, size_t i, const ReadBox& read) {
+  upload.fill(params.part(params.weights(), i), checkpoint::box_of(params.specs()[i].shard, params.tp_rank()), read);
+  if (params.master().data != nullptr) upload.fill(params.state(params.master(), i), state_box(params, i), read);
 }
 
 }  // namespace
@@ -181,11 +175,13 @@ void load_weights(Engine& engine, const checkpoint::HfModelDir& dir, const Betwe
 
 void load_weights(std::span<const StageParameters> stages, const checkpoint::HfModelDir& dir, const Stream& s,
                   const BetweenTensors& between) {
+  Uploader upload(s);
   for (const StageParameters& params : stages)
     for (size_t i = 0; i < params.specs().size(); ++i) {
       const ParamSpec& p = params.specs()[i];
-      fill_weights(params, i, s,
-                   [&](float* dst) { dir.read_shard(p.name, p.shard, params.tp_rank(), DType::kF32, dst); });
+      fill_weights(upload, params, i, [&](const checkpoint::Box& box, DType dtype, void* dst) {
+        dir.read_box(p.name, p.shape, box, dtype, dst);
+      });
       if (between) between();
     }
 }
@@ -199,29 +195,20 @@ checkpoint::Box state_box(const StageParameters& params, size_t i) {
 }
 
 void load_checkpoint_state(Engine& engine, const checkpoint::CheckpointReader& reader, const BetweenTensors& between) {
-  DeviceBackend& backend = backend_of(engine.stream().device.kind);
+  Uploader upload(engine.stream());
   for (const StageParameters& params : engine.model().parameters())
     for (size_t i = 0; i < params.specs().size(); ++i) {
       if (between) between();
       const ParamSpec& p = params.specs()[i];
-      const std::string_view kind =
-          reader.has(checkpoint::kKindMaster, p.name) ? checkpoint::kKindMaster : checkpoint::kKindWeight;
-      fill_weights(params, i, engine.stream(),
-                   [&](float* dst) { reader.read(kind, p.name, p.shard, params.tp_rank(), DType::kF32, dst); });
-      for (const auto& [state, block] : {std::pair{checkpoint::kKindExpAvg, params.exp_avg()},
-                                         std::pair{checkpoint::kKindExpAvgSq, params.exp_avg_sq()}}) {
-        const Tensor t = params.state(block, i);
-        if (t.numel() == 0) continue;
-        const checkpoint::Box box = state_box(params, i);
-        if (t.device.kind == DeviceKind::kCpu) {
-          reader.read_box(state, p.name, p.shape, box, t.dtype, t.data);
-          continue;
-        }
-        std::vector<char> bytes(t.bytes());
-        reader.read_box(state, p.name, p.shape, box, t.dtype, bytes.data());
-        backend.copy(t.data, bytes.data(), bytes.size(), engine.stream());
-        backend.synchronize(engine.stream());
-      }
+      const auto read_as = [&](std::string_view kind) -> ReadBox {
+        return [&reader, &p, kind](const checkpoint::Box& box, DType dtype, void* dst) {
+          reader.read_box(kind, p.name, p.shape, box, dtype, dst);
+        };
+      };
+      fill_weights(upload, params, i, read_as(reader.has(checkpoint::kKindMaster, p.name) ? checkpoint::kKindMaster : checkpoint::kKindWeight));
+      for (const auto& [kind, block] : {std::pair{checkpoint::kKindExpAvg, params.exp_avg()},
+                                        std::pair{checkpoint::kKindExpAvgSq, params.exp_avg_sq()}})
+        if (block.data != nullptr) upload.fill(params.state(block, i), state_box(params, i), read_as(kind));
     }
 }
 

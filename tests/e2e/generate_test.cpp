@@ -227,7 +227,9 @@ TEST_F(Learnt, WrongInputIsNamedWithItsPlace) {
   };
   const Case cases[] = {
       {{"generate"}, 64, {"--model"}},
-      {{"generate", "--model", file("nowhere")}, 65, {"nowhere"}},
+      {{"generate", "--model", file("nowhere")}, 64, {"nowhere"}},
+      {{"generate", "--model", "R1-Distill-Qwen-7B"}, 64, {"r1run plan", "directory"}},
+      {{"verify"}, 64, {"--reference FILE", "--layouts", "--checkpoint DIR"}},
       {{"generate", "--model", m}, 64, {"standard input holds no prompt"}},
       {{"generate", "--model", m, "--prompt-ids", "5", "--prompt", "x"}, 64, {"give one of them"}},
       {{"generate", "--model", m, "--prompt-ids", "5,400"}, 64, {"400", "0 to 271"}},

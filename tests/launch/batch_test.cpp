@@ -211,6 +211,13 @@ class ScriptRun : public ::testing::Test {
   TemporaryDirectory dir_;
 };
 
+TEST(Submit, WithoutSlurmSaysWhereToGo) {
+  const Result r = run({R1RUN_BIN_DIR "/r1run", "sbatch", "--tp=2", "--submit"}, 20, {{"PATH", "/nowhere"}});
+  EXPECT_EQ(r.code, 69) << r.output;
+  EXPECT_EQ(count(r.output, "--submit: there is no sbatch in $PATH"), 1) << r.output;
+  EXPECT_EQ(count(r.output, "--write FILE"), 1) << r.output;
+}
+
 TEST_F(ScriptRun, CodesPassThroughAndOnly75ComesBack) {
   for (const int code : {0, 64, 65, 69, 70, 73, 76}) {
     const Result r = start("exit " + std::to_string(code));

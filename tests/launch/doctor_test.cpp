@@ -173,6 +173,23 @@ TEST_F(Machine, WithoutGpusAndInfiniBandIsFine) {
   EXPECT_EQ(found(r, "GPUs"), "none: CPU ranks only");
 }
 
+// Libraries for GPUs that nobody here can use, of unknown or refused versions: said, and no reason to leave the host out.
+TEST_F(Machine, LibrariesForGpusDoNotMatterWithoutOne) {
+  put("/usr/lib64/libnccl.so.2", "x");  // its version is not in its name
+  put("/usr/lib64/libcudnn.so.8.5.0", "x");
+  fs::create_symlink("libcudnn.so.8.5.0", root() + "/usr/lib64/libcudnn.so.8");
+  const HostReport r = examine();
+  for (const char* name : {"NCCL", "cuDNN"}) {
+    EXPECT_EQ(verdict(r, name), Verdict::kOk) << name;
+    EXPECT_EQ(found(r, name), "not needed: no GPU");
+    EXPECT_FALSE(r.facts.contains(name)) << "nothing that hosts could differ in";
+  }
+  EXPECT_EQ(exit_code_for(worst({r})), 0);
+  pci("0000:01:00.0", "0x10de", "0x030200");
+  EXPECT_EQ(verdict(examine(), "NCCL"), Verdict::kUnknown);
+  EXPECT_EQ(verdict(examine(), "cuDNN"), Verdict::kFailure);
+}
+
 TEST_F(Machine, GoodGpus) {
   pci("0000:01:00.0", "0x10de", "0x030200");
   pci("0000:02:00.0", "0x10de", "0x030200");
@@ -309,6 +326,7 @@ TEST_F(Machine, KernelSettings) {
 TEST_F(Machine, ProgramsAndLibraries) {
   fs::remove(root() + "/bin/r1run-rank");
   EXPECT_EQ(verdict(examine(), "r1run-rank"), Verdict::kFailure);
+  pci("0000:01:00.0", "0x10de", "0x030200");
   put("/usr/lib64/libnccl.so.2.28.5", "x");
   fs::create_symlink("libnccl.so.2.28.5", root() + "/usr/lib64/libnccl.so.2");
   EXPECT_EQ(verdict(examine(), "NCCL"), Verdict::kFailure);

@@ -293,6 +293,10 @@ TEST_F(FrontDoor, DryRunShowsThePlacement) {
   const Result order = run(alone({"train", "--hostfile", racks, "--pp", "4", "--dry-run"}), 30, {});
   EXPECT_EQ(order.code, 0) << order.output;
   EXPECT_EQ(count(order.output, "--map-by seq"), 1) << order.output;
+  // Names without values are explained, as a comment of the script.
+  EXPECT_EQ(count(order.output, "\n# a variable named without a value is passed on; r1run makes those of R1RUN_CONTROL_PORT, R1RUN_CONTROL_TOKEN when"), 1)
+      << order.output;
+  EXPECT_EQ(count(run(alone({"train", "--dry-run"}), 30, {}).output, "# a variable"), 0);
 
   // --topology says the same for hosts that a file does not describe.
   const Result option = run(alone({"train", "--host", "x:4,y:4", "--topology", samples + "../topologies/a100x4.xml", "--pp", "2", "--tp", "4",

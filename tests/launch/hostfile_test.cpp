@@ -224,6 +224,19 @@ TEST(HostList, CommandLineForms) {
   EXPECT_EQ(names(parse_host_list("a:2,b:3", "--host")), (Names{"a=2", "b=3"}));
   EXPECT_EQ(names(parse_host_list("a,b,b", "--host")), (Names{"a=1", "b=2"}));
   EXPECT_EQ(names(parse_host_list("joe@a", "--host")), (Names{"a=1"}));
+  const auto says = [](const char* text) {
+    try {
+      (void)parse_host_list(text, "--host");
+    } catch (const UsageError& e) {
+      return std::string(e.what());
+    }
+    return std::string("accepted");
+  };
+  // No file, no line: the option and the entry.
+  EXPECT_TRUE(says("b,a:2,a:2").starts_with("--host entry 3 (\"a:2\"): host \"a\" is named a second time (first in entry 2 (\"a:2\"))"))
+      << says("b,a:2,a:2");
+  EXPECT_TRUE(says("joe@a,ann@a").starts_with("--host entry 2 (\"ann@a\"): host \"a\" has user \"ann\" here")) << says("joe@a,ann@a");
+  EXPECT_EQ(says("b,a:2,a:2").find("line"), std::string::npos);
   for (const char* bad : {"", "a,,b", "a:", "a:0", "a:x", "a b", "a;b", ":2", "a:2,a:2"})
     EXPECT_THROW((void)parse_host_list(bad, "--host"), UsageError) << bad;
 }

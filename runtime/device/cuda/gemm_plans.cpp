@@ -7,6 +7,7 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <limits>
 #include <sstream>
 
 #include "runtime/core/error.h"
@@ -18,6 +19,8 @@ namespace r1::cuda {
 namespace {
 
 constexpr int kCandidates = 24;
+/// A first run this many times as long as the best so far ends a candidate's trial.
+constexpr double kHopeless = 1.25;
 
 const char* type_name(cudaDataType_t t) {
   return t == CUDA_R_32F ? "fp32" : t == CUDA_R_16BF ? "bf16" : "?";
@@ -197,11 +200,16 @@ void GemmPlans::choose(const GemmShape& s, Plan& plan, const void* a, const void
     double us;
   };
   std::vector<Trial> trials;
+  double best_so_far = std::numeric_limits<double>::infinity();
   for (int i = 0; i < count; ++i) {
     if (found[i].state != CUBLAS_STATUS_SUCCESS) continue;
-    if (time_us(s, plan, found[i].algo, a, b, c, out, stream, 1) < 0)
-      continue;  // warm-up, and does it run at all
-    trials.push_back({i, time_us(s, plan, found[i].algo, a, b, c, out, stream, 3)});
+    // The first run warms up, and shows who cannot win: a slow candidate is not worth three more.
+    const double once = time_us(s, plan, found[i].algo, a, b, c, out, stream, 1);
+    if (once < 0) continue;
+    const double us = i > 0 && once > kHopeless * best_so_far
+                          ? once : time_us(s, plan, found[i].algo, a, b, c, out, stream, 3);
+    best_so_far = std::min(best_so_far, us);
+    trials.push_back({i, us});
   }
   const double first = !trials.empty() && trials.front().rank == 0 ? trials.front().us : 0;
   std::sort(trials.begin(), trials.end(),

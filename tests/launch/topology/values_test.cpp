@@ -6,6 +6,7 @@
 #include <set>
 
 #include "launch/topology.h"
+#include "launch/topology/import.h"
 #include "runtime/core/error.h"
 #include "runtime/core/rng.h"
 
@@ -23,6 +24,17 @@ TEST(CpuSet, ReadsListsAndMasks) {
     EXPECT_THROW((void)CpuSet::from_list(bad, "t"), DataError) << bad;
   for (const char* bad : {"g", "123456789,0", "-1"})
     EXPECT_THROW((void)CpuSet::from_mask(bad, "t"), DataError) << bad;
+}
+
+TEST(Import, AnEmptyFileIsSaidToBeEmpty) {
+  for (const char* text : {"", "\n \t\n", "\xef\xbb\xbf"}) {
+    try {
+      (void)read_topology(text, "node.xml");
+      ADD_FAILURE() << "accepted";
+    } catch (const DataError& e) {
+      EXPECT_STREQ(e.what(), "node.xml: empty: no topology in it");
+    }
+  }
 }
 
 TEST(CpuSet, IsASet) {

@@ -7,6 +7,7 @@
 
 #include <filesystem>
 #include <fstream>
+#include <set>
 
 #include "runtime/core/error.h"
 #include "runtime/core/option_table.h"
@@ -172,6 +173,25 @@ TEST(OptionTable, ProgramHelpNamesEverySubcommandThatIsThere) {
   }
 }
 
+// The help names the codes of the enumeration and no others.
+TEST(OptionTable, ProgramHelpNamesTheExitCodesThereAre) {
+  const std::string help = program_help();
+  const std::string codes = help.substr(help.find("Exit codes"));
+  std::set<int> named;
+  for (size_t i = 1; i + 1 < codes.size(); ++i) {
+    if (std::isdigit(static_cast<unsigned char>(codes[i])) == 0 || codes[i - 1] != ' ') continue;
+    named.insert(std::atoi(codes.c_str() + i));
+  }
+  EXPECT_EQ(named, (std::set<int>{0, 64, 65, 69, 70, 73, 75, 76}));
+  EXPECT_EQ(static_cast<int>(ExitCode::kUnavailable), 69);
+}
+
+TEST(Options, OneFileForTopo) {
+  EXPECT_THAT(refused("topo", {"a.xml", "b.xml"}),
+              AllOf(HasSubstr("\"b.xml\" after \"a.xml\""), HasSubstr("takes one FILE"), HasSubstr("a.xml,b.xml")));
+  EXPECT_EQ(parse("topo", {"a.xml,b.txt"}).input, "a.xml,b.txt");
+}
+
 TEST(OptionTable, WhatIsPlannedIsRefusedNotIgnored) {
   for (const auto& c : subcommands()) {
     if (!c.planned) continue;
@@ -275,7 +295,12 @@ TEST(Options, EveryKindIsRead) {
 }
 
 TEST(Options, ALaterFlagBeatsAnEarlierOne) {
-  EXPECT_EQ(parse("train", {"--lr", "1", "--lr", "2"}).lr, 2);
+  const JobConfig twice = parse("train", {"--lr", "1", "--pp", "2", "--lr", "2", "--pp", "2"});
+  EXPECT_EQ(twice.lr, 2);
+  // And says so, where the two differ.
+  EXPECT_THAT(twice.warnings, ElementsAre("--lr 1 and --lr 2: given twice, the later one (2) counts"));
+  EXPECT_THAT(parse("train", {"--data", "a", "--data", "b", "--deterministic", "--deterministic=false"}).warnings,
+              ElementsAre(HasSubstr("--deterministic true and --deterministic false")));
 }
 
 TEST(Options, ValuesThatLookLikeOptions) {

@@ -168,7 +168,10 @@ TEST_F(TokenizeCommand, BadInputNamesTheLine) {
   EXPECT_NE(
       message("{\"messages\": [{\"role\": \"x\", \"content\": \"\"}]}\n").find("unknown role"),
       std::string::npos);
-  EXPECT_NE(message("{broken\n").find("not a JSON object"), std::string::npos);
+  // What is wrong with broken JSON, and at which byte.
+  const std::string broken = message("{\"text\": \"a\"}\n{\"text\": \"b\",,}\n");
+  EXPECT_NE(broken.find("standard input:2: not valid JSON: syntax error"), std::string::npos) << broken;
+  EXPECT_NE(broken.find("(byte 14 of the row)"), std::string::npos) << broken;
   args_.train = true;
   EXPECT_NE(message("{\"foo\": 1}\n").find("its keys are 'foo'"), std::string::npos);
   args_.model = dir_.path() / "none";
