@@ -240,7 +240,7 @@ Tensor GradientNorm::run(const Stream& s) const {
   const Tensor words{.data = words_.data(), .dtype = DType::kI64, .shape = {kernels::kExactWords}, .device = words_.device()};
   const Tensor total{.data = total_.data(), .dtype = DType::kF64, .shape = {1}, .device = total_.device()};
   backend.fill_zero(words.data, words.bytes(), s);
-  for (const Tensor& t : owned_) kernels::sum_of_squares(t, words, s);
+  kernels::sum_of_squares(owned_, words, s);
   group_.all_reduce(words, comm::ReduceOp::kSum, s);
   kernels::exact_total(words, total, s);
   return total;
