@@ -23,6 +23,7 @@
 #include "runtime/core/rng.h"
 #include "runtime/device/cpu/thread_pool.h"
 #include "runtime/device/device.h"
+#include "runtime/kernels/exact_sum.h"
 #include "runtime/kernels/ops.h"
 
 namespace r1::kernels {
