@@ -57,7 +57,8 @@ std::vector<Unit> units_of(const std::vector<ParamBlock>& blocks) {
 void ShardExchange::add(std::vector<Bucket>& buckets, const ParamSpec& p, int tp_rank, const Tensor& whole, int dp) {
   const int64_t row = row_elems(p, tp_rank), bytes = static_cast<int64_t>(whole.bytes());
   if (bytes == 0) return;
-  const auto pieces = static_cast<int>((bytes + kBucketBytes - 1) / kBucketBytes);
+  const int64_t most = bucket_bytes(whole.device);
+  const auto pieces = static_cast<int>((bytes + most - 1) / most);
   for (int k = 0; k < pieces; ++k) {
     comm::ShardedTensor x;
     for (int d = 0; d < dp; ++d) {
@@ -68,7 +69,7 @@ void ShardExchange::add(std::vector<Bucket>& buckets, const ParamSpec& p, int tp
     if (!buckets.empty())
       for (const comm::ShardedTensor& before : buckets.back())
         for (const Tensor& part : before.parts) filled += static_cast<int64_t>(part.bytes());
-    if (buckets.empty() || (filled > 0 && filled + bytes / pieces > kBucketBytes)) buckets.emplace_back();
+    if (buckets.empty() || (filled > 0 && filled + bytes / pieces > most)) buckets.emplace_back();
     buckets.back().push_back(std::move(x));
   }
 }
