@@ -1,17 +1,12 @@
 #include "launch/catalogue.h"
 
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 
 #include <algorithm>
-#include <cctype>
-#include <cmath>
 #include <nlohmann/json.hpp>
-#include <set>
 
 #include "runtime/core/error.h"
 #include "runtime/core/json.h"
-#include "runtime/core/options.h"
 #include "runtime/core/text.h"
 
 // Made from catalogue/*.json at build time (CMakeLists.txt).
@@ -26,19 +21,6 @@ namespace {
 using nlohmann::json;
 
 constexpr double kGiB = 1024.0 * 1024.0 * 1024.0;
-/// What a GPU rank takes beside the plan's tensors. One H200, CUDA 13.0, cuDNN 9, one rank without NCCL: 1.47 GiB (1.5B) and 1.61 GiB
-/// (7B) over the plan, with graphs and without the same to 10 MiB (benchmarks/results/2026-11-25-h200-profile.md); the GEMM
-/// workspace is 64 MiB of it. The rest is the context, the libraries' code and what allocations are rounded up to.
-constexpr int64_t kGpuBeside = int64_t{1610} << 20, kGemmWorkspace = int64_t{64} << 20, kGraphs = int64_t{10} << 20;
-/// NCCL's buffers of one communicator: an estimate (4 MiB a channel and direction, some ten of them), not measured.
-constexpr int64_t kNcclCommunicator = int64_t{256} << 20;
-/// Code, libraries, MPI and data reading of a CPU rank, and of the host's own programs.
-constexpr int64_t kCpuRankReserve = int64_t{96} << 20, kHostReserve = int64_t{2} << 30;
-/// Context, libraries, staging buffers and data reading of a GPU rank in host memory: an estimate.
-constexpr int64_t kGpuRankHostReserve = int64_t{2} << 30;
-/// Least time of a kernel: launch on a GPU, a parallel loop on a CPU.
-constexpr double kGpuKernel = 3e-6, kCpuKernel = 5e-6;
-
 /// One entry of the catalogue; errors name source and entry.
 class Entry {
  public:
@@ -160,125 +142,11 @@ void put(std::vector<T>& list, T item) {
   else *it = std::move(item);
 }
 
-template <class T>
-const T* find_named(const std::vector<T>& list, const std::string& name) {
-  const auto it = std::ranges::find_if(list, [&](const T& t) { return lower(t.name) == lower(name); });
-  return it == list.end() ? nullptr : &*it;
-}
-
 std::string_view embedded(const unsigned char* data, unsigned long bytes) {
   return {reinterpret_cast<const char*>(data), bytes};
 }
 
 }  // namespace
-
-double LinkKind::collective_bytes_per_s(int ranks) const {
-  if (device_bytes_per_s > 0) return device_bytes_per_s * share;
-  return pair_bytes_per_s * std::max(1, ranks - 1) * share;
-}
-
-// -- the cluster
-
-int PlannedCluster::ranks_per_device(const parallel::MeshShape& mesh) const {
-  const int devices = hosts * devices_per_host;
-  return std::max(1, (mesh.world() + devices - 1) / devices);
-}
-
-int PlannedCluster::ranks_per_host(const parallel::MeshShape& mesh) const {
-  return gpu() ? devices_per_host * ranks_per_device(mesh) : ranks_per_device(mesh);
-}
-
-RankSpot PlannedCluster::spot(const parallel::MeshShape& mesh, int r) const {
-  const int here = ranks_per_host(mesh);
-  return {.host = r / here, .gpu = gpu() ? r % here % devices_per_host : -1};
-}
-
-std::vector<parallel::MemoryItem> PlannedCluster::beside_plan(const parallel::MeshShape& mesh) const {
-  if (!gpu()) return {{"code and libraries", "MPI, data reading", kCpuRankReserve, 1}};
-  std::vector<parallel::MemoryItem> out{
-      {"context", "CUDA context, library code, rounding", kGpuBeside - kGemmWorkspace - kGraphs, 1},
-      {"workspace", "of cuBLAS", kGemmWorkspace, 1},
-      {"graphs", "CUDA graphs of the layers", kGraphs, 1}};
-  if (comm != CommChoice::kAuto && comm != CommChoice::kNccl) return out;
-  std::set<std::string> kinds;  // a rank is in one group of each
-  for (const PlannedGroup& g : planned_groups(mesh, false, comm, [&](int r) { return spot(mesh, r); }))
-    if (g.kind != "replica" && (g.route.collectives == CommBackend::kNccl || g.route.messages == CommBackend::kNccl))
-      kinds.insert(g.kind);
-  if (!kinds.empty())
-    out.push_back({"NCCL buffers", fmt::format("of {}, estimated", fmt::join(kinds, ", ")),
-                   kNcclCommunicator * static_cast<int64_t>(kinds.size()), 1});
-  return out;
-}
-
-int64_t PlannedCluster::capacity_bytes(const parallel::MeshShape& mesh) const {
-  int64_t beside = 0;
-  for (const parallel::MemoryItem& i : beside_plan(mesh)) beside += i.bytes;
-  const int ranks = ranks_per_device(mesh);
-  return (gpu() ? device.memory_bytes : host_memory_bytes - kHostReserve) - ranks * beside;
-}
-
-int PlannedCluster::most_ranks() const { return gpu() ? hosts * devices_per_host : hosts * numa; }
-
-parallel::DeviceRates PlannedCluster::rates(const parallel::MeshShape& mesh, const parallel::NumericFormat& format) const {
-  // Ranks on one device take turns; CPU ranks share the sockets of a host.
-  const double share = (gpu() ? 1.0 : sockets) / ranks_per_device(mesh);
-  const bool bf16 = format.weights == DType::kBF16;
-  const double peak = (bf16 ? device.bf16_flops : device.fp32_flops) * share;
-  return {.gemm = peak * device.gemm, .attention_forward = peak * device.attention_forward,
-          .attention_backward = peak * device.attention_backward, .bytes_per_s = device.bytes_per_s * device.copy * share,
-          .overhead = 1.05, .kernel_s = gpu() ? kGpuKernel : kCpuKernel,
-          .host_bytes_per_s = gpu() ? host_link.pair() * share : 0, .host_link = host_link.title};
-}
-
-parallel::MeshLinks PlannedCluster::links(const parallel::MeshShape& mesh) const {
-  const int here = ranks_per_host(mesh), sharing = gpu() ? ranks_per_device(mesh) : 1;
-  const double nic = network.device_bytes_per_s * network.share;
-  // `crossing` ranks of a host send to other hosts at once: over one NIC each at most, sharing them when there are more.
-  const auto over_network = [&](int crossing) {
-    return parallel::GroupLink{std::min(nic, nic * nics / std::max(1, crossing)), network.latency_s, network.title};
-  };
-  const auto within = [&](double bytes_per_s) {
-    return parallel::GroupLink{bytes_per_s / sharing, peer.latency_s, peer.title};
-  };
-  parallel::MeshLinks out;
-  const bool tp_inside = mesh.tp <= here && here % mesh.tp == 0;
-  out.tp = tp_inside ? within(peer.collective_bytes_per_s(mesh.tp)) : over_network(here);
-  const int stage = mesh.dp * mesh.tp;
-  out.pp = mesh.world() <= here ? within(peer.pair()) : over_network(std::min(here, stage));
-  const bool dp_inside = stage <= here && here % stage == 0;
-  out.dp = dp_inside ? within(peer.collective_bytes_per_s(mesh.dp)) : over_network(std::min(here, mesh.tp));
-  return out;
-}
-
-std::vector<parallel::MemoryDomain> PlannedCluster::domains(const parallel::MeshShape& mesh) const {
-  // Ranks of a host take its devices in turn, as the ranks themselves do.
-  const int here = ranks_per_host(mesh), devices = gpu() ? devices_per_host : 1;
-  const int64_t capacity = capacity_bytes(mesh);
-  std::vector<parallel::MemoryDomain> out;
-  for (int r = 0; r < mesh.world(); ++r) {
-    const auto at = static_cast<size_t>(r / here * devices + r % here % devices);
-    while (out.size() <= at)
-      out.push_back({.name = fmt::format("{} {}", gpu() ? device.name : "host", out.size()), .capacity_bytes = capacity, .ranks = {}});
-    out[at].ranks.push_back(r);
-  }
-  return out;
-}
-
-std::vector<parallel::MemoryDomain> PlannedCluster::host_domains(const parallel::MeshShape& mesh) const {
-  if (!gpu()) return {};  // their plan is in host memory as it is
-  const int here = ranks_per_host(mesh);
-  std::vector<parallel::MemoryDomain> out;
-  for (int r = 0; r < mesh.world(); ++r) {
-    if (r % here == 0)
-      out.push_back({.name = fmt::format("host {}", out.size()), .capacity_bytes = host_memory_bytes - kHostReserve, .ranks = {}});
-    out.back().ranks.push_back(r);
-    out.back().capacity_bytes -= kGpuRankHostReserve;
-  }
-  for (parallel::MemoryDomain& h : out) h.capacity_bytes = std::max<int64_t>(0, h.capacity_bytes);
-  return out;
-}
-
-// -- the catalogue
 
 Catalogue Catalogue::built_in() {
   Catalogue c;
@@ -326,159 +194,6 @@ const LinkKind& Catalogue::link(const std::string& name, const std::string& wher
   }
   return it->second;
 }
-
-namespace {
-
-/// "2x4xA100-80/3g.40gb+NDR" taken apart.
-struct ClusterText {
-  std::vector<int> counts;
-  std::string name, mig, network;
-};
-
-ClusterText take_apart(const std::string& text) {
-  ClusterText out;
-  std::string rest = text;
-  if (const size_t plus = rest.rfind('+'); plus != std::string::npos) {
-    out.network = rest.substr(plus + 1);
-    rest.resize(plus);
-  }
-  if (const size_t slash = rest.find('/'); slash != std::string::npos) {
-    out.mig = rest.substr(slash + 1);
-    rest.resize(slash);
-  }
-  for (;;) {
-    size_t digits = 0;
-    while (digits < rest.size() && std::isdigit(static_cast<unsigned char>(rest[digits])) != 0) ++digits;
-    if (digits == 0 || digits >= rest.size() || (rest[digits] != 'x' && rest[digits] != 'X') || digits > 6) break;
-    out.counts.push_back(std::stoi(rest.substr(0, digits)));
-    rest.erase(0, digits + 1);
-  }
-  out.name = rest;
-  if (out.counts.size() > 2 || out.name.empty() || std::ranges::find(out.counts, 0) != out.counts.end())
-    throw UsageError("--cluster {}: expected [HOSTSx][COUNTx]NAME[/MIG][+NETWORK], such as 4xA100-80, 2x4xA100-80+NDR, "
-                     "2xproduction or A100-80/3g.40gb", text);
-  return out;
-}
-
-}  // namespace
-
-PlannedCluster Catalogue::cluster(const std::string& text) const {
-  const ClusterText parts = take_apart(text);
-  std::string name = parts.name;
-  if (const auto it = aliases_.find(lower(name)); it != aliases_.end()) name = it->second;
-  const std::string where = "--cluster " + text;
-  PlannedCluster c;
-  c.text = text;
-
-  if (const ShapeKind* s = find_named(shapes_, name)) {
-    if (parts.counts.size() > 1)
-      throw UsageError("{}: {} is a whole host: one count, the number of hosts", where, s->name);
-    c.hosts = parts.counts.empty() ? 1 : parts.counts[0];
-    c.sockets = s->sockets;
-    c.nics = s->nics;
-    c.host_memory_bytes = s->memory_bytes;
-    const DeviceKind* cpu = s->cpu.empty() ? nullptr : find_named(cpus_, s->cpu);
-    c.cores = s->cpu_cores > 0 ? s->cpu_cores : (cpu != nullptr ? cpu->cores * s->sockets : 0);
-    c.numa = s->numa > 0 ? s->numa : (cpu != nullptr ? cpu->numa * s->sockets : 1);
-    const DeviceKind* device = s->count > 0 ? find_named(devices_, s->device) : cpu;
-    if (device == nullptr) throw DataError("catalogue: shape {} names device \"{}{}\", which is not there", s->name, s->device, s->cpu);
-    c.device = *device;
-    c.devices_per_host = std::max(1, s->count);
-    c.network = link(parts.network.empty() ? s->network : parts.network, where);
-    if (s->usd_per_hour) {
-      c.usd_per_hour = *s->usd_per_hour * c.hosts;
-      c.price_note = s->price_source.empty() ? fmt::format("of {}, not sourced: set your own with --price", s->provider)
-                                             : fmt::format("{}, {}", s->provider, s->price_source);
-    }
-    c.title = fmt::format("{}{}", c.hosts > 1 ? fmt::format("{} x ", c.hosts) : "", s->title);
-  } else if (const DeviceKind* d = find_named(devices_, name)) {
-    int count = parts.counts.empty() ? 1 : parts.counts.back();
-    c.hosts = parts.counts.size() == 2 ? parts.counts[0] : 1;
-    if (parts.counts.size() == 1 && parts.mig.empty() && count > d->most) {
-      if (count % d->most != 0)
-        throw UsageError("{}: a host takes at most {} {}: say how many hosts, such as {}x{}x{}", where, d->most, d->name,
-                         (count + d->most - 1) / d->most, d->most, d->name);
-      c.hosts = count / d->most;
-      count = d->most;
-    }
-    c.device = *d;
-    c.devices_per_host = count;
-    c.network = link(parts.network.empty() ? d->network : parts.network, where);
-    c.nics = std::max(1, d->network == "HDR" || d->network == "NDR" ? (count >= 8 ? 8 : (count + 1) / 2) : 1);
-    // A plausible host around the cards: what a plan of GPUs needs to know of it is little.
-    c.sockets = count > 1 ? 2 : 1;
-    c.cores = 64 * c.sockets;
-    c.numa = c.sockets * 4;
-    c.host_memory_bytes = std::max<int64_t>(int64_t{64} << 30, 2 * count * d->memory_bytes);
-    c.host_assumed = true;
-    c.title = fmt::format("{}{} x {}", c.hosts > 1 ? fmt::format("{} hosts of ", c.hosts) : "", count, d->title);
-  } else if (const DeviceKind* cpu = find_named(cpus_, name)) {
-    c.sockets = parts.counts.empty() ? 1 : parts.counts.back();
-    c.hosts = parts.counts.size() == 2 ? parts.counts[0] : 1;
-    if (c.sockets > 8) throw UsageError("{}: {} sockets in a host; give HOSTSxSOCKETSx{}", where, c.sockets, cpu->name);
-    c.device = *cpu;
-    c.devices_per_host = 1;
-    c.cores = cpu->cores * c.sockets;
-    c.numa = cpu->numa * c.sockets;
-    c.host_memory_bytes = cpu->memory_bytes * c.sockets;
-    c.network = link(parts.network.empty() ? cpu->network : parts.network, where);
-    c.title = fmt::format("{}{} x {}", c.hosts > 1 ? fmt::format("{} hosts of ", c.hosts) : "", c.sockets, cpu->title);
-  } else {
-    std::vector<std::string> names;
-    for (const auto* list : {&devices_, &cpus_})
-      for (const DeviceKind& k : *list) names.push_back(k.name);
-    for (const ShapeKind& k : shapes_) names.push_back(k.name);
-    for (const auto& [n, list] : comparisons_) names.push_back(n);
-    std::string known;
-    for (const std::string& n : names) known += (known.empty() ? "" : ", ") + n;
-    const std::string near = nearest(name, names);
-    throw UsageError("{}: nothing is called \"{}\"{}; known are {} (--catalogue FILE adds others)", where, parts.name,
-                     near.empty() ? "" : fmt::format(", did you mean {}?", near), known);
-  }
-
-  c.peer = link(c.device.gpu && c.devices_per_host > 4 ? c.device.peer_many : c.device.peer, where);
-  if (c.device.gpu) c.host_link = link(c.device.host, where);
-  if (!parts.mig.empty()) {
-    const auto it = c.device.mig.find(parts.mig);
-    if (it == c.device.mig.end()) {
-      std::string known;
-      for (const auto& [profile, m] : c.device.mig) known += (known.empty() ? "" : ", ") + profile;
-      throw UsageError("{}: {} has no MIG profile \"{}\"{}{}", where, c.device.name, parts.mig,
-                       known.empty() ? " (it has none)" : "; its profiles are ", known);
-    }
-    const MigProfile& m = it->second;
-    c.mig = parts.mig;
-    for (double* rate : {&c.device.bf16_flops, &c.device.fp32_flops}) *rate *= m.compute_sevenths / 7;
-    c.device.bytes_per_s *= m.memory_eighths / 8;
-    c.device.memory_bytes = m.memory_bytes;
-    c.host_link.device_bytes_per_s *= m.memory_eighths / 8;  // instances share the card's
-    c.device.name += "/" + parts.mig;
-    c.title += ", MIG instances " + parts.mig;
-    // Instances reach each other neither over NVLink nor as PCIe peers.
-    c.peer = link("PCIe4-host", where);
-  }
-  return c;
-}
-
-std::vector<PlannedCluster> Catalogue::clusters(const std::string& text) const {
-  std::vector<std::string> words;
-  if (const auto it = comparisons_.find(lower(text)); it != comparisons_.end()) {
-    words = it->second;
-  } else {
-    size_t begin = 0;
-    for (;;) {
-      const size_t comma = text.find(',', begin);
-      words.push_back(text.substr(begin, comma - begin));
-      if (comma == std::string::npos) break;
-      begin = comma + 1;
-    }
-  }
-  std::vector<PlannedCluster> out;
-  for (const std::string& w : words) out.push_back(cluster(w));
-  return out;
-}
-
-// -- models
 
 namespace {
 

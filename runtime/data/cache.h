@@ -34,6 +34,9 @@ struct CacheTotals {
   uint64_t format = 0;
 };
 
+/// Set in a word whose token is a target; the rest of it is the token's id.
+inline constexpr uint32_t kTrainedBit = 0x80000000u;
+
 /// A finished cache file, mapped.
 class CacheFile {
  public:
@@ -99,6 +102,9 @@ class CacheWriter {
   struct Spool;
   void write(const void* data, size_t bytes, Hasher& hasher);
   void flush();
+  uint64_t align();
+  [[nodiscard]] Hash128 append(Spool& spool);
+  void commit(const void* header, size_t bytes);
 
   std::filesystem::path file_, temporary_;
   Hash128 key_;

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "runtime/core/error.h"
+#include "runtime/data/dataset.h"
 #include "runtime/data/row_json.h"
 #include "runtime/data/turns.h"
 
@@ -22,6 +23,12 @@ constexpr std::array<std::pair<Format, std::string_view>, 8> kNames = {{
     {Format::kText, "text"},
     {Format::kInputIds, "input-ids"},
 }};
+
+constexpr auto kNamesWithAuto = [] {
+  std::array<std::string_view, kNames.size() + 1> names{"auto"};
+  for (size_t i = 0; i < kNames.size(); ++i) names[i + 1] = kNames[i].second;
+  return names;
+}();
 
 void add_system(const Json& row, ParsedRow& out) {
   std::string system = optional_text_at(row, "system");
@@ -226,6 +233,8 @@ void parse_ids(const Json& row, ParsedRow& out) {
 }
 
 }  // namespace
+
+std::span<const std::string_view> format_names() { return kNamesWithAuto; }
 
 std::string_view format_name(Format format) {
   for (const auto& [f, name] : kNames)

@@ -85,6 +85,7 @@ class RecordReader {
   [[nodiscard]] bool next(RecordBatch& batch, size_t target_bytes);
 
  private:
+  [[nodiscard]] Layout find_layout(Text text) const;
   [[nodiscard]] bool fill();  ///< more bytes into buffer_; false at the end
   [[nodiscard]] bool next_lines(RecordBatch& batch, size_t target_bytes);
   [[nodiscard]] bool next_values(RecordBatch& batch, size_t target_bytes);

@@ -1,206 +1,19 @@
-#include "launch/topology/json.h"
-
+// The JSON form of a topology, read: every value checked for type and range.
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <array>
 #include <map>
 #include <nlohmann/json.hpp>
 
 #include "launch/topology/import.h"
+#include "launch/topology/json.h"
+#include "launch/topology/json_words.h"
 #include "runtime/core/error.h"
 
 namespace r1::launch {
 namespace {
 
 using Json = nlohmann::ordered_json;
-constexpr int kVersion = 1;
-
-// ---- writing: what is unknown or at its default is left out
-
-template <class T>
-void put(Json& out, const char* key, const std::optional<T>& value) {
-  if (value) out[key] = *value;
-}
-void put(Json& out, const char* key, const std::string& value) {
-  if (!value.empty()) out[key] = value;
-}
-void put(Json& out, const char* key, const CpuSet& value) {
-  if (!value.empty()) out[key] = value.list();
-}
-template <class T>
-void put(Json& out, const char* key, const std::vector<T>& value) {
-  if (!value.empty()) out[key] = value;
-}
-template <class T, class Write>
-void put_all(Json& out, const char* key, const std::vector<T>& values, Write write) {
-  if (values.empty()) return;
-  Json list = Json::array();
-  for (const T& value : values) {
-    Json item = Json::object();
-    write(item, value);
-    list.push_back(std::move(item));
-  }
-  out[key] = std::move(list);
-}
-
-void write_matrix(Json& out, const char* key, const std::vector<std::vector<Path>>& matrix) {
-  if (matrix.empty()) return;
-  Json rows = Json::array();
-  for (const auto& row : matrix) {
-    Json cells = Json::array();
-    for (const Path& path : row) {
-      Json item = Json::object();
-      if (path.path_class) item["path"] = name(*path.path_class);
-      if (path.nvlinks > 0) item["nvlinks"] = path.nvlinks;
-      put(item, "gbytes_per_s", path.gbytes_per_s);
-      cells.push_back(std::move(item));
-    }
-    rows.push_back(std::move(cells));
-  }
-  out[key] = std::move(rows);
-}
-
-void write_gpu(Json& out, const Gpu& gpu) {
-  out["index"] = gpu.index;
-  put(out, "name", gpu.name);
-  put(out, "uuid", gpu.uuid);
-  put(out, "busid", gpu.busid);
-  put(out, "pci_id", gpu.pci_id);
-  put(out, "memory_bytes", gpu.memory_bytes);
-  put(out, "sm", gpu.sm);
-  put(out, "numa", gpu.numa);
-  put(out, "cpu_affinity", gpu.cpu_affinity);
-  put(out, "pci_parent", gpu.pci_parent);
-  put(out, "pci_gbytes_per_s", gpu.pci_gbytes_per_s);
-  put(out, "gdr", gpu.gdr);
-  put(out, "mig_enabled", gpu.mig_enabled);
-  put_all(out, "mig", gpu.mig, [](Json& o, const MigInstance& m) {
-    put(o, "uuid", m.uuid);
-    put(o, "profile", m.profile);
-    put(o, "memory_bytes", m.memory_bytes);
-  });
-  put(out, "ecc", gpu.ecc);
-  put(out, "throttle_reasons", gpu.throttle_reasons);
-  put(out, "numa_id_of_memory", gpu.numa_id_of_memory);
-  put(out, "nvswitch_board", gpu.nvswitch_board);
-}
-
-void write_nic(Json& out, const Nic& nic) {
-  put(out, "name", nic.name);
-  put(out, "netdev", nic.netdev);
-  out["port"] = nic.port;
-  put(out, "busid", nic.busid);
-  put(out, "pci_id", nic.pci_id);
-  put(out, "rate_mbit_per_s", nic.rate_mbit_per_s);
-  if (nic.link_layer)
-    out["link_layer"] = *nic.link_layer == LinkLayer::kInfiniBand ? "InfiniBand" : "Ethernet";
-  out["rdma"] = nic.rdma;
-  put(out, "active", nic.active);
-  put(out, "guid", nic.guid);
-  put(out, "port_guid", nic.port_guid);
-  put(out, "numa", nic.numa);
-  put(out, "pci_parent", nic.pci_parent);
-  put(out, "pci_gbytes_per_s", nic.pci_gbytes_per_s);
-  put(out, "gdr", nic.gdr);
-}
-
-constexpr std::array<std::string_view, 3> kTargets = {"gpu", "switch", "cpu"};
-
-Json write_host(const HostTopology& host) {
-  Json out = Json::object();
-  put(out, "hostname", host.hostname);
-  put(out, "sources", host.sources);
-  put(out, "architecture", host.architecture);
-  put(out, "cpu_vendor", host.cpu_vendor);
-  put(out, "cpu_family", host.cpu_family);
-  put(out, "cpu_model", host.cpu_model);
-  put(out, "memory_bytes", host.memory_bytes);
-  put_all(out, "packages", host.packages, [](Json& o, const Package& p) {
-    o["os_index"] = p.os_index;
-    put(o, "cpus", p.cpus);
-    put(o, "model", p.model);
-  });
-  put_all(out, "numa_nodes", host.numa_nodes, [](Json& o, const NumaNode& n) {
-    o["os_index"] = n.os_index;
-    put(o, "package", n.package);
-    put(o, "cpus", n.cpus);
-    put(o, "memory_bytes", n.memory_bytes);
-    if (n.device_memory) o["device_memory"] = true;
-  });
-  put_all(out, "cores", host.cores, [](Json& o, const Core& c) {
-    put(o, "package", c.package);
-    put(o, "numa", c.numa);
-    put(o, "cpus", c.cpus);
-  });
-  put_all(out, "pci", host.pci, [](Json& o, const PciSwitch& s) {
-    o["kind"] = s.kind == PciSwitch::Kind::kHostBridge ? "host bridge" : "switch";
-    put(o, "busid", s.busid);
-    put(o, "parent", s.parent);
-    put(o, "numa", s.numa);
-    put(o, "gbytes_per_s", s.gbytes_per_s);
-  });
-  put_all(out, "gpus", host.gpus, write_gpu);
-  put_all(out, "nics", host.nics, write_nic);
-  put_all(out, "nvswitches", host.nvswitches, [](Json& o, const NvSwitch& s) {
-    put(o, "busid", s.busid);
-    put(o, "pci_parent", s.pci_parent);
-  });
-  put_all(out, "nvlinks", host.nvlinks, [](Json& o, const NvLink& l) {
-    o["gpu"] = l.gpu;
-    o["target"] = kTargets[static_cast<size_t>(l.target)];
-    o["target_index"] = l.target_index;
-    o["count"] = l.count;
-    if (l.c2c) o["c2c"] = true;
-    put(o, "gbytes_per_s", l.gbytes_per_s);
-  });
-  out["nvlink_known"] = host.nvlink_known;
-  out["nics_known"] = host.nics_known;
-  write_matrix(out, "gpu_gpu", host.gpu_gpu);
-  write_matrix(out, "gpu_nic", host.gpu_nic);
-  write_matrix(out, "nic_nic", host.nic_nic);
-  put(out, "near_nics", host.near_nics);
-  if (!host.nccl_nic.empty()) {
-    Json list = Json::array();
-    for (const auto& nic : host.nccl_nic) list.push_back(nic ? Json(*nic) : Json());
-    out["nccl_nic"] = std::move(list);
-  }
-  put(out, "warnings", host.warnings);
-  return out;
-}
-
-Json write_fabric(const Fabric& fabric) {
-  Json out = Json::object();
-  out["source"] = fabric.source;
-  put_all(out, "switches", fabric.switches, [](Json& o, const FabricSwitch& s) {
-    o["name"] = s.name;
-    put(o, "guid", s.guid);
-    o["level"] = s.level;
-    put_all(o, "up", s.up, [](Json& l, const FabricSwitch::Link& link) {
-      l["to"] = link.to;
-      l["cables"] = link.cables;
-      put(l, "gbytes_per_s", link.gbytes_per_s);
-    });
-    if (s.host_gbytes_per_s > 0) o["host_gbytes_per_s"] = s.host_gbytes_per_s;
-    put(o, "oversubscription", s.oversubscription);
-  });
-  put_all(out, "ports", fabric.ports, [](Json& o, const FabricPort& p) {
-    put(o, "host", p.host);
-    put(o, "device", p.device);
-    put(o, "guid", p.guid);
-    o["leaf"] = p.leaf;
-    put(o, "gbytes_per_s", p.gbytes_per_s);
-  });
-  put_all(out, "blocks", fabric.blocks, [](Json& o, const Fabric::Block& b) {
-    o["name"] = b.name;
-    o["hosts"] = b.hosts;
-  });
-  put(out, "block_sizes", fabric.block_sizes);
-  put(out, "warnings", fabric.warnings);
-  return out;
-}
-
-// ---- reading: every value checked for type and range
 
 class Reader {
  public:
@@ -294,7 +107,11 @@ class Reader {
               std::vector<std::vector<Path>>& out) const;
   Gpu gpu(const Json& from, const HostTopology& host) const;
   Nic nic(const Json& from, const HostTopology& host) const;
+  void cpus(const Json& from, HostTopology& out) const;
+  void pci(const Json& from, HostTopology& out) const;
   void links(const Json& from, HostTopology& host) const;
+  void paths(const Json& from, HostTopology& out) const;
+  void switches(const Json& from, Fabric& out) const;
 
   const std::string& source_;
 };
@@ -406,10 +223,10 @@ void Reader::links(const Json& from, HostTopology& host) const {
     get(item, "gpu", out.gpu, 0, last(host.gpus.size()));
     std::string target = "gpu";
     get(item, "target", target);
-    const auto known = std::ranges::find(kTargets, target);
-    if (known == kTargets.end())
+    const auto known = std::ranges::find(kLinkTargets, target);
+    if (known == kLinkTargets.end())
       refuse("an NVLink's target \"{}\"; allowed: gpu, switch, cpu", target.substr(0, 20));
-    out.target = static_cast<NvLink::Target>(known - kTargets.begin());
+    out.target = static_cast<NvLink::Target>(known - kLinkTargets.begin());
     const size_t most = out.target == NvLink::Target::kGpu      ? host.gpus.size()
                         : out.target == NvLink::Target::kSwitch ? host.nvswitches.size()
                                                                 : host.numa_nodes.size();
@@ -426,16 +243,7 @@ void Reader::links(const Json& from, HostTopology& host) const {
   }
 }
 
-HostTopology Reader::host(const Json& from) const {
-  object(from, "a host");
-  HostTopology out;
-  get(from, "hostname", out.hostname);
-  get(from, "sources", out.sources);
-  get(from, "architecture", out.architecture);
-  get(from, "cpu_vendor", out.cpu_vendor);
-  get(from, "cpu_family", out.cpu_family, 0, 1 << 20);
-  get(from, "cpu_model", out.cpu_model, 0, 1 << 20);
-  get(from, "memory_bytes", out.memory_bytes);
+void Reader::cpus(const Json& from, HostTopology& out) const {
   for (const Json& item : list(from, "packages", kMostNuma)) {
     object(item, "a package");
     Package package;
@@ -462,6 +270,9 @@ HostTopology Reader::host(const Json& from) const {
     get(item, "cpus", core.cpus);
     out.cores.push_back(std::move(core));
   }
+}
+
+void Reader::pci(const Json& from, HostTopology& out) const {
   for (const Json& item : list(from, "pci", kMostPci)) {
     object(item, "a PCI switch");
     PciSwitch node;
@@ -477,9 +288,9 @@ HostTopology Reader::host(const Json& from) const {
     get(item, "gbytes_per_s", node.gbytes_per_s);
     out.pci.push_back(std::move(node));
   }
-  for (const Json& item : list(from, "gpus", kMostGpus)) out.gpus.push_back(gpu(item, out));
-  for (const Json& item : list(from, "nics", kMostNics)) out.nics.push_back(nic(item, out));
-  links(from, out);
+}
+
+void Reader::paths(const Json& from, HostTopology& out) const {
   get(from, "nvlink_known", out.nvlink_known);
   get(from, "nics_known", out.nics_known);
   const size_t gpus = out.gpus.size(), nics = out.nics.size();
@@ -498,16 +309,31 @@ HostTopology Reader::host(const Json& from) const {
                                           : std::optional(number(item, "nccl_nic", 0, last(nics))));
   out.near_nics.resize(gpus);
   out.nccl_nic.resize(gpus);
+}
+
+HostTopology Reader::host(const Json& from) const {
+  object(from, "a host");
+  HostTopology out;
+  get(from, "hostname", out.hostname);
+  get(from, "sources", out.sources);
+  get(from, "architecture", out.architecture);
+  get(from, "cpu_vendor", out.cpu_vendor);
+  get(from, "cpu_family", out.cpu_family, 0, 1 << 20);
+  get(from, "cpu_model", out.cpu_model, 0, 1 << 20);
+  get(from, "memory_bytes", out.memory_bytes);
+  cpus(from, out);
+  pci(from, out);
+  for (const Json& item : list(from, "gpus", kMostGpus)) out.gpus.push_back(gpu(item, out));
+  for (const Json& item : list(from, "nics", kMostNics)) out.nics.push_back(nic(item, out));
+  links(from, out);
+  paths(from, out);
   get(from, "warnings", out.warnings);
   return out;
 }
 
-Fabric Reader::fabric(const Json& from) const {
-  object(from, "the fabric");
-  Fabric out;
-  get(from, "source", out.source);
-  const Json& switches = list(from, "switches", 400'000);
-  for (const Json& item : switches) {
+void Reader::switches(const Json& from, Fabric& out) const {
+  const Json& all = list(from, "switches", 400'000);
+  for (const Json& item : all) {
     object(item, "a switch");
     FabricSwitch node;
     get(item, "name", node.name);
@@ -516,7 +342,7 @@ Fabric Reader::fabric(const Json& from) const {
     for (const Json& link : list(item, "up", 1 << 16)) {
       object(link, "a link");
       FabricSwitch::Link up;
-      get(link, "to", up.to, 0, last(switches.size()));
+      get(link, "to", up.to, 0, last(all.size()));
       get(link, "cables", up.cables, 1, 1 << 20);
       get(link, "gbytes_per_s", up.gbytes_per_s);
       node.up.push_back(up);
@@ -527,6 +353,13 @@ Fabric Reader::fabric(const Json& from) const {
     get(item, "oversubscription", node.oversubscription);
     out.switches.push_back(std::move(node));
   }
+}
+
+Fabric Reader::fabric(const Json& from) const {
+  object(from, "the fabric");
+  Fabric out;
+  get(from, "source", out.source);
+  switches(from, out);
   for (const Json& item : list(from, "ports", 4'000'000)) {
     object(item, "a port");
     FabricPort port;
@@ -563,34 +396,9 @@ Json parsed(std::string_view text, const std::string& source) {
 
 }  // namespace
 
-std::string to_json(const HostTopology& host, int indent) {
-  return write_host(host).dump(indent, ' ', false, Json::error_handler_t::replace);
-}
-
 HostTopology host_from_json(std::string_view text, const std::string& source) {
   const Json json = parsed(text, source);
   return Reader(source).host(json);
-}
-
-std::string to_json(const Topology& topology, int indent) {
-  Json out = Json::object(), kinds = Json::array(), hosts = Json::array();
-  out["r1run_topology"] = kVersion;
-  std::map<const HostTopology*, int> index;
-  for (const Topology::Member& member : topology.hosts) {
-    Json item = Json::object();
-    item["name"] = member.name;
-    if (member.host) {
-      const auto [known, fresh] =
-          index.try_emplace(member.host.get(), static_cast<int>(kinds.size()));
-      if (fresh) kinds.push_back(write_host(*member.host));
-      item["kind"] = known->second;
-    }
-    hosts.push_back(std::move(item));
-  }
-  out["hosts"] = std::move(hosts);
-  out["kinds"] = std::move(kinds);
-  if (!topology.fabric.source.empty()) out["fabric"] = write_fabric(topology.fabric);
-  return out.dump(indent, ' ', false, Json::error_handler_t::replace);
 }
 
 Topology topology_from_json(std::string_view text, const std::string& source) {
@@ -600,8 +408,8 @@ Topology topology_from_json(std::string_view text, const std::string& source) {
     reader.refuse("JSON without \"r1run_topology\": not the output of r1run topo --json");
   int version = 0;
   reader.get(json, "r1run_topology", version, 0, 1 << 20);
-  if (version != kVersion)
-    reader.refuse("topology version {}; this program knows {}", version, kVersion);
+  if (version != kTopologyVersion)
+    reader.refuse("topology version {}; this program knows {}", version, kTopologyVersion);
   std::vector<std::shared_ptr<const HostTopology>> kinds;
   for (const Json& kind : reader.list(json, "kinds", 100'000))
     kinds.push_back(std::make_shared<const HostTopology>(reader.host(kind)));
