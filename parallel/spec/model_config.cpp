@@ -136,43 +136,40 @@ double ModelConfig::train_flops_per_token(double seq) const {
          6.0 * static_cast<double>(layers) * static_cast<double>(q_dim()) * seq;
 }
 
-ModelConfig parse_model_config(std::string_view text, const std::string& source,
-                               std::vector<std::string>* unknown_keys) {
-  const json root = parse_json_object(text, source);
-  const Keys keys(root, source);
+namespace {
 
-  ModelConfig c;
+Architecture read_architecture(const json& root, const Keys& keys, const std::string& source) {
   if (!keys.has("architectures") || !root["architectures"].is_array() || root["architectures"].size() != 1 ||
       !root["architectures"][0].is_string())
     throw DataError("{}: 'architectures' must list one architecture, e.g. [\"Qwen2ForCausalLM\"]", source);
   const std::string arch = root["architectures"][0].get<std::string>();
-  if (arch == "Qwen2ForCausalLM") c.architecture = Architecture::kQwen2;
-  else if (arch == "LlamaForCausalLM") c.architecture = Architecture::kLlama;
-  else if (arch == "Qwen3ForCausalLM") c.architecture = Architecture::kQwen3;
-  else
-    throw DataError("{}: architecture '{}' is not implemented (Qwen2ForCausalLM, LlamaForCausalLM and Qwen3ForCausalLM are)",
-                    source, arch);
+  if (arch == "Qwen2ForCausalLM") return Architecture::kQwen2;
+  if (arch == "LlamaForCausalLM") return Architecture::kLlama;
+  if (arch == "Qwen3ForCausalLM") return Architecture::kQwen3;
+  throw DataError("{}: architecture '{}' is not implemented (Qwen2ForCausalLM, LlamaForCausalLM and Qwen3ForCausalLM are)", source,
+                  arch);
+}
 
+void read_sizes(const Keys& keys, const std::string& source, ModelConfig* c) {
   constexpr int64_t kMax = int64_t{1} << 24;
-  c.hidden = keys.integer("hidden_size", {}, 1, kMax);
-  c.layers = keys.integer("num_hidden_layers", {}, 1, 4096);
-  c.heads = keys.integer("num_attention_heads", {}, 1, 65536);
-  c.kv_heads = keys.integer("num_key_value_heads", c.heads, 1, 65536);
-  if (c.heads % c.kv_heads != 0)
-    throw DataError("{}: num_attention_heads {} is not a multiple of num_key_value_heads {}", source, c.heads, c.kv_heads);
-  if (!keys.has("head_dim") && c.architecture != Architecture::kQwen3 && c.hidden % c.heads != 0)
+  c->hidden = keys.integer("hidden_size", {}, 1, kMax);
+  c->layers = keys.integer("num_hidden_layers", {}, 1, 4096);
+  c->heads = keys.integer("num_attention_heads", {}, 1, 65536);
+  c->kv_heads = keys.integer("num_key_value_heads", c->heads, 1, 65536);
+  if (c->heads % c->kv_heads != 0)
+    throw DataError("{}: num_attention_heads {} is not a multiple of num_key_value_heads {}", source, c->heads, c->kv_heads);
+  if (!keys.has("head_dim") && c->architecture != Architecture::kQwen3 && c->hidden % c->heads != 0)
     throw DataError("{}: hidden_size {} is not a multiple of num_attention_heads {} and head_dim is not given", source,
-                    c.hidden, c.heads);
-  c.head_dim = keys.integer("head_dim", c.architecture == Architecture::kQwen3 ? 128 : c.hidden / c.heads, 2, 1024);
-  if (c.head_dim % 2 != 0) throw DataError("{}: head_dim {} is odd; rotary embeddings need an even one", source, c.head_dim);
-  c.ffn = keys.integer("intermediate_size", {}, 1, kMax);
-  c.vocab = keys.integer("vocab_size", {}, 1, kMax);
-  c.max_positions = keys.integer("max_position_embeddings", 32768, 1, int64_t{1} << 30);
-  c.rms_eps = keys.number("rms_norm_eps", 1e-6, 0.0, 1.0);
-  c.tied_embeddings = keys.boolean("tie_word_embeddings", false);
-  c.initializer_range = keys.number("initializer_range", 0.02, 0.0, 10.0);
-  c.rope = parse_rope(root, source);
+                    c->hidden, c->heads);
+  c->head_dim = keys.integer("head_dim", c->architecture == Architecture::kQwen3 ? 128 : c->hidden / c->heads, 2, 1024);
+  if (c->head_dim % 2 != 0) throw DataError("{}: head_dim {} is odd; rotary embeddings need an even one", source, c->head_dim);
+  c->ffn = keys.integer("intermediate_size", {}, 1, kMax);
+  c->vocab = keys.integer("vocab_size", {}, 1, kMax);
+  c->max_positions = keys.integer("max_position_embeddings", 32768, 1, int64_t{1} << 30);
+}
 
+/// What the models can have and this program does not do.
+void refuse_other_features(const json& root, const Keys& keys, const std::string& source, Architecture architecture) {
   keys.only("hidden_act", "silu", "this activation");
   for (const char* dropout : {"attention_dropout", "resid_pdrop", "embd_pdrop", "hidden_dropout"})
     if (keys.number(dropout, 0.0, 0.0, 1.0) != 0.0)
@@ -185,33 +182,53 @@ ModelConfig parse_model_config(std::string_view text, const std::string& source,
                           "residual_multiplier", "embedding_multiplier", "logits_scaling", "attention_multiplier",
                           "query_pre_attn_scalar", "num_experts", "n_routed_experts"})
     if (keys.has(key)) throw DataError("{}: '{}' is not implemented", source, key);
+  if (architecture != Architecture::kQwen2) keys.only("attention_bias", false, "attention_bias");
+  if (keys.boolean("use_sliding_window", false))
+    throw DataError("{}: 'use_sliding_window' is true: sliding-window attention is not implemented", source);
+  if (!keys.has("layer_types")) return;
+  if (!root["layer_types"].is_array()) throw DataError("{}: 'layer_types' must be an array", source);
+  for (const json& t : root["layer_types"])
+    if (t != "full_attention")
+      throw DataError("{}: 'layer_types' has {}: only full_attention is implemented", source, t.dump());
+}
+
+DType read_storage(const Keys& keys, const std::string& source) {
+  const std::string dtype = keys.text("dtype", keys.text("torch_dtype", "float32"));
+  if (dtype == "float32") return DType::kF32;
+  if (dtype == "bfloat16") return DType::kBF16;
+  if (dtype == "float16") return DType::kF16;
+  throw DataError("{}: dtype '{}' is not known (float32, bfloat16 and float16 are)", source, dtype);
+}
+
+void read_token_ids(const json& root, const Keys& keys, ModelConfig* c) {
+  if (keys.has("bos_token_id") && root["bos_token_id"].is_number_integer()) c->bos_id = root["bos_token_id"].get<int64_t>();
+  if (!keys.has("eos_token_id")) return;
+  const json& eos = root["eos_token_id"];
+  if (eos.is_number_integer()) c->eos_ids.push_back(eos.get<int64_t>());
+  if (eos.is_array())
+    for (const json& e : eos)
+      if (e.is_number_integer()) c->eos_ids.push_back(e.get<int64_t>());
+}
+
+}  // namespace
+
+ModelConfig parse_model_config(std::string_view text, const std::string& source,
+                               std::vector<std::string>* unknown_keys) {
+  const json root = parse_json_object(text, source);
+  const Keys keys(root, source);
+  ModelConfig c;
+  c.architecture = read_architecture(root, keys, source);
+  read_sizes(keys, source, &c);
+  c.rms_eps = keys.number("rms_norm_eps", 1e-6, 0.0, 1.0);
+  c.tied_embeddings = keys.boolean("tie_word_embeddings", false);
+  c.initializer_range = keys.number("initializer_range", 0.02, 0.0, 10.0);
+  c.rope = parse_rope(root, source);
+  refuse_other_features(root, keys, source, c.architecture);
   // Qwen2 has q/k/v biases by definition; the others only when attention_bias says so (then o_proj has one too).
   c.qkv_bias = c.architecture == Architecture::kQwen2;
   c.qk_norm = c.architecture == Architecture::kQwen3;
-  if (c.architecture != Architecture::kQwen2) keys.only("attention_bias", false, "attention_bias");
-  if (keys.boolean("use_sliding_window", false))
-    throw DataError("{}: 'use_sliding_window' is true: sliding-window attention is not implemented", source);
-  if (keys.has("layer_types")) {
-    if (!root["layer_types"].is_array()) throw DataError("{}: 'layer_types' must be an array", source);
-    for (const json& t : root["layer_types"])
-      if (t != "full_attention")
-        throw DataError("{}: 'layer_types' has {}: only full_attention is implemented", source, t.dump());
-  }
-
-  const std::string dtype = keys.text("dtype", keys.text("torch_dtype", "float32"));
-  if (dtype == "float32") c.storage = DType::kF32;
-  else if (dtype == "bfloat16") c.storage = DType::kBF16;
-  else if (dtype == "float16") c.storage = DType::kF16;
-  else throw DataError("{}: dtype '{}' is not known (float32, bfloat16 and float16 are)", source, dtype);
-
-  if (keys.has("bos_token_id") && root["bos_token_id"].is_number_integer()) c.bos_id = root["bos_token_id"].get<int64_t>();
-  if (keys.has("eos_token_id")) {
-    const json& eos = root["eos_token_id"];
-    if (eos.is_number_integer()) c.eos_ids.push_back(eos.get<int64_t>());
-    if (eos.is_array())
-      for (const json& e : eos)
-        if (e.is_number_integer()) c.eos_ids.push_back(e.get<int64_t>());
-  }
+  c.storage = read_storage(keys, source);
+  read_token_ids(root, keys, &c);
   if (unknown_keys != nullptr)
     for (const auto& [key, value] : root.items())
       if (!known_keys().contains(key)) unknown_keys->push_back(key);

@@ -72,23 +72,17 @@ class IntegerSet {
   return out;
 }
 
-/// Slots of one length with consecutive numbers.
-struct Run {
-  int32_t length = 0;
-  uint32_t first = 0, count = 0;
-};
-
 /// Best fit over runs, longest first.
-[[nodiscard]] PackedRows pack_runs(std::vector<Run> runs, size_t slots, int64_t seq_len) {
+[[nodiscard]] PackedRows pack_runs(std::vector<SlotRun> runs, size_t slots, int64_t seq_len) {
   std::stable_sort(runs.begin(), runs.end(),
-                   [](const Run& a, const Run& b) { return a.length > b.length; });
+                   [](const SlotRun& a, const SlotRun& b) { return a.length > b.length; });
   // Rows by the room left in them: a list for each room, and the set of rooms whose list is not
   // empty.
   constexpr uint32_t kNone = std::numeric_limits<uint32_t>::max();
   const size_t rooms = static_cast<size_t>(seq_len) + 1;
   IntegerSet open(rooms);
   std::vector<uint32_t> head(rooms, kNone), next, row_of_slot(slots);
-  for (const Run& run : runs) {
+  for (const SlotRun& run : runs) {
     const auto length = static_cast<size_t>(run.length);
     for (uint32_t slot = run.first; slot < run.first + run.count; ++slot) {
       size_t room = open.at_least(length);
@@ -149,7 +143,7 @@ void check_lengths(std::span<const int32_t> lengths, int64_t seq_len) {
 
 PackedRows pack_best_fit(std::span<const int32_t> lengths, int64_t seq_len) {
   check_lengths(lengths, seq_len);
-  std::vector<Run> runs;
+  std::vector<SlotRun> runs;
   for (uint32_t i = 0; i < lengths.size(); ++i) {
     if (!runs.empty() && runs.back().length == lengths[i])
       ++runs.back().count;
@@ -165,80 +159,48 @@ PackedRows pack_in_order(std::span<const int32_t> lengths, int64_t seq_len, size
       lengths.size(), [&](size_t slot) { return lengths[slot]; }, seq_len, window);
 }
 
+namespace {
+
+void check_slots(double slots) {
+  if (slots > 4e9)
+    throw UsageError(
+        "one epoch would hold {:.0f} samples; the limit is 4e9 (lower the weights behind --data)",
+        slots);
+}
+
+/// Appends a source's samples by length, longest first, ties by id: a counting sort. Those of
+/// length 0 are left out.
+template <class Length>
+void append_by_length(const PlanSource& source, int64_t seq_len,
+                      const std::vector<int32_t>& lengths, const Length& length_class,
+                      std::vector<uint32_t>* order) {
+  const size_t base = order->size();
+  std::vector<uint32_t> at(static_cast<size_t>(seq_len) + 2, 0);
+  const auto slot_of = [&](uint32_t sample) {
+    return static_cast<size_t>(seq_len - length_class(sample));
+  };
+  for (uint32_t i = 0; i < source.samples; ++i)
+    if (lengths[source.first_sample + i] > 0) ++at[slot_of(source.first_sample + i) + 1];
+  std::partial_sum(at.begin(), at.end(), at.begin());
+  order->resize(base + at.back());
+  for (uint32_t i = 0; i < source.samples; ++i)
+    if (lengths[source.first_sample + i] > 0)
+      (*order)[base + at[slot_of(source.first_sample + i)]++] = source.first_sample + i;
+}
+
+}  // namespace
+
 RowPlan::RowPlan(std::vector<int32_t> lengths, std::span<const PlanSource> sources,
                  const PlanOptions& options)
     : options_(options) {
   R1_CHECK(options.seq_len >= 1, "seq_len {}", options.seq_len);
   R1_CHECK(lengths.size() < std::numeric_limits<uint32_t>::max(), "{} samples", lengths.size());
-  std::vector<Run> runs;  // shuffle and pack only
-  const auto too_many = [](double slots) {
-    if (slots > 4e9)
-      throw UsageError(
-          "one epoch would hold {:.0f} samples; the limit is 4e9 (lower the weights behind --data)",
-          slots);
-  };
-  if (options.shuffle) {
-    for (const PlanSource& source : sources) {
-      // This source's samples by length (all alike when they are not packed), longest first, ties
-      // by id: a counting sort.
-      const auto length_class = [&](uint32_t sample) { return options.pack ? lengths[sample] : 1; };
-      const auto base = static_cast<uint32_t>(order_.size());
-      {
-        std::vector<uint32_t> at(static_cast<size_t>(options.seq_len) + 2, 0);
-        const auto slot_of = [&](uint32_t sample) {
-          return static_cast<size_t>(options.seq_len - length_class(sample));
-        };
-        for (uint32_t i = 0; i < source.samples; ++i)
-          if (lengths[source.first_sample + i] > 0) ++at[slot_of(source.first_sample + i) + 1];
-        std::partial_sum(at.begin(), at.end(), at.begin());
-        order_.resize(base + at.back());
-        for (uint32_t i = 0; i < source.samples; ++i)
-          if (lengths[source.first_sample + i] > 0)
-            order_[base + at[slot_of(source.first_sample + i)]++] = source.first_sample + i;
-      }
-      const std::span<const uint32_t> sorted(order_.begin() + base, order_.end());
-      too_many(static_cast<double>(slots_) + source.weight * static_cast<double>(sorted.size()));
-      // A class is at least 1/weight samples, so that each has a slot and none is never seen:
-      // neighbouring lengths are joined until it is, and its slots have the longest of them. With
-      // whole weights nothing is joined.
-      double carried = 0.0;  // fractions of slots, so that the sum over classes is right
-      for (size_t begin = 0; begin < sorted.size();) {
-        size_t end = begin;
-        while (end < sorted.size() && (source.weight * static_cast<double>(end - begin) < 1.0 ||
-                                       length_class(sorted[end]) == length_class(sorted[end - 1])))
-          ++end;
-        // The rest would be too few for a class of its own.
-        if (source.weight * static_cast<double>(sorted.size() - end) < 1.0) end = sorted.size();
-        const double wanted = carried + source.weight * static_cast<double>(end - begin);
-        auto slots = static_cast<uint32_t>(wanted + 1e-9);
-        carried = std::max(0.0, wanted - slots);
-        if (slots == 0 && end == sorted.size()) slots = carried >= 0.5 || begin == 0 ? 1 : 0;
-        if (slots > 0) {
-          classes_.push_back({base + static_cast<uint32_t>(begin),
-                              static_cast<uint32_t>(end - begin), static_cast<uint32_t>(slots_),
-                              slots});
-          runs.push_back({lengths[sorted[begin]], static_cast<uint32_t>(slots_), slots});
-          slots_ += slots;
-        }
-        begin = end;
-      }
-    }
-  } else {
-    for (const PlanSource& source : sources) {
-      std::vector<uint32_t> kept;
-      for (uint32_t i = 0; i < source.samples; ++i)
-        if (lengths[source.first_sample + i] > 0) kept.push_back(source.first_sample + i);
-      const double wanted = source.weight * static_cast<double>(kept.size());
-      too_many(static_cast<double>(order_.size()) + wanted);
-      auto left = static_cast<size_t>(std::llround(wanted));
-      if (left == 0 && !kept.empty()) left = 1;
-      while (left > 0 && !kept.empty()) {
-        const size_t take = std::min(left, kept.size());
-        order_.insert(order_.end(), kept.begin(), kept.begin() + static_cast<ptrdiff_t>(take));
-        left -= take;
-      }
-    }
-    slots_ = static_cast<int64_t>(order_.size());
+  std::vector<SlotRun> runs;
+  for (const PlanSource& source : sources) {
+    if (options.shuffle)
+      add_classes(source, lengths, &runs);
+    else
+      add_in_order(source, lengths);
   }
   if (!options.pack) {
     rows_ = slots_;
@@ -253,6 +215,57 @@ RowPlan::RowPlan(std::vector<int32_t> lengths, std::span<const PlanSource> sourc
         kOrderedWindow);
   }
   rows_ = packed_.rows();
+}
+
+// With shuffle: the source's samples by length (all alike when they are not packed) as classes,
+// whose slots their samples take in turn, and the runs of equal slots.
+void RowPlan::add_classes(const PlanSource& source, const std::vector<int32_t>& lengths,
+                          std::vector<SlotRun>* runs) {
+  const auto length_class = [&](uint32_t sample) { return options_.pack ? lengths[sample] : 1; };
+  const auto base = static_cast<uint32_t>(order_.size());
+  append_by_length(source, options_.seq_len, lengths, length_class, &order_);
+  const std::span<const uint32_t> sorted(order_.begin() + base, order_.end());
+  check_slots(static_cast<double>(slots_) + source.weight * static_cast<double>(sorted.size()));
+  // A class is at least 1/weight samples, so that each has a slot and none is never seen:
+  // neighbouring lengths are joined until it is, and its slots have the longest of them. With
+  // whole weights nothing is joined.
+  double carried = 0.0;  // fractions of slots, so that the sum over classes is right
+  for (size_t begin = 0; begin < sorted.size();) {
+    size_t end = begin;
+    while (end < sorted.size() && (source.weight * static_cast<double>(end - begin) < 1.0 ||
+                                   length_class(sorted[end]) == length_class(sorted[end - 1])))
+      ++end;
+    // The rest would be too few for a class of its own.
+    if (source.weight * static_cast<double>(sorted.size() - end) < 1.0) end = sorted.size();
+    const double wanted = carried + source.weight * static_cast<double>(end - begin);
+    auto slots = static_cast<uint32_t>(wanted + 1e-9);
+    carried = std::max(0.0, wanted - slots);
+    if (slots == 0 && end == sorted.size()) slots = carried >= 0.5 || begin == 0 ? 1 : 0;
+    if (slots > 0) {
+      classes_.push_back({base + static_cast<uint32_t>(begin), static_cast<uint32_t>(end - begin),
+                          static_cast<uint32_t>(slots_), slots});
+      runs->push_back({lengths[sorted[begin]], static_cast<uint32_t>(slots_), slots});
+      slots_ += slots;
+    }
+    begin = end;
+  }
+}
+
+// Without shuffle: the source's samples as often as its weight says, in the file's order.
+void RowPlan::add_in_order(const PlanSource& source, const std::vector<int32_t>& lengths) {
+  std::vector<uint32_t> kept;
+  for (uint32_t i = 0; i < source.samples; ++i)
+    if (lengths[source.first_sample + i] > 0) kept.push_back(source.first_sample + i);
+  const double wanted = source.weight * static_cast<double>(kept.size());
+  check_slots(static_cast<double>(order_.size()) + wanted);
+  auto left = static_cast<size_t>(std::llround(wanted));
+  if (left == 0 && !kept.empty()) left = 1;
+  while (left > 0 && !kept.empty()) {
+    const size_t take = std::min(left, kept.size());
+    order_.insert(order_.end(), kept.begin(), kept.begin() + static_cast<ptrdiff_t>(take));
+    left -= take;
+  }
+  slots_ = static_cast<int64_t>(order_.size());
 }
 
 uint32_t RowPlan::sample_of_slot(uint32_t slot, uint64_t epoch) const {

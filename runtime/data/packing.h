@@ -22,6 +22,12 @@ struct PackedRows {
   [[nodiscard]] int64_t rows() const { return static_cast<int64_t>(begin.size()) - 1; }
 };
 
+/// Slots of one length with consecutive numbers.
+struct SlotRun {
+  int32_t length = 0;
+  uint32_t first = 0, count = 0;
+};
+
 /// Best fit, longest first: each slot goes to the fullest row that still holds it. lengths: of the
 /// slots, each 1..seq_len.
 [[nodiscard]] PackedRows pack_best_fit(std::span<const int32_t> lengths, int64_t seq_len);
@@ -59,6 +65,9 @@ class RowPlan {
     uint32_t first = 0, count = 0;  // into order_
     uint32_t first_slot = 0, slots = 0;
   };
+  void add_classes(const PlanSource& source, const std::vector<int32_t>& lengths,
+                   std::vector<SlotRun>* runs);
+  void add_in_order(const PlanSource& source, const std::vector<int32_t>& lengths);
   [[nodiscard]] uint32_t sample_of_slot(uint32_t slot, uint64_t epoch) const;
 
   PlanOptions options_;

@@ -20,24 +20,12 @@
 #include "runtime/core/error.h"
 #include "runtime/data/formats.h"
 #include "runtime/data/input.h"
-#include "runtime/data/packing.h"
 #include "runtime/data/row_json.h"
 #include "runtime/tokenizer/chat.h"
 #include "runtime/tokenizer/tokenizer.h"
 
 namespace r1::data {
 namespace {
-
-/// 1234567 -> "1,234,567".
-[[nodiscard]] std::string grouped(int64_t n) {
-  const std::string digits = std::to_string(n);
-  std::string out;
-  for (size_t i = 0; i < digits.size(); ++i) {
-    if (i > 0 && digits[i - 1] != '-' && (digits.size() - i) % 3 == 0) out += ',';
-    out += digits[i];
-  }
-  return out;
-}
 
 /// The template of the tokenizer's directory, when it is first needed.
 class Template {
@@ -177,186 +165,18 @@ void count_text(const std::string& content, const TokenizeArgs& args,
       ids.empty() ? 0.0 : static_cast<double>(content.size()) / static_cast<double>(ids.size()));
 }
 
-/// Upper ends of the histogram's classes: powers of two.
-[[nodiscard]] std::vector<int64_t> length_classes(int64_t longest) {
-  std::vector<int64_t> ends = {32};
-  while (ends.back() < longest) ends.push_back(ends.back() * 2);
-  return ends;
-}
-
-struct Fit {
-  int64_t seq_len = 0, rows = 0, fitting = 0;
-  double fill = 0.0, tokens_kept = 0.0;
-};
-
-}  // namespace
-
-void print_dataset_stats(const Dataset& dataset, const DataOptions& options, bool json,
-                         std::ostream& out) {
-  const DatasetStats& stats = dataset.stats();
-  std::vector<int32_t> lengths;
-  int64_t longest = 0, total = 0;
-  for (int64_t i = 0; i < dataset.samples(); ++i) {
-    lengths.push_back(static_cast<int32_t>(dataset.sample_length(i)));
-    longest = std::max<int64_t>(longest, lengths.back());
-    total += lengths.back();
-  }
-  std::vector<PlanSource> sources;
-  uint32_t first = 0;
-  for (const SourceStats& s : stats.sources) {
-    sources.push_back({s.weight, first, static_cast<uint32_t>(s.samples)});
-    first += static_cast<uint32_t>(s.samples);
-  }
-  const std::vector<int64_t> ends = length_classes(longest);
-  std::vector<int64_t> histogram(ends.size(), 0);
-  for (const int32_t n : lengths)
-    ++histogram[static_cast<size_t>(std::lower_bound(ends.begin(), ends.end(), n) - ends.begin())];
-
-  // What each row length would give: samples that fit whole, and how full rows are with the rest
-  // cut or dropped.
-  std::vector<int64_t> candidates = {512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072};
-  while (candidates.size() > 1 && candidates[candidates.size() - 2] >= longest)
-    candidates.pop_back();
-  candidates.push_back(dataset.seq_len());
-  std::sort(candidates.begin(), candidates.end());
-  candidates.erase(std::unique(candidates.begin(), candidates.end()), candidates.end());
-  std::vector<Fit> fits;
-  for (const int64_t seq_len : candidates) {
-    Fit fit;
-    fit.seq_len = seq_len;
-    std::vector<int32_t> cut = lengths;
-    double tokens = 0.0;
-    for (size_t s = 0; s < sources.size(); ++s)
-      for (uint32_t i = 0; i < sources[s].samples; ++i) {
-        int32_t& n = cut[sources[s].first_sample + i];
-        if (n <= seq_len)
-          ++fit.fitting;
-        else
-          n = options.too_long == "drop" ? 0 : static_cast<int32_t>(seq_len);
-        tokens += sources[s].weight * n;
-        fit.tokens_kept += n;
-      }
-    const RowPlan plan(std::move(cut), sources,
-                       {.seq_len = seq_len,
-                        .pack = options.pack,
-                        .shuffle = options.shuffle,
-                        .seed = options.seed});
-    fit.rows = plan.rows();
-    fit.fill = fit.rows == 0
-                   ? 0.0
-                   : tokens / (static_cast<double>(fit.rows) * static_cast<double>(seq_len));
-    fits.push_back(fit);
-  }
-
-  if (json) {
-    Json j = {{"rows", stats.rows},
-              {"seq_len", dataset.seq_len()},
-              {"samples", stats.samples},
-              {"tokens", stats.tokens},
-              {"trained_tokens", stats.trained_tokens},
-              {"fill", stats.fill},
-              {"bad_rows", stats.bad_rows},
-              {"too_long", stats.too_long},
-              {"unclosed_think", stats.unclosed_think},
-              {"empty_answers", stats.empty_answers},
-              {"longest", longest}};
-    for (const SourceStats& s : stats.sources)
-      j["sources"].push_back({{"path", s.path.string()},
-                              {"format", s.format},
-                              {"weight", s.weight},
-                              {"samples", s.samples},
-                              {"tokens", s.tokens},
-                              {"trained_tokens", s.trained_tokens},
-                              {"longest", s.longest},
-                              {"bad_rows", s.bad_rows},
-                              {"too_long", s.too_long},
-                              {"unclosed_think", s.unclosed_think},
-                              {"empty_answers", s.empty_answers}});
-    for (size_t i = 0; i < ends.size(); ++i)
-      j["histogram"].push_back({{"up_to", ends[i]}, {"samples", histogram[i]}});
-    for (const Fit& f : fits)
-      j["seq_lens"].push_back({{"seq_len", f.seq_len},
-                               {"samples_that_fit", f.fitting},
-                               {"rows", f.rows},
-                               {"fill", f.fill}});
-    j["bad_row_examples"] = Json::array();
-    for (const BadRow& b : stats.bad_row_examples)
-      j["bad_row_examples"].push_back(
-          {{"path", b.path.string()}, {"line", b.line}, {"reason", b.reason}});
-    out << dump(j) << '\n';
-    return;
-  }
-
-  const auto percent = [](double part, double whole) {
-    return whole > 0.0 ? 100.0 * part / whole : 0.0;
-  };
-  for (const SourceStats& s : stats.sources) {
-    out << fmt::format(
-        "{} ({}{}): {} samples, {} tokens, {:.1f} % trained, longest {}", s.path.string(), s.format,
-        s.weight == 1.0 ? std::string() : fmt::format(", weight {}", s.weight), grouped(s.samples),
-        grouped(s.tokens),
-        percent(static_cast<double>(s.trained_tokens), static_cast<double>(s.tokens)),
-        grouped(s.longest));
-    if (s.bad_rows > 0) out << fmt::format(", {} bad rows", grouped(s.bad_rows));
-    if (s.unclosed_think > 0)
-      out << fmt::format(", {} answers that never close <think>", grouped(s.unclosed_think));
-    if (s.empty_answers > 0) out << fmt::format(", {} empty answers", grouped(s.empty_answers));
-    out << '\n';
-  }
-  for (const BadRow& b : stats.bad_row_examples)
-    out << fmt::format("  bad row {}:{}: {}\n", b.path.string(), b.line, b.reason);
-
-  out << "\nlength in tokens      samples   share  cumulative\n";
-  int64_t seen = 0, begin = 1;
-  const int64_t most = *std::max_element(histogram.begin(), histogram.end());
-  for (size_t i = 0; i < ends.size(); ++i) {
-    seen += histogram[i];
-    const auto bar = static_cast<size_t>(histogram[i] * 40 / std::max<int64_t>(most, 1));
-    if (seen > 0 || histogram[i] > 0)
-      out << fmt::format(
-          "{:>7} - {:<7} {:>12} {:>6.1f} % {:>8.1f} %  {}\n", begin, ends[i], grouped(histogram[i]),
-          percent(static_cast<double>(histogram[i]), static_cast<double>(lengths.size())),
-          percent(static_cast<double>(seen), static_cast<double>(lengths.size())),
-          std::string(bar, '#'));
-    begin = ends[i] + 1;
-  }
-
-  out << fmt::format(
-      "\n  seq-len  samples that fit  tokens kept        rows    full   ({}{}, longer samples: "
-      "{})\n",
-      options.pack ? "packed" : "not packed", options.shuffle ? "" : ", in the file's order",
-      options.too_long == "drop" ? "dropped" : "truncated");
-  for (const Fit& f : fits)
-    out << fmt::format("{}{:>8} {:>15.1f} % {:>10.1f} % {:>11} {:>6.1f} %\n",
-                       f.seq_len == dataset.seq_len() ? '*' : ' ', f.seq_len,
-                       percent(static_cast<double>(f.fitting), static_cast<double>(lengths.size())),
-                       percent(f.tokens_kept, static_cast<double>(total)), grouped(f.rows),
-                       100.0 * f.fill);
-
-  out << fmt::format(
-      "\nan epoch at --seq-len {}: {} rows, {} samples, {} tokens ({} trained), rows {:.1f} % full",
-      dataset.seq_len(), grouped(stats.rows), grouped(stats.samples), grouped(stats.tokens),
-      grouped(stats.trained_tokens), 100.0 * stats.fill);
-  if (stats.too_long > 0)
-    out << fmt::format(
-        "; {} samples are too long (training needs --too-long truncate or drop, or a larger "
-        "--seq-len)",
-        grouped(stats.too_long));
-  out << '\n';
-}
-
-namespace {
-
-/// --train: rows of any format, shown as training sees them.
-/// Written as it comes, so that a program at the other end of a pipe can wait for each answer. False when the other end has left,
-/// as `head` does; throws StorageError when the output takes no more for another reason.
+/// Written as it comes, so that a program at the other end of a pipe can wait for each answer.
+/// False when the other end has left, as `head` does; throws StorageError when the output takes no
+/// more for another reason.
 bool deliver(std::ostream& out) {
   errno = 0;
   if (out.flush()) return true;
   if (errno == EPIPE) return false;
-  throw StorageError("the output cannot be written: {}", errno != 0 ? std::strerror(errno) : "unknown reason");
+  throw StorageError("the output cannot be written: {}",
+                     errno != 0 ? std::strerror(errno) : "unknown reason");
 }
 
+/// --train: rows of any format, shown as training sees them.
 class TrainingView {
  public:
   TrainingView(const TokenizeArgs& args, const text::Tokenizer& tokenizer, std::ostream& out)
@@ -371,8 +191,8 @@ class TrainingView {
     settings_.parse_special = args.parse_special;
     settings_.end_id = end_of_text_id(args.data.model_dir, tokenizer);
   }
-  /// A JSON row, or a line of text where the format is text and the line is no JSON. False: nobody reads what is shown. Throws
-  /// RowError.
+  /// A JSON row, or a line of text where the format is text and the line is no JSON. False: nobody
+  /// reads what is shown. Throws RowError.
   [[nodiscard]] bool show(std::string_view row, bool plain_text) {
     EncodedSample sample;
     if (plain_text) {

@@ -96,26 +96,31 @@ void parse_parts(const Json& parts, const std::string& where, text::Message& mes
   if (any_reasoning) message.reasoning = std::move(reasoning);
 }
 
-/// One turn in either spelling: role/content or from/value.
-[[nodiscard]] text::Message parse_turn(const Json& turn, const std::string& where) {
-  if (!turn.is_object())
-    bad("{} is {}, expected an object with `role` and `content`", where, kind_of(turn));
+/// The keys of a turn: role/content, or ShareGPT's from/value.
+struct TurnKeys {
+  bool sharegpt;
+  std::string_view role, content;
+};
+
+[[nodiscard]] TurnKeys turn_keys(const Json& turn) {
   const bool sharegpt = !turn.contains("role") && turn.contains("from");
-  const std::string_view role_key = sharegpt ? "from" : "role";
-  std::string_view content_key = sharegpt ? "value" : "content";
+  TurnKeys keys{sharegpt, sharegpt ? "from" : "role", sharegpt ? "value" : "content"};
   // Some sets mix the two spellings.
   if (const std::string_view other = sharegpt ? "content" : "value";
-      !turn.contains(content_key) && turn.contains(other))
-    content_key = other;
-  const Json* role_json = find(turn, role_key);
-  if (role_json == nullptr) bad("{} has no `{}`", where, role_key);
+      !turn.contains(keys.content) && turn.contains(other))
+    keys.content = other;
+  return keys;
+}
+
+/// Sets the role. True: the content is the assistant's tool calls.
+[[nodiscard]] bool parse_role(const Json& turn, const TurnKeys& keys, const std::string& where,
+                              text::Message& message) {
+  const Json* role_json = find(turn, keys.role);
+  if (role_json == nullptr) bad("{} has no `{}`", where, keys.role);
   if (!role_json->is_string())
-    bad("{}.{} is {}, expected a string", where, role_key, kind_of(*role_json));
+    bad("{}.{} is {}, expected a string", where, keys.role, kind_of(*role_json));
   const std::string& spelled = role_json->get_ref<const std::string&>();
   const std::string role = lower(spelled);
-
-  text::Message message;
-  bool calls_in_content = false;
   if (role == "user" || role == "human") {
     message.role = text::Role::kUser;
   } else if (role == "assistant" || role == "gpt" || role == "model" || role == "chatgpt" ||
@@ -128,30 +133,38 @@ void parse_parts(const Json& parts, const std::string& where, text::Message& mes
     message.role = text::Role::kTool;
   } else if (role == "function_call" || role == "tool_call") {
     message.role = text::Role::kAssistant;
-    calls_in_content = true;
+    return true;
   } else {
-    bad("{}: unknown {} {} (allowed: system, user, assistant, tool{})", where, role_key,
-        shown(spelled), sharegpt ? ", human, gpt, function_call, observation" : "");
+    bad("{}: unknown {} {} (allowed: system, user, assistant, tool{})", where, keys.role,
+        shown(spelled), keys.sharegpt ? ", human, gpt, function_call, observation" : "");
   }
+  return false;
+}
 
-  const Json* content = find(turn, content_key);
-  const std::string content_at = fmt::format("{}.{}", where, content_key);
-  if (calls_in_content) {
-    if (content == nullptr) bad("{} has no `{}`", where, content_key);
-    parse_tool_calls(*content, content_at, message.tool_calls);
+void parse_content(const Json& turn, const TurnKeys& keys, bool calls, const std::string& where,
+                   text::Message& message) {
+  const Json* content = find(turn, keys.content);
+  const std::string at = fmt::format("{}.{}", where, keys.content);
+  if (calls) {
+    if (content == nullptr) bad("{} has no `{}`", where, keys.content);
+    parse_tool_calls(*content, at, message.tool_calls);
   } else if (content == nullptr) {
-    if (!turn.contains(content_key) && !turn.contains("tool_calls") &&
+    if (!turn.contains(keys.content) && !turn.contains("tool_calls") &&
         !turn.contains("function_call"))
-      bad("{} has no `{}`", where, content_key);
+      bad("{} has no `{}`", where, keys.content);
   } else if (content->is_string()) {
     message.content = content->get<std::string>();
   } else if (content->is_array()) {
-    parse_parts(*content, content_at, message);
+    parse_parts(*content, at, message);
   } else if (content->is_object() && message.role == text::Role::kTool) {
     message.content = dump(*content);
   } else {
-    bad("{} is {}, expected a string or a list of parts", content_at, kind_of(*content));
+    bad("{} is {}, expected a string or a list of parts", at, kind_of(*content));
   }
+}
+
+/// Reasoning and tool calls that stand beside the content.
+void parse_beside_content(const Json& turn, const std::string& where, text::Message& message) {
   for (const std::string_view key : {"reasoning_content", "reasoning", "thinking"}) {
     const Json* reasoning = find(turn, key);
     if (reasoning == nullptr || message.reasoning) continue;
@@ -163,15 +176,21 @@ void parse_parts(const Json& parts, const std::string& where, text::Message& mes
     parse_tool_calls(*calls, where + ".tool_calls", message.tool_calls);
   if (const Json* call = find(turn, "function_call"))
     parse_tool_calls(*call, where + ".function_call", message.tool_calls);
+}
+
+/// What a turn of its role may and must hold.
+void check_turn(const text::Message& message, const TurnKeys& keys, const std::string& where) {
   if (message.role != text::Role::kAssistant) {
     if (!message.tool_calls.empty()) bad("{}: only an assistant turn may hold tool calls", where);
     if (message.reasoning) bad("{}: only an assistant turn may hold reasoning", where);
-    if (!message.content) bad("{} has no `{}`", where, content_key);
+    if (!message.content) bad("{} has no `{}`", where, keys.content);
   } else if (!message.content && !message.reasoning && message.tool_calls.empty()) {
     bad("{}: an assistant turn with neither content nor tool calls", where);
   }
+}
 
-  // The turn's own word on its loss: "train": bool, or OpenAI's "weight": 0 | 1.
+/// The turn's own word on its loss: "train": bool, or OpenAI's "weight": 0 | 1.
+void parse_trained(const Json& turn, const std::string& where, text::Message& message) {
   if (const Json* train = find(turn, "train")) {
     if (!train->is_boolean()) bad("{}.train is {}, expected true or false", where, kind_of(*train));
     message.trained = train->get<bool>();
@@ -186,6 +205,19 @@ void parse_parts(const Json& parts, const std::string& where, text::Message& mes
       bad("{}: only assistant turns can be trained; use --train-on-prompt for the others", where);
     message.trained.reset();
   }
+}
+
+/// One turn in either spelling.
+[[nodiscard]] text::Message parse_turn(const Json& turn, const std::string& where) {
+  if (!turn.is_object())
+    bad("{} is {}, expected an object with `role` and `content`", where, kind_of(turn));
+  const TurnKeys keys = turn_keys(turn);
+  text::Message message;
+  const bool calls = parse_role(turn, keys, where, message);
+  parse_content(turn, keys, calls, where, message);
+  parse_beside_content(turn, where, message);
+  check_turn(message, keys, where);
+  parse_trained(turn, where, message);
   return message;
 }
 

@@ -239,52 +239,99 @@ void BpeModel::merge_by_heap(BpeScratch& scratch, size_t n) const {
   }
 }
 
+namespace {
+
+constexpr uint32_t kEnd = UINT32_MAX;
+
+// One list of positions a rank, in BpeScratch's memory.
+class RankLists {
+ public:
+  RankLists(BpeScratch& scratch, size_t ranks) : s_(scratch) {
+    if (s_.first.size() != ranks) {
+      s_.first.assign(ranks, kEnd);
+      s_.last.assign(ranks, kEnd);
+      s_.nonempty.assign(ranks / 64 + 1, 0);
+    }
+    s_.entries.clear();
+  }
+
+  void add(uint32_t rank, size_t pos) {
+    const uint32_t entry = new_entry(static_cast<uint64_t>(pos) << 32 | kEnd);
+    if (s_.first[rank] == kEnd) {
+      s_.first[rank] = entry;
+      s_.nonempty[rank / 64] |= uint64_t{1} << rank % 64;
+    } else {
+      uint64_t& tail = s_.entries[s_.last[rank]];
+      tail = (tail >> 32) << 32 | entry;
+    }
+    s_.last[rank] = entry;
+  }
+
+  // Words of 64 ranks; the lowest rank of a word that has a list, or kEnd.
+  [[nodiscard]] size_t words() const { return s_.nonempty.size(); }
+  [[nodiscard]] uint32_t lowest(size_t word) const {
+    if (s_.nonempty[word] == 0) return kEnd;
+    return static_cast<uint32_t>(word * 64) +
+           static_cast<uint32_t>(std::countr_zero(s_.nonempty[word]));
+  }
+
+  // Takes a rank's list out, ascending.
+  [[nodiscard]] const std::vector<uint32_t>& take(uint32_t rank) {
+    s_.nonempty[rank / 64] &= ~(uint64_t{1} << rank % 64);
+    auto& positions = s_.positions;
+    positions.clear();
+    for (uint32_t entry = s_.first[rank]; entry != kEnd;) {
+      const uint64_t value = s_.entries[entry];
+      positions.push_back(static_cast<uint32_t>(value >> 32));
+      s_.entries[entry] = free_entry_;
+      free_entry_ = entry;
+      entry = static_cast<uint32_t>(value);
+    }
+    s_.first[rank] = kEnd;
+    s_.last[rank] = kEnd;
+    // Different merges may have added to the list; the leftmost pair goes first.
+    if (!std::is_sorted(positions.begin(), positions.end()))
+      std::sort(positions.begin(), positions.end());
+    return positions;
+  }
+
+ private:
+  uint32_t new_entry(uint64_t value) {
+    const uint32_t entry = free_entry_;
+    if (entry == kEnd) {
+      s_.entries.push_back(value);
+      return static_cast<uint32_t>(s_.entries.size() - 1);
+    }
+    free_entry_ = static_cast<uint32_t>(s_.entries[entry]);
+    s_.entries[entry] = value;
+    return entry;
+  }
+
+  BpeScratch& s_;
+  uint32_t free_entry_ = kEnd;
+};
+
+}  // namespace
+
 // One list of positions a rank, the ranks visited in order: in most vocabularies a merge makes only
 // pairs of higher rank, so that a list is complete, and sorted, when its rank's turn comes, and the
 // time is linear. Pairs of the present rank or a lower one (in vocabularies made from token lists,
 // where "a"+"bc" may rank below "b"+"c") wait in a heap, which they leave at once.
 void BpeModel::merge_by_rank(BpeScratch& scratch, size_t n) const {
   const Symbols symbols{scratch.symbols.data(), scratch.lengths.data(), n};
-  constexpr uint32_t kEnd = UINT32_MAX;
-  if (scratch.first.size() != merges_.size()) {
-    scratch.first.assign(merges_.size(), kEnd);
-    scratch.last.assign(merges_.size(), kEnd);
-    scratch.nonempty.assign(merges_.size() / 64 + 1, 0);
-  }
-  auto& entries = scratch.entries;
-  entries.clear();
+  RankLists lists(scratch, merges_.size());
   auto& heap = scratch.heap;
   heap.clear();
   const std::greater<> order;
-  uint32_t free_entry = kEnd;
   int64_t present = -1;  // the rank whose list is being merged
   const auto add = [&](size_t pos) {
     const size_t next = symbols.next(pos);
     if (next >= n) return;
     const uint32_t rank = find_merge(symbols.ids[pos], symbols.ids[next]).rank;
     if (rank == kNone) return;
-    if (rank <= present) {
-      heap.push_back(static_cast<uint64_t>(rank) << 32 | pos);
-      std::push_heap(heap.begin(), heap.end(), order);
-      return;
-    }
-    uint32_t entry = free_entry;
-    const uint64_t value = static_cast<uint64_t>(pos) << 32 | kEnd;
-    if (entry != kEnd) {
-      free_entry = static_cast<uint32_t>(entries[entry]);
-      entries[entry] = value;
-    } else {
-      entry = static_cast<uint32_t>(entries.size());
-      entries.push_back(value);
-    }
-    if (scratch.first[rank] == kEnd) {
-      scratch.first[rank] = entry;
-      scratch.nonempty[rank / 64] |= uint64_t{1} << rank % 64;
-    } else {
-      uint64_t& tail = entries[scratch.last[rank]];
-      tail = (tail >> 32) << 32 | entry;
-    }
-    scratch.last[rank] = entry;
+    if (rank > present) return lists.add(rank, pos);
+    heap.push_back(static_cast<uint64_t>(rank) << 32 | pos);
+    std::push_heap(heap.begin(), heap.end(), order);
   };
   const auto merge = [&](uint32_t rank, uint32_t pos) {
     const Merge& m = merges_[rank];
@@ -297,25 +344,9 @@ void BpeModel::merge_by_rank(BpeScratch& scratch, size_t n) const {
   };
   for (size_t pos = 0; pos + 1 < n; ++pos) add(pos);
 
-  for (size_t word = 0; word < scratch.nonempty.size(); ++word) {
-    while (scratch.nonempty[word] != 0) {
-      const auto rank = static_cast<uint32_t>(word * 64) +
-                        static_cast<uint32_t>(std::countr_zero(scratch.nonempty[word]));
-      scratch.nonempty[word] &= scratch.nonempty[word] - 1;
-      auto& positions = scratch.positions;
-      positions.clear();
-      for (uint32_t entry = scratch.first[rank]; entry != kEnd;) {
-        const uint64_t value = entries[entry];
-        positions.push_back(static_cast<uint32_t>(value >> 32));
-        entries[entry] = free_entry;
-        free_entry = entry;
-        entry = static_cast<uint32_t>(value);
-      }
-      scratch.first[rank] = kEnd;
-      scratch.last[rank] = kEnd;
-      // Different merges may have added to the list; the leftmost pair goes first.
-      if (!std::is_sorted(positions.begin(), positions.end()))
-        std::sort(positions.begin(), positions.end());
+  for (size_t word = 0; word < lists.words(); ++word) {
+    for (uint32_t rank = lists.lowest(word); rank != kEnd; rank = lists.lowest(word)) {
+      const std::vector<uint32_t>& positions = lists.take(rank);
       present = rank;
       for (size_t i = 0; i < positions.size() || !heap.empty();) {
         const uint64_t listed =
