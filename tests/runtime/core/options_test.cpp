@@ -299,8 +299,8 @@ TEST(Options, ALaterFlagBeatsAnEarlierOne) {
   EXPECT_EQ(twice.lr, 2);
   // And says so, where the two differ.
   EXPECT_THAT(twice.warnings, ElementsAre("--lr 1 and --lr 2: given twice, the later one (2) counts"));
-  EXPECT_THAT(parse("train", {"--data", "a", "--data", "b", "--deterministic", "--deterministic=false"}).warnings,
-              ElementsAre(HasSubstr("--deterministic true and --deterministic false")));
+  EXPECT_THAT(parse("train", {"--data", "a", "--data", "b", "--no-shuffle", "--no-shuffle=false"}).warnings,
+              ElementsAre(HasSubstr("--no-shuffle true and --no-shuffle false")));
 }
 
 TEST(Options, ValuesThatLookLikeOptions) {
