@@ -107,6 +107,7 @@ DeviceKind read_device(const Entry& e, bool gpu) {
   d.peer = gpu ? e.text("peer") : "shared-memory";
   d.peer_many = e.text("peer_many", d.peer);
   d.network = e.text("network");
+  if (gpu) d.host = e.text("host", d.sm >= 90 ? "PCIe5" : d.sm >= 80 ? "PCIe4" : "PCIe3");
   d.most = e.whole("most", 8);
   if (d.gemm <= 0 || d.copy <= 0 || d.fp32_flops <= 0 || d.bytes_per_s <= 0 || d.memory_bytes <= 0)
     throw DataError("{}: gemm, copy, fp32_tflops, memory_gbytes_per_s and memory_gib must be above 0", e.where());
@@ -179,8 +180,8 @@ void Catalogue::add(std::string_view text, const std::string& source) {
   }
   for (const auto* list : {&devices_, &cpus_})
     for (const DeviceKind& d : *list)
-      for (const std::string& name : {d.peer, d.peer_many, d.network})
-        static_cast<void>(link(name, fmt::format("{}: {}", source, d.name)));
+      for (const std::string& name : {d.peer, d.peer_many, d.network, d.host})
+        if (!name.empty()) static_cast<void>(link(name, fmt::format("{}: {}", source, d.name)));
   for (const ShapeKind& s : shapes_) static_cast<void>(link(s.network, fmt::format("{}: {}", source, s.name)));
 }
 

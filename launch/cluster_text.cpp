@@ -115,6 +115,7 @@ void Making::cards_of(const DeviceKind& d, PlannedCluster* c) const {
   c->cores = 64 * c->sockets;
   c->numa = c->sockets * 4;
   c->host_memory_bytes = std::max<int64_t>(int64_t{64} << 30, 2 * cards * d.memory_bytes);
+  c->host_assumed = true;
   c->title = title(c->hosts, "hosts of", fmt::format("{} x {}", cards, d.title));
 }
 
@@ -147,6 +148,7 @@ void Making::cut_into_instances(PlannedCluster* c) const {
   for (double* rate : {&d.bf16_flops, &d.fp32_flops}) *rate *= m.compute_sevenths / 7;
   d.bytes_per_s *= m.memory_eighths / 8;
   d.memory_bytes = m.memory_bytes;
+  c->host_link.device_bytes_per_s *= m.memory_eighths / 8;  // instances share the card's
   d.name += "/" + parts.mig;
   c->title += ", MIG instances " + parts.mig;
   // Instances reach each other neither over NVLink nor as PCIe peers.
@@ -167,6 +169,7 @@ PlannedCluster Catalogue::cluster(const std::string& text) const {
   else if (const DeviceKind* cpu = find_named(cpus_, name)) making.sockets_of(*cpu, &c);
   else refuse_name(making.where, parts.name, name);
   c.peer = link(c.device.gpu && c.devices_per_host > 4 ? c.device.peer_many : c.device.peer, making.where);
+  if (c.device.gpu) c.host_link = link(c.device.host, making.where);
   if (!parts.mig.empty()) making.cut_into_instances(&c);
   return c;
 }

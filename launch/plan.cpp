@@ -100,6 +100,10 @@ JobShape shape_of(const JobConfig& cfg, const parallel::ModelConfig& model, cons
     throw UsageError("--dtype bf16: {} has no bf16 arithmetic; --dtype fp32 works", cluster.device.title);
   job.format = parallel::numeric_format(job.gpu, dtype, cfg.state_dtype);
   job.zero = cfg.zero;
+  const auto offloads = [&](const char* what) { return std::ranges::find(cfg.offload, what) != cfg.offload.end(); };
+  if (!cfg.offload.empty() && !job.gpu) throw UsageError("--offload needs a GPU: on a CPU everything is in host memory already");
+  job.offload_optimizer = offloads("optimizer");
+  job.offload_activations = offloads("activations");
   return job;
 }
 
@@ -108,8 +112,10 @@ bool layout_given(const JobConfig& cfg) {
   return std::ranges::any_of(std::initializer_list<const char*>{"pp", "dp", "tp"}, [&](const char* o) { return cfg.is_set(o); });
 }
 
-parallel::SearchSpace space_of(const JobConfig& cfg, bool machine_given) {
-  const bool free = machine_given && !layout_given(cfg);
+bool machine_given(const JobConfig& cfg) { return !cfg.cluster.empty() || !cfg.hostfile.empty() || !cfg.host.empty(); }
+
+parallel::SearchSpace space_of(const JobConfig& cfg, bool on_a_machine) {
+  const bool free = on_a_machine && !layout_given(cfg);
   parallel::SearchSpace s;
   s.pp = cfg.pp == 0 || free;
   s.tp = cfg.tp == 0 || free;
@@ -118,6 +124,50 @@ parallel::SearchSpace space_of(const JobConfig& cfg, bool machine_given) {
   s.micro_batch = !cfg.row_tree() && (cfg.micro_batch == 0 || (free && !cfg.is_set("micro-batch")));
   s.schedule = s.pp && !cfg.is_set("schedule") && !cfg.is_set("virtual-stages");
   return s;
+}
+
+struct Decision {
+  parallel::Candidate chosen;
+  bool searched = false;
+  std::vector<parallel::Candidate> ranking;
+};
+
+/// The job of a command line on a machine: as it is given, or the best of what it leaves open.
+Decision decide(const JobConfig& cfg, const parallel::ModelConfig& model, const PlannedCluster& cluster) {
+  JobShape job = shape_of(cfg, model, cluster);
+  const parallel::SearchSpace space = space_of(cfg, machine_given(cfg));
+  job.mesh = {.pp = std::max(1, cfg.pp), .dp = std::max(1, cfg.dp), .tp = std::max(1, cfg.tp)};
+  // A search picks full by itself; --recompute auto does not when the job runs, and is refused there too.
+  if (job.offload_activations && (cfg.recompute == "auto" || (job.recompute_of(0) != parallel::Recompute::kFull && !space.recompute)))
+    throw UsageError("--offload activations goes with --recompute full, where the inputs of the blocks are all that is kept");
+  Decision d{.searched = space.any()};
+  if (!d.searched) {
+    d.chosen = parallel::evaluate(model, job, cluster);
+    return d;
+  }
+  d.ranking = parallel::search(model, job, space, cluster);
+  if (d.ranking.empty())
+    throw UsageError("no layout of {} ranks is possible for {} layers, {} heads and --batch {}", cluster.most_ranks(), model.layers,
+                     model.heads, job.batch);
+  d.chosen = d.ranking.front();
+  return d;
+}
+
+/// Changes that would fit, each priced as the changed command would be planned.
+std::vector<parallel::Remedy> remedies_for(const JobConfig& cfg, const parallel::ModelConfig& model, const PlannedCluster& cluster,
+                                           const JobShape& job) {
+  const auto changed = [&](const JobShape&, const std::vector<parallel::OptionValue>& options) -> std::optional<parallel::ChangedJob> {
+    try {
+      JobConfig with = cfg;
+      for (const parallel::OptionValue& o : options) with.give(o.option, o.value);
+      const parallel::Candidate c = decide(with, model, cluster).chosen;
+      return parallel::ChangedJob{c.job, c.fits, c.largest_bytes, c.time.total};
+    } catch (const UsageError&) {
+      return std::nullopt;  // not with the rest of this command line
+    }
+  };
+  // A search has tried every layout there is.
+  return parallel::remedies(model, job, cluster, 6, changed, !space_of(cfg, machine_given(cfg)).mesh());
 }
 
 void add_warnings(PlanReport& r, const JobConfig& cfg) {
@@ -162,16 +212,23 @@ void add_warnings(PlanReport& r, const JobConfig& cfg) {
 
 std::string PlanReport::refusal() const {
   const auto h = [](int64_t n) { return human_bytes(static_cast<double>(n)); };
-  std::string text = fmt::format("{} does not fit: {} needs {} of {}", chosen.job.mesh.str(),
-                                 cluster.gpu() ? "a GPU" : "a host", h(chosen.device_bytes), h(capacity_bytes));
-  if (ranks_per_device > 1) text += fmt::format(" for its {} ranks", ranks_per_device);
+  const bool device_short = chosen.device_bytes > capacity_bytes;
+  std::string text = fmt::format("{} does not fit: ", chosen.job.mesh.str());
+  if (device_short) {
+    text += fmt::format("{} needs {} of {}", cluster.gpu() ? "a GPU" : "a host", h(chosen.device_bytes), h(capacity_bytes));
+    if (ranks_per_device > 1) text += fmt::format(" for its {} ranks", ranks_per_device);
+  }
+  if (chosen.host_bytes > host_capacity_bytes)
+    text += fmt::format("{}--offload {} pins {} on a host, of {} that its ranks may pin", device_short ? "; " : "", chosen.job.offload_text(),
+                        h(chosen.host_bytes), h(host_capacity_bytes));
   if (remedies.empty())
-    return text + ". No single change of recompute, micro-batch, layout or state dtype, and no two of them, would make it fit "
-                  "on this machine: take more or larger devices, or a shorter --seq-len";
+    return text + fmt::format(". No single change of recompute, micro-batch, layout or state dtype, no two of them{}, would make it fit on "
+                              "this machine: take more or larger devices, or a shorter --seq-len",
+                              cluster.gpu() ? ", and none with --offload" : "");
   text += ". Changes that would fit, the fastest first:";
   for (const parallel::Remedy& m : remedies)
-    text += fmt::format("\n  {:<40} {} a rank, {}{:.0f} % step time ({})", m.change, h(m.largest_bytes), m.slowdown < 0 ? "-" : "+",
-                        std::abs(100 * m.slowdown), m.explanation);
+    text += fmt::format("\n  {:<40} {} a rank, {}{:.0f} % step time, {} ({}; recompute {})", m.change, h(m.largest_bytes),
+                        m.slowdown < 0 ? "-" : "+", std::abs(100 * m.slowdown), human_duration(m.seconds), m.explanation, m.policy);
   return text;
 }
 
@@ -201,20 +258,11 @@ PlanReport make_plan(const JobConfig& cfg, const std::string& model_name, const 
   PlannedCluster cluster = machine;
   cluster.comm = parse_comm_choice(cfg.comm);
   PlanReport r{.model_name = model_name, .model = model, .cluster = cluster};
-  JobShape job = shape_of(cfg, model, cluster);
-  const parallel::SearchSpace space = space_of(cfg, !cfg.cluster.empty() || !cfg.hostfile.empty() || !cfg.host.empty());
-  job.mesh = {.pp = std::max(1, cfg.pp), .dp = std::max(1, cfg.dp), .tp = std::max(1, cfg.tp)};
-  r.searched = space.any();
-  if (r.searched) {
-    r.ranking = parallel::search(model, job, space, cluster);
-    if (r.ranking.empty())
-      throw UsageError("no layout of {} ranks is possible for {} layers, {} heads and --batch {}", cluster.most_ranks(), model.layers,
-                       model.heads, job.batch);
-    r.chosen = r.ranking.front();
-  } else {
-    r.chosen = parallel::evaluate(model, job, cluster);
-  }
-  job = r.chosen.job;
+  Decision decision = decide(cfg, model, cluster);
+  r.searched = decision.searched;
+  r.ranking = std::move(decision.ranking);
+  r.chosen = std::move(decision.chosen);
+  const JobShape& job = r.chosen.job;
   r.schedule = parallel::schedule_of(job);
   r.simulation = parallel::simulate(r.schedule, r.chosen.time.costs);
   const parallel::ModelSpec spec(model, job.mesh.tp, job.stages());
@@ -224,12 +272,15 @@ PlanReport make_plan(const JobConfig& cfg, const std::string& model_name, const 
       PlannedRank rank{.coord = {.pp = pp, .dp = job.mesh.dp - 1, .tp = tp}};  // the replica that holds most
       rank.plan = parallel::plan_rank(spec, job, r.schedule, rank.coord);
       rank.memory = parallel::memory_items(rank.plan);
+      rank.host = parallel::host_items(rank.plan);
       rank.shard = spec.local(tp);
       for (const auto& c : rank.plan.chunks) rank.parameters += c.param_elems;
       r.ranks.push_back(std::move(rank));
     }
   r.ranks_per_device = cluster.ranks_per_device(job.mesh);
   r.capacity_bytes = cluster.capacity_bytes(job.mesh);
+  if (const auto hosts_memory = cluster.host_domains(job.mesh); !hosts_memory.empty())
+    r.host_capacity_bytes = hosts_memory.front().capacity_bytes;
   r.beside = cluster.beside_plan(job.mesh);
   r.assumptions = parallel::assumptions(job, cluster.rates(job.mesh, job.format), cluster.links(job.mesh));
   r.assumptions.push_back(fmt::format("rates of {}: {}", cluster.device.title,
@@ -238,6 +289,11 @@ PlanReport make_plan(const JobConfig& cfg, const std::string& model_name, const 
                                                                             : "estimated, not measured"));
   r.assumptions.push_back(cluster.gpu() ? "memory beside the plan: measured on one H200 with CUDA 13.0; NCCL's buffers are estimated"
                                         : "96 MiB a rank are kept for code and libraries, 2 GiB a host for the system");
+  if (job.offloads() && cluster.host_assumed)
+    r.assumptions.push_back(fmt::format("a host of {} for {} such GPUs is assumed, {} of it for pinning: a shape of the catalogue or --hostfile "
+                                        "says what yours has",
+                                        human_bytes(static_cast<double>(cluster.host_memory_bytes)), cluster.devices_per_host,
+                                        human_bytes(static_cast<double>(r.host_capacity_bytes))));
   r.usd_per_hour = cfg.price > 0 ? std::optional<double>(cfg.price) : cluster.usd_per_hour;
   if (r.usd_per_hour) {
     r.usd_per_million_tokens = *r.usd_per_hour / 3600 / r.chosen.time.tokens_per_s * 1e6;
@@ -264,7 +320,7 @@ PlanReport make_plan(const JobConfig& cfg, const std::string& model_name, const 
     return RankSpot{p.host, gpu};
   });
   add_warnings(r, cfg);
-  if (!r.fits()) r.remedies = parallel::remedies(model, job, cluster, 6);
+  if (!r.fits()) r.remedies = remedies_for(cfg, model, cluster, job);
   return r;
 }
 

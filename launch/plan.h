@@ -20,6 +20,7 @@ struct PlannedRank {
   parallel::MeshCoord coord;
   parallel::RankPlan plan;
   std::vector<parallel::MemoryItem> memory;
+  std::vector<parallel::MemoryItem> host;  ///< pinned on its host
   parallel::LocalShape shard;
   int64_t parameters = 0;
 };
@@ -36,6 +37,7 @@ struct PlanReport {
   std::vector<parallel::StageSpec> stages;
   std::vector<PlannedRank> ranks;            ///< (pp, tp), tp innermost
   int64_t capacity_bytes = 0;                ///< of a device, for all its ranks
+  int64_t host_capacity_bytes = 0;           ///< of a host, that its ranks may pin (--offload); 0 on CPUs
   std::vector<parallel::MemoryItem> beside;  ///< what a rank takes beside the plan's tensors; not in capacity_bytes
   std::vector<PlannedGroup> groups;          ///< which backend carries each process group, as placed
   int ranks_per_device = 1;

@@ -111,12 +111,20 @@ std::string memory_picture(const PlanReport& r) {
 
 // -- step time
 
+/// Pinned on the host by the rank that pins most.
+int64_t fullest_host(const PlanReport& r) {
+  int64_t most = 0;
+  for (const PlannedRank& k : r.ranks) most = std::max(most, k.plan.bytes().host);
+  return most;
+}
+
 std::vector<Part> time_parts(const StepTime& t) {
   return {{"matrix products", "#3d6fd1", t.gemm + t.head}, {"attention", "#7aa2ea", t.attention},
           {"norms, RoPE, SwiGLU", "#53b3c8", t.elementwise}, {"recomputation", "#b5a32b", t.recompute},
           {"launches and gaps", "#9aa5b5", t.overhead}, {"tp communication, exposed", "#e08a3c", t.tp_comm},
           {"pp communication, exposed", "#f0b27a", t.pp_comm}, {"bubble (waiting for other stages)", "#d8dde5", t.bubble},
-          {"dp gradient sums", "#d35d8c", t.dp_comm}, {"optimizer", "#9b7bd4", t.optimizer}, {"sums over rows", "#7a8ba8", t.row_sums}};
+          {"dp gradient sums", "#d35d8c", t.dp_comm}, {"optimizer", "#9b7bd4", t.optimizer}, {"sums over rows", "#7a8ba8", t.row_sums},
+          {"host memory, exposed", "#5f9e6e", t.offload}};
 }
 
 std::string time_picture(const StepTime& t) {
@@ -287,6 +295,9 @@ std::string plan_html(const PlanReport& r) {
   if (!carried.empty()) out += "<section><h2>What carries each group</h2>" + list(carried) + "</section>\n";
   std::vector<std::string> beside;
   for (const parallel::MemoryItem& i : r.beside) beside.push_back(fmt::format("{}: {} ({})", i.category, bytes(i.bytes), i.name));
+  if (job.offloads())
+    beside.push_back(fmt::format("pinned on its host: {} by --offload {}; {} on a host, of {} that may be pinned", bytes(fullest_host(r)),
+                                 job.offload_text(), bytes(r.chosen.host_bytes), bytes(r.host_capacity_bytes)));
   out += "<section><h2>Memory of a rank beside the plan</h2>" + list(beside) + "</section>\n";
   out += "<section><h2>Assumptions</h2>" + list(r.assumptions) + "</section>\n";
   return page(title, out);

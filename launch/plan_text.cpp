@@ -20,7 +20,7 @@ std::string range(const parallel::Interval& i) { return i.size() == 0 ? "-" : fm
 /// Names of a step's parts in the order in which they are shown.
 std::vector<std::pair<std::string, double>> parts(const StepTime& t) {
   return {{"matrix products", t.gemm + t.head}, {"attention", t.attention}, {"norms, RoPE, SwiGLU", t.elementwise},
-          {"recomputation", t.recompute}, {"sums over rows", t.row_sums}, {"launches and gaps", t.overhead}, {"tp communication, exposed", t.tp_comm},
+          {"recomputation", t.recompute}, {"sums over rows", t.row_sums}, {"host memory, exposed", t.offload}, {"launches and gaps", t.overhead}, {"tp communication, exposed", t.tp_comm},
           {"pp communication, exposed", t.pp_comm}, {"bubble", t.bubble}, {"dp gradient sums", t.dp_comm},
           {"optimizer", t.optimizer}};
 }
@@ -120,6 +120,12 @@ void add_memory(std::string& out, const PlanReport& r) {
   out += fmt::format("  {:<16} {:>13}   (", "beside the plan", bytes(beside));
   for (size_t i = 0; i < r.beside.size(); ++i) out += fmt::format("{}{} {}", i > 0 ? ", " : "", r.beside[i].category, bytes(r.beside[i].bytes));
   out += r.cluster.gpu() ? "), counted already\n" : ", and 2 GiB a host for the system), counted already\n";
+  if (r.chosen.job.offloads()) {
+    out += fmt::format("  {:<16}", "on its host");
+    for (const RankGroup& g : list) out += fmt::format(" {:>13}", bytes(g.rank->plan.bytes().host));
+    out += fmt::format("   (pinned, by --offload {}: {} on a host, of {} that may be pinned)\n", r.chosen.job.offload_text(),
+                       bytes(r.chosen.host_bytes), bytes(r.host_capacity_bytes));
+  }
   if (all > list.size()) out += fmt::format("  ... {} more columns; --json has them all\n", all - list.size());
 
   // The fullest rank's activations and head by name.
@@ -171,7 +177,7 @@ void add_ranking(std::string& out, const PlanReport& r) {
 nlohmann::ordered_json time_json(const StepTime& t) {
   return {{"seconds", t.total}, {"gemm", t.gemm}, {"head", t.head}, {"attention", t.attention}, {"elementwise", t.elementwise},
           {"recompute", t.recompute}, {"overhead", t.overhead}, {"tp_communication", t.tp_comm},
-          {"pp_communication", t.pp_comm}, {"bubble", t.bubble}, {"dp_communication", t.dp_comm}, {"optimizer", t.optimizer}, {"row_sums", t.row_sums},
+          {"pp_communication", t.pp_comm}, {"bubble", t.bubble}, {"dp_communication", t.dp_comm}, {"optimizer", t.optimizer}, {"row_sums", t.row_sums}, {"offload", t.offload},
           {"tokens_per_second", t.tokens_per_s}, {"model_flops_per_second_per_rank", t.model_flops_per_s},
           {"bubble_fraction", t.bubble_fraction}};
 }
@@ -181,7 +187,7 @@ nlohmann::ordered_json layout_json(const parallel::JobShape& job) {
   for (int p = 0; p < job.mesh.pp; ++p) recompute.push_back(parallel::recompute_name(job.recompute_of(p)));
   return {{"pp", job.mesh.pp}, {"dp", job.mesh.dp}, {"tp", job.mesh.tp}, {"schedule", job.schedule},
           {"virtual_stages", job.virtual_stages}, {"batch", job.batch}, {"micro_batch", job.micro_batch},
-          {"micro_batches", job.microbatches()}, {"seq_len", job.seq_len}, {"recompute", recompute}, {"zero", job.zero},
+          {"micro_batches", job.microbatches()}, {"seq_len", job.seq_len}, {"recompute", recompute}, {"zero", job.zero}, {"offload", job.offload_text()},
           {"weights", dtype_name(job.format.weights)}, {"gradients", dtype_name(job.format.gradients)},
           {"moments", dtype_name(job.format.moments)}, {"master_weights", job.format.master}};
 }
@@ -189,7 +195,8 @@ nlohmann::ordered_json layout_json(const parallel::JobShape& job) {
 nlohmann::ordered_json interval_json(const parallel::Interval& i) { return {i.begin, i.end}; }
 
 nlohmann::ordered_json rank_json(const PlanReport& r, const PlannedRank& k) {
-  nlohmann::ordered_json memory = nlohmann::ordered_json::array(), sums;
+  nlohmann::ordered_json memory = nlohmann::ordered_json::array(), host = nlohmann::ordered_json::array(), sums;
+  for (const auto& i : k.host) host.push_back({{"category", i.category}, {"name", i.name}, {"bytes", i.bytes}, {"in_flight", i.copies}});
   for (const auto& i : k.memory)
     memory.push_back({{"category", i.category}, {"name", i.name}, {"bytes", i.bytes}, {"in_flight", i.copies}});
   for (const std::string& c : parallel::memory_categories()) sums[c] = parallel::category_bytes(k.memory, c);
@@ -202,7 +209,8 @@ nlohmann::ordered_json rank_json(const PlanReport& r, const PlannedRank& k) {
   return {{"pp", k.coord.pp}, {"tp", k.coord.tp}, {"stages", stages}, {"parameters", k.parameters},
           {"q_heads", interval_json(k.shard.q_heads)}, {"kv_heads", interval_json(k.shard.kv_heads)},
           {"ffn", interval_json(k.shard.ffn)}, {"vocabulary", interval_json(k.shard.vocab)},
-          {"bytes", k.plan.bytes().total()}, {"categories", sums}, {"tensors", memory}};
+          {"bytes", k.plan.bytes().total()}, {"categories", sums}, {"tensors", memory},
+          {"host_bytes", k.plan.bytes().host}, {"host_tensors", host}};
 }
 
 nlohmann::ordered_json report_json(const PlanReport& r) {
@@ -212,11 +220,12 @@ nlohmann::ordered_json report_json(const PlanReport& r) {
                 {"ffn", r.model.ffn}, {"vocabulary", r.model.vocab}};
   j["machine"] = {{"text", r.cluster.text}, {"title", r.cluster.title}, {"hosts", r.cluster.hosts},
                   {"devices_per_host", r.cluster.devices_per_host}, {"device", r.cluster.device.title},
-                  {"capacity_bytes", r.capacity_bytes}, {"ranks_per_device", r.ranks_per_device},
+                  {"capacity_bytes", r.capacity_bytes}, {"host_capacity_bytes", r.host_capacity_bytes}, {"ranks_per_device", r.ranks_per_device},
                   {"link_in_host", r.cluster.peer.title}, {"link_between_hosts", r.cluster.network.title}};
   j["fits"] = r.fits();
   j["layout"] = layout_json(r.chosen.job);
   j["device_bytes"] = r.chosen.device_bytes;
+  j["host_bytes"] = r.chosen.host_bytes;
   j["step_time"] = time_json(r.chosen.time);
   if (r.usd_per_hour) j["usd_per_hour"] = *r.usd_per_hour;
   if (r.usd_per_million_tokens) j["usd_per_million_tokens"] = *r.usd_per_million_tokens;
@@ -246,7 +255,8 @@ nlohmann::ordered_json report_json(const PlanReport& r) {
   j["assumptions"] = r.assumptions;
   j["remedies"] = nlohmann::ordered_json::array();
   for (const auto& m : r.remedies)
-    j["remedies"].push_back({{"change", m.change}, {"explanation", m.explanation}, {"bytes", m.largest_bytes}, {"slowdown", m.slowdown}});
+    j["remedies"].push_back({{"change", m.change}, {"explanation", m.explanation}, {"bytes", m.largest_bytes}, {"slowdown", m.slowdown},
+                             {"seconds", m.seconds}, {"recompute", m.policy}});
   j["ranking"] = nlohmann::ordered_json::array();
   for (const Candidate& c : r.ranking)
     j["ranking"].push_back({{"layout", layout_json(c.job)}, {"fits", c.fits}, {"device_bytes", c.device_bytes},
@@ -265,6 +275,7 @@ std::string layout_flags(const parallel::JobShape& job) {
   if (job.mesh.pp > 1 && job.schedule != "1f1b") s += " --schedule " + job.schedule;
   if (job.virtual_stages > 1) s += fmt::format(" --virtual-stages {}", job.virtual_stages);
   if (job.zero > 0) s += " --zero 1";
+  if (job.offloads()) s += " --offload " + job.offload_text();
   if (job.tree_rows > 0) s += " --deterministic";
   return s;
 }
@@ -349,7 +360,7 @@ std::string comparison_text(const std::vector<PlanReport>& reports) {
     if (r.fits() || r.remedies.empty()) continue;
     out += fmt::format("\n  {} would fit with", r.cluster.text);
     for (size_t i = 0; i < std::min<size_t>(2, r.remedies.size()); ++i)
-      out += fmt::format("{} {}", i > 0 ? ", or" : "", r.remedies[i].change);
+      out += fmt::format("{} {} ({} a step)", i > 0 ? ", or" : "", r.remedies[i].change, human_duration(r.remedies[i].seconds));
   }
   std::map<std::string, std::vector<std::string>> warnings;
   for (const PlanReport& r : reports)

@@ -17,6 +17,8 @@ constexpr int64_t kGpuBeside = int64_t{1610} << 20, kGemmWorkspace = int64_t{64}
 constexpr int64_t kNcclCommunicator = int64_t{256} << 20;
 /// Code, libraries, MPI and data reading of a CPU rank, and of the host's own programs.
 constexpr int64_t kCpuRankReserve = int64_t{96} << 20, kHostReserve = int64_t{2} << 30;
+/// Context, libraries, staging buffers and data reading of a GPU rank in host memory: an estimate.
+constexpr int64_t kGpuRankHostReserve = int64_t{2} << 30;
 /// Least time of a kernel: launch on a GPU, a parallel loop on a CPU.
 constexpr double kGpuKernel = 3e-6, kCpuKernel = 5e-6;
 
@@ -74,7 +76,8 @@ parallel::DeviceRates PlannedCluster::rates(const parallel::MeshShape& mesh, con
   const double peak = (bf16 ? device.bf16_flops : device.fp32_flops) * share;
   return {.gemm = peak * device.gemm, .attention_forward = peak * device.attention_forward,
           .attention_backward = peak * device.attention_backward, .bytes_per_s = device.bytes_per_s * device.copy * share,
-          .overhead = 1.05, .kernel_s = gpu() ? kGpuKernel : kCpuKernel};
+          .overhead = 1.05, .kernel_s = gpu() ? kGpuKernel : kCpuKernel,
+          .host_bytes_per_s = gpu() ? host_link.pair() * share : 0, .host_link = host_link.title};
 }
 
 parallel::MeshLinks PlannedCluster::links(const parallel::MeshShape& mesh) const {
@@ -108,6 +111,20 @@ std::vector<parallel::MemoryDomain> PlannedCluster::domains(const parallel::Mesh
       out.push_back({.name = fmt::format("{} {}", gpu() ? device.name : "host", out.size()), .capacity_bytes = capacity, .ranks = {}});
     out[at].ranks.push_back(r);
   }
+  return out;
+}
+
+std::vector<parallel::MemoryDomain> PlannedCluster::host_domains(const parallel::MeshShape& mesh) const {
+  if (!gpu()) return {};  // their plan is in host memory as it is
+  const int here = ranks_per_host(mesh);
+  std::vector<parallel::MemoryDomain> out;
+  for (int r = 0; r < mesh.world(); ++r) {
+    if (r % here == 0)
+      out.push_back({.name = fmt::format("host {}", out.size()), .capacity_bytes = host_memory_bytes - kHostReserve, .ranks = {}});
+    out.back().ranks.push_back(r);
+    out.back().capacity_bytes -= kGpuRankHostReserve;
+  }
+  for (parallel::MemoryDomain& h : out) h.capacity_bytes = std::max<int64_t>(0, h.capacity_bytes);
   return out;
 }
 

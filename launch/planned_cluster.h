@@ -43,6 +43,7 @@ struct DeviceKind {
   std::string basis;             ///< "measured", "published", "estimate"
   std::string peer, peer_many;   ///< link between devices of a host; peer_many: where there are more than four
   std::string network;           ///< usual link between hosts
+  std::string host;              ///< link to the memory of its host; where none is named, the PCIe of its generation
   int most = 8;                  ///< devices in one host
   std::map<std::string, MigProfile> mig;
 };
@@ -54,10 +55,11 @@ class PlannedCluster final : public parallel::Machine {
   int hosts = 1, devices_per_host = 1;  ///< devices: GPUs or MIG instances; CPU hosts count as one device
   DeviceKind device;                    ///< of a MIG instance: its share of the card
   std::string mig;                      ///< profile; empty: whole cards
-  LinkKind peer, network;
+  LinkKind peer, network, host_link;
   int nics = 1;                         ///< of a host
   int sockets = 1, cores = 0, numa = 1; ///< of a host
   int64_t host_memory_bytes = 0;
+  bool host_assumed = false;            ///< devices were named alone: the host around them is a plausible one
   std::optional<double> usd_per_hour;   ///< of all hosts together
   std::string price_note;
   CommChoice comm = CommChoice::kAuto;  ///< --comm: which groups are NCCL's, whose buffers take memory
@@ -77,6 +79,8 @@ class PlannedCluster final : public parallel::Machine {
   /// Links of a mesh whose ranks fill the hosts in order.
   [[nodiscard]] parallel::MeshLinks links(const parallel::MeshShape& mesh) const override;
   [[nodiscard]] std::vector<parallel::MemoryDomain> domains(const parallel::MeshShape& mesh) const override;
+  /// Host memory that GPU ranks may pin: what the system and the ranks' programs leave.
+  [[nodiscard]] std::vector<parallel::MemoryDomain> host_domains(const parallel::MeshShape& mesh) const override;
   [[nodiscard]] int most_ranks() const override;
 };
 

@@ -23,6 +23,7 @@
 #include "runtime/core/rng.h"
 #include "runtime/device/cpu/thread_pool.h"
 #include "runtime/device/device.h"
+#include "runtime/kernels/exact_sum.h"
 #include "runtime/kernels/ops.h"
 
 namespace r1::kernels {
@@ -291,14 +292,16 @@ void elementwise(Table& table) {
   {
     const int64_t n = 20'000'000;
     const Data p = f32({n}), g = f32({n}), m = f32({n}), v = f32({n}), one = f32({1});
-    const Data norm(DType::kF64, {1}), half(DType::kBF16, {n}), fp16(DType::kF16, {n});
+    const Data half(DType::kBF16, {n}), fp16(DType::kF16, {n});
     *one.ptr<float>() = 1.0F;
     for (int64_t i = 0; i < n; ++i) v.ptr<float>()[i] = std::abs(v.ptr<float>()[i]);
     table.row("adamw_step", "20M", Ceiling::kCopy, bytes(7 * n), [&] {
       adamw_step(p, {}, g, m, v, one, {.lr = 1e-4, .weight_decay = 0.01, .step = 10}, {});
     });
+    const Data words(DType::kI64, {kExactWords});
+    const std::array<Tensor, 1> matrix{Tensor(g).view({n / 1000, 1000})};
     table.row("sum_of_squares", "20M", Ceiling::kCopy, bytes(n),
-              [&] { sum_of_squares(g, norm, {}); });
+              [&] { sum_of_squares(matrix, words, {}); });
     table.row("cast fp32 to bf16", "20M", Ceiling::kCopy, bytes(n) * 1.5,
               [&] { cast(g, half, {}); });
     table.row("cast bf16 to fp32", "20M", Ceiling::kCopy, bytes(n) * 1.5,

@@ -219,6 +219,52 @@ class NcclGroup final : public Communicator {
     }
     return pending;
   }
+  // Every rank sends every other its part and sums what comes, in rank order, beside the stream's
+  // own work. Half the bytes of an all-reduce.
+  std::unique_ptr<Pending> start_reduce_scatter(std::span<const ShardedTensor> xs, SumOrder order,
+                                                const Stream& s) override {
+    if (size() == 1 || (order == SumOrder::kTree && size() > 2))
+      return Communicator::start_reduce_scatter(xs, order, s);
+    check_sharded_parts("start_reduce_scatter", xs);
+    const auto own = static_cast<size_t>(rank()), n = static_cast<size_t>(size());
+    std::vector<int64_t> place;  // of each tensor's received parts, `n` slots of equal size
+    int64_t total = 0;
+    for (const ShardedTensor& x : xs) {
+      place.push_back(total);
+      total += slot_bytes(x.parts[own]) * size();
+    }
+    char* received = side_scratch(static_cast<size_t>(total));
+    const auto slot = [&](size_t i, size_t from) {
+      return received + place[i] + slot_bytes(xs[i].parts[own]) * static_cast<int64_t>(from);
+    };
+    return beside("start_reduce_scatter", s, [&] {
+      exchange_parts(
+          "start_reduce_scatter", xs, [](const ShardedTensor& x, size_t to) { return x.parts[to]; },
+          [&](size_t i, size_t from) {
+            Tensor t = xs[i].parts[own];
+            t.data = slot(i, from);
+            return t;
+          });
+      for (size_t i = 0; i < xs.size(); ++i) {
+        const Tensor& mine = xs[i].parts[own];
+        if (mine.numel() == 0) continue;
+        std::vector<const void*> sources;
+        for (size_t r = 0; r < n; ++r) sources.push_back(r == own ? mine.data : slot(i, r));
+        memory_.reduce(mine.dtype, ReduceOp::kSum, sources, mine.data, mine.numel(), side_);
+      }
+    });
+  }
+  std::unique_ptr<Pending> start_all_gather(std::span<const ShardedTensor> xs,
+                                            const Stream& s) override {
+    if (size() == 1) return Communicator::start_all_gather(xs, s);
+    check_sharded_parts("start_all_gather", xs);
+    const auto own = static_cast<size_t>(rank());
+    return beside("start_all_gather", s, [&] {
+      exchange_parts(
+          "start_all_gather", xs, [&](const ShardedTensor& x, size_t) { return x.parts[own]; },
+          [&](size_t i, size_t from) { return xs[i].parts[from]; });
+    });
+  }
   void barrier() override {
     check_open("barrier");
     host_->barrier();
@@ -249,6 +295,7 @@ class NcclGroup final : public Communicator {
     }
     for (Channel& c : channels_)
       if (c.comm != nullptr) memory_.destroy_stream(c.stream);
+    if (size() > 1) memory_.destroy_stream(side_);
     for (void* e : events_) memory_.destroy_event(e);
     memory_.destroy_event(begin_);
     for (void* p : scratch_) memory_.release(p);
@@ -369,6 +416,54 @@ class NcclGroup final : public Communicator {
                                  : received + slot * static_cast<int64_t>(r));
     if (own_bytes != 0) memory_.reduce(in.dtype, op, sources, out.data, parts[own], s);
   }
+  void check_sharded_parts(const char* operation, std::span<const ShardedTensor> xs) const {
+    check_open(operation);
+    for (const ShardedTensor& x : xs) {
+      check_sharded(*this, operation, x);
+      for (const Tensor& part : x.parts) check_tensor(*this, operation, part, memory_.kind());
+    }
+  }
+  [[nodiscard]] static int64_t slot_bytes(const Tensor& part) {
+    return (static_cast<int64_t>(part.bytes()) + 255) / 256 * 256;
+  }
+  // Sends and receives of parts on the side stream, in one group call.
+  template <class Out, class In>
+  void exchange_parts(const char* operation, std::span<const ShardedTensor> xs, Out out, In in) {
+    NcclStatus worst;
+    hub_->api.group_begin();
+    for (size_t i = 0; i < xs.size(); ++i)
+      for (int k = 1; k < size(); ++k) {
+        const int to = (rank() + k) % size(), from = (rank() - k + size()) % size();
+        if (const Tensor t = out(xs[i], static_cast<size_t>(to)); t.numel() != 0)
+          note(worst, hub_->api.send(comm_, t.data, static_cast<int64_t>(t.bytes()), to, side_));
+        if (const Tensor t = in(i, static_cast<size_t>(from)); t.numel() != 0)
+          note(worst, hub_->api.recv(comm_, t.data, static_cast<int64_t>(t.bytes()), from, side_));
+      }
+    note(worst, hub_->api.group_end());
+    if (worst.state == State::kFailed) fail(operation, worst.text);
+    settle(operation, comm_);
+  }
+  // Runs `work` on the side stream, after what is on `s` now; waiting orders `s` after it.
+  template <class Work>
+  std::unique_ptr<Pending> beside(const char* operation, const Stream& s, Work work) {
+    check_open(operation);
+    auto pending = std::make_unique<NcclPending>(*this, s);
+    ++pending_;
+    memory_.record(begin_, s);
+    memory_.wait(side_, begin_);
+    work();
+    pending->events.push_back(take_event());
+    memory_.record(pending->events.back(), side_);
+    return pending;
+  }
+  char* side_scratch(size_t bytes) {
+    if (bytes > side_scratch_bytes_) {
+      scratch_.insert(scratch_.begin(), static_cast<char*>(memory_.allocate(bytes)));
+      side_scratch_ = scratch_.front();
+      side_scratch_bytes_ = bytes;
+    }
+    return side_scratch_;
+  }
   char* scratch(size_t bytes) {
     if (bytes > scratch_bytes_ || scratch_.empty()) {
       // An outgrown block stays: work on a stream may still use it.
@@ -417,6 +512,7 @@ class NcclGroup final : public Communicator {
         {.data = all.data(), .dtype = DType::kU8, .shape = {bytes * size()}, .device = {}},
         std::vector<int64_t>(n, bytes), {});
     comm_ = make_comm(all[0], size(), rank());
+    side_ = memory_.create_stream();
     if (!options_.messages) return;
     channels_.resize(2 * n);
     for (size_t a = 0; a < n; ++a)  // the same order of pairs everywhere
@@ -456,6 +552,9 @@ class NcclGroup final : public Communicator {
   std::vector<void*> events_;  // for reuse
   std::vector<char*> scratch_;
   size_t scratch_bytes_ = 0;
+  Stream side_;  // of started collectives
+  char* side_scratch_ = nullptr;
+  size_t side_scratch_bytes_ = 0;
   int pending_ = 0;
   bool closed_ = false;
 };

@@ -28,6 +28,7 @@ const std::map<std::string, std::string, std::less<>>& scratch_categories() {
 
 std::string scratch_category(const std::string& name) {
   if (name.starts_with("input gradient ")) return "communication";
+  if (name.starts_with("offload ring ")) return "activations";
   const auto it = scratch_categories().find(name);
   return it == scratch_categories().end() ? "workspaces" : it->second;
 }
@@ -105,6 +106,11 @@ std::string JobShape::recompute_text() const {
   return out;
 }
 
+std::string JobShape::offload_text() const {
+  return std::string(offload_optimizer ? "optimizer" : "") + (offload_optimizer && offload_activations ? "," : "") +
+         (offload_activations ? "activations" : "");
+}
+
 Schedule schedule_of(const JobShape& job) {
   Schedule s = make_schedule(job.schedule, job.mesh.pp, job.virtual_stages, job.microbatches());
   validate(s);
@@ -114,8 +120,11 @@ Schedule schedule_of(const JobShape& job) {
 RankPlan plan_rank(const ModelSpec& spec, const JobShape& job, const Schedule& schedule, const MeshCoord& coord) {
   std::optional<RowTree> tree;
   if (job.tree_rows > 0 && job.training) tree = rank_row_tree(job.tree_rows, job.mesh.dp, coord.dp, schedule.microbatches);
-  return plan_rank(spec, job.mesh, coord, schedule, job.tokens(), job.recompute_of(coord.pp), job.format,
-                   device_needs(job.gpu, spec.config(), job.mesh.tp, job.tokens()), job.training, job.zero, std::move(tree));
+  DeviceNeeds needs = device_needs(job.gpu, spec.config(), job.mesh.tp, job.tokens());
+  needs.offload_optimizer = job.offload_optimizer;
+  needs.offload_activations = job.offload_activations;
+  return plan_rank(spec, job.mesh, coord, schedule, job.tokens(), job.recompute_of(coord.pp), job.format, needs, job.training, job.zero,
+                   std::move(tree));
 }
 
 const std::vector<std::string>& memory_categories() {
@@ -142,6 +151,20 @@ std::vector<MemoryItem> memory_items(const RankPlan& plan) {
     add_tensors(items, "activations", stash, c.stash);
   }
   for (const PlannedTensor& t : plan.scratch) add_tensors(items, scratch_category(t.name), {t}, 1);
+  return items;
+}
+
+std::vector<MemoryItem> host_items(const RankPlan& plan) {
+  std::vector<MemoryItem> items;
+  int64_t inputs = 0;
+  int copies = 1;
+  for (const RankPlan::Chunk& c : plan.chunks) {
+    inputs += c.in_flight * laid_out_bytes(c.host_slot);
+    copies = std::max(copies, c.in_flight);
+  }
+  if (const int64_t state = plan.bytes().host - inputs; state > 0)
+    items.push_back({"optimizer", plan.format.master ? "master weights and moments" : "moments", state});
+  if (inputs > 0) items.push_back({"activations", "block inputs", inputs, copies});
   return items;
 }
 

@@ -35,6 +35,8 @@ struct JobShape {
   int64_t tree_rows = 0;  ///< --deterministic: rows of a step whose gradients are summed in a tree; 0: not. micro_batch is 1 then
   bool gpu = true;
   bool training = true;
+  bool offload_optimizer = false;    ///< master weights and moments in pinned host memory
+  bool offload_activations = false;  ///< inputs of the blocks likewise; recompute is full then
 
   [[nodiscard]] int microbatches() const { return microbatches_of(batch, micro_batch, mesh.dp); }
   [[nodiscard]] int64_t tokens() const { return micro_batch * seq_len; }  ///< T of a micro-batch
@@ -42,6 +44,9 @@ struct JobShape {
   [[nodiscard]] Recompute recompute_of(int pp_rank) const {
     return recompute.size() == 1 ? recompute.front() : recompute.at(static_cast<size_t>(pp_rank));
   }
+  [[nodiscard]] bool offloads() const { return offload_optimizer || offload_activations; }
+  /// "optimizer,activations": the value of --offload; "" when nothing is.
+  [[nodiscard]] std::string offload_text() const;
   /// "none", or a policy a stage: "full|cheap|none|none".
   [[nodiscard]] std::string recompute_text() const;
 };
@@ -62,6 +67,8 @@ struct MemoryItem {
 };
 /// Everything a rank allocates by category and name; the sum is plan.bytes().total().
 [[nodiscard]] std::vector<MemoryItem> memory_items(const RankPlan& plan);
+/// What a rank keeps in pinned host memory, likewise; the sum is plan.bytes().host.
+[[nodiscard]] std::vector<MemoryItem> host_items(const RankPlan& plan);
 /// The categories in the order in which they are shown.
 [[nodiscard]] const std::vector<std::string>& memory_categories();
 /// Sum of one category.

@@ -73,7 +73,8 @@ bool better(const Candidate& a, const Candidate& b) {
 Candidate evaluate_with(const ModelSpec& spec, JobShape job, const Schedule& schedule, bool choose, const Machine& machine) {
   const std::vector<MemoryDomain> domains = machine.domains(job.mesh);
   if (choose) {
-    if (const auto chosen = choose_recompute(spec, job, schedule, domains)) job.recompute = *chosen;
+    if (job.offload_activations) job.recompute = {Recompute::kFull};  // nothing else keeps the inputs alone
+    else if (const auto chosen = choose_recompute(spec, job, schedule, domains)) job.recompute = *chosen;
     else job.recompute = {Recompute::kFull};
   }
   Candidate c{.job = job};
@@ -84,7 +85,13 @@ Candidate evaluate_with(const ModelSpec& spec, JobShape job, const Schedule& sch
     for (const int r : domain.ranks) n += bytes.of(r);
     c.device_bytes = std::max(c.device_bytes, n);
   }
-  c.fits = !overflow(bytes, domains);
+  const std::vector<MemoryDomain> hosts = machine.host_domains(job.mesh);
+  for (const MemoryDomain& host : hosts) {
+    int64_t n = 0;
+    for (const int r : host.ranks) n += bytes.host_of(r);
+    c.host_bytes = std::max(c.host_bytes, n);
+  }
+  c.fits = !overflow(bytes, domains) && !host_overflow(bytes, hosts);
   c.time = step_time(spec, job, schedule, machine.rates(job.mesh, job.format), machine.links(job.mesh));
   c.reason = losses(c.time);
   return c;
@@ -99,6 +106,7 @@ std::string losses(const StepTime& t) {
       {t.pp_comm, "waiting for stage transfers"},
       {t.dp_comm, "gradient sums"},
       {t.row_sums, "sums over rows"},
+      {t.offload, "waiting for host memory"},
       {t.recompute, "recomputation"},
       {t.optimizer, "optimizer"},
   };

@@ -23,6 +23,7 @@ struct Candidate {
   bool fits = false;
   int64_t largest_bytes = 0;   ///< of a rank
   int64_t device_bytes = 0;    ///< of the fullest device, all its ranks
+  int64_t host_bytes = 0;      ///< pinned on the fullest host, all its ranks (--offload)
   StepTime time;
   std::string reason;          ///< what costs it most: "12 % bubble, 9 % tensor-parallel communication"
 };

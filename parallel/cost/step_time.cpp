@@ -99,8 +99,22 @@ Repeated repeated(const LayerTime& t, Recompute policy) {
 /// Busy seconds of one stage for one micro-batch, by part.
 struct StageTime {
   double gemm = 0, attention = 0, elementwise = 0, head = 0, recompute = 0, tp_comm = 0;
+  double offload = 0;  ///< the part of the three below in which only block inputs travel
   double forward = 0, backward_input = 0, backward_weight = 0;
 };
+
+/// Seconds over the host link; 0 where its rate is not known.
+double host_s(double bytes, const DeviceRates& r) { return r.host_bytes_per_s > 0 ? bytes / r.host_bytes_per_s : 0; }
+
+/// Block inputs travel beside the computation of their blocks: the longer of the two decides.
+void add_offload(StageTime* t, double bytes, bool split, const DeviceRates& r) {
+  const double forward = std::max(0.0, host_s(bytes, r) - t->forward);
+  // They are read by the first half of a split backward.
+  const double backward = std::max(0.0, host_s(bytes, r) - t->backward_input - (split ? 0 : t->backward_weight));
+  t->forward += forward;
+  t->backward_input += backward;
+  t->offload = forward + backward;
+}
 
 StageTime stage_time(const ModelSpec& spec, const JobShape& job, int stage, const Sizes& s, const DeviceRates& r,
                      const MeshLinks& links) {
@@ -135,6 +149,7 @@ StageTime stage_time(const ModelSpec& spec, const JobShape& job, int stage, cons
   out.backward_weight = gaps * layers * t.gemm_weight;
   out.backward_input = gaps * (layers * (t.gemm_input + t.attention_backward + t.elementwise_backward) + out.recompute) +
                        backward_comm;
+  if (job.offload_activations) add_offload(&out, (layers - 1) * s.act * s.part * s.h, job.schedule == "zb-h1", r);
   return out;
 }
 
@@ -204,6 +219,7 @@ StepTime step_time(const ModelSpec& spec, const JobShape& job, const Schedule& s
       sum.head += t.head;
       sum.recompute += t.recompute;
       sum.tp_comm += t.tp_comm;
+      sum.offload += t.offload;
       sum.forward += t.forward + t.backward_input + t.backward_weight;
     }
     if (m * sum.forward <= busiest) continue;
@@ -214,8 +230,9 @@ StepTime step_time(const ModelSpec& spec, const JobShape& job, const Schedule& s
     out.head = m * sum.head;
     out.recompute = m * sum.recompute;
     out.tp_comm = m * sum.tp_comm;
+    out.offload = m * sum.offload;
   }
-  out.overhead = busiest - (out.gemm + out.attention + out.elementwise + out.head + out.recompute + out.tp_comm);
+  out.overhead = busiest - (out.gemm + out.attention + out.elementwise + out.head + out.recompute + out.tp_comm + out.offload);
   out.bubble = hidden_none - busiest;
   out.pp_comm = sim.makespan - hidden_none;
 
@@ -226,8 +243,16 @@ StepTime step_time(const ModelSpec& spec, const JobShape& job, const Schedule& s
   const double state = 4 * d(dtype_bytes(job.format.moments)) + (job.format.master ? 8 : 0);
   // Gradients: zeroed, read for the norm, read by the update; weights written (and read where there is no master copy).
   const double share = job.zero > 0 ? 1.0 / job.mesh.dp : 1.0;
-  const double update = share * (g + state + w + (job.format.master ? 0 : w)) + 2 * g;
-  out.optimizer = copy_s(params * update, rates);
+  const double update = share * (g + w + (job.format.master ? 0 : w));
+  double waiting = 0;  // of the update for its state
+  if (job.offload_optimizer) {
+    // The update reads and writes its state where it lies: half of the bytes in each direction.
+    out.optimizer = copy_s(params * (update + 2 * g), rates);
+    waiting = std::max(0.0, host_s(params * share * state / 2, rates) - copy_s(params * update, rates));
+    out.offload += waiting;
+  } else {
+    out.optimizer = copy_s(params * (update + share * state + 2 * g), rates);
+  }
   if (job.mesh.dp > 1) {
     const double part = (job.mesh.dp - 1.0) / job.mesh.dp;
     out.dp_comm = 2 * links.dp.latency_s +
@@ -240,7 +265,7 @@ StepTime step_time(const ModelSpec& spec, const JobShape& job, const Schedule& s
       passes += 3.0 * step.merges + (step.slot > 0 ? 1.0 : 0.0);
     out.row_sums = copy_s(params * g * passes, rates);
   }
-  out.total = sim.makespan + out.dp_comm + out.optimizer + out.row_sums;
+  out.total = sim.makespan + out.dp_comm + out.optimizer + waiting + out.row_sums;
   const double tokens = d(job.batch) * d(job.seq_len);
   out.tokens_per_s = tokens / out.total;
   out.model_flops_per_s = out.tokens_per_s * spec.config().train_flops_per_token(s.segment) / job.mesh.world();
@@ -264,6 +289,12 @@ std::vector<std::string> assumptions(const JobShape& job, const DeviceRates& rat
   if (job.mesh.dp > 1)
     out.push_back(fmt::format("gradients are summed over {} at {} after the last backward", links.dp.name,
                               human_si(links.dp.bytes_per_s, "B/s")));
+  if (job.offloads())
+    out.push_back(rates.host_bytes_per_s > 0
+                      ? fmt::format("what --offload {} moves crosses {} at {} in each direction, both at once, beside the computation: the longer "
+                                    "of the two decides (estimated, not measured)",
+                                    job.offload_text(), rates.host_link, human_si(rates.host_bytes_per_s, "B/s"))
+                      : fmt::format("what --offload {} moves is not counted: the host link is not known", job.offload_text()));
   return out;
 }
 

@@ -10,6 +10,9 @@
 //              over the tp group's slowest link; not overlapped with computation
 //   pp         a·T·h/t bytes a message; what the schedule does not hide shows as exposed
 //   dp         gradients summed after the last backward: 2·(d-1)/d of their bytes
+//   offload    optimizer state read and written once a step over the host link, both directions at once, while the update runs; the
+//              input of every block but a stage's first, a·T·h/t bytes, written in the forward and read in the backward. What the
+//              computation beside it does not hide shows as exposed
 // and 5 % for launches and gaps between kernels (measured: r1run reaches 94-97 % of this floor on one H200).
 #pragma once
 
@@ -28,6 +31,8 @@ struct DeviceRates {
   double bytes_per_s = 0;         ///< copy bandwidth of device memory, read plus write
   double overhead = 1.05;         ///< total over the sum of kernels: launches and gaps
   double kernel_s = 0;            ///< least time of one kernel: what small problems cost
+  double host_bytes_per_s = 0;    ///< between device and host memory, one direction, both at once; 0: not known
+  std::string host_link;          ///< "PCIe 5 x16"
 };
 
 /// The slowest link of a group: bytes per second and rank in one direction, as a collective reaches it.
@@ -50,6 +55,7 @@ struct StepTime {
   double bubble = 0;       ///< waiting for other stages
   double dp_comm = 0;      ///< gradients (and weights, where the optimizer is sharded)
   double optimizer = 0;
+  double offload = 0;      ///< transfers of --offload that computation does not hide
   double row_sums = 0;     ///< --deterministic: partial gradients of rows, added up and cleared
   double total = 0;
 

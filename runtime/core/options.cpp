@@ -777,6 +777,13 @@ void JobConfig::derive(std::string_view name, const std::string& text, const std
   apply_source(*this, {{o, text, {Origin::Kind::kDerived, reason}}});
 }
 
+void JobConfig::give(std::string_view name, const std::string& text) {
+  const auto* o = find_option(command, name);
+  R1_CHECK(o != nullptr, "r1run {} has no option {}", command, name);
+  apply_source(*this, {{o, text, {Origin::Kind::kCommandLine, ""}}});
+  check_combinations(*this);
+}
+
 JobConfig parse_options(std::string_view command, std::span<const std::string> args) {
   JobConfig cfg;
   cfg.command = command;

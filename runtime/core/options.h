@@ -144,6 +144,8 @@ struct JobConfig {
   /// Sets an option from text, checked as on the command line. For values the program decides:
   /// "derived: <reason>".
   void derive(std::string_view name, const std::string& text, const std::string& reason);
+  /// Sets an option as if it had been given on the command line, in place of what was given: a job with one thing changed.
+  void give(std::string_view name, const std::string& text);
 
   std::map<std::string, Origin, std::less<>> origins;  ///< without an entry: default
   std::vector<std::string> warnings;                   ///< of reading them, for people

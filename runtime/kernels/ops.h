@@ -163,9 +163,9 @@ struct AdamWArgs {
 /// grad_scale: fp32 scalar on the device (so that clipping needs no host round trip); 0 skips the step (weights unchanged).
 void adamw_step(const Tensor& p, const Tensor& master, const Tensor& g, const Tensor& m, const Tensor& v,
                 const Tensor& grad_scale, const AdamWArgs& args, const Stream& s);
-/// words += sum of squares of x [R, C], whatever the order of rows over calls and ranks (exact_sum.h): each row is summed in fp64
-/// in a fixed order, and the rows' sums are added without rounding. x fp32 or bf16, words [kExactWords] int64.
-void sum_of_squares(const Tensor& x, const Tensor& words, const Stream& s);
+/// words += sum of squares of the matrices [R, C], whatever the order of rows over them, calls and ranks (exact_sum.h): each row
+/// is summed in fp64 in a fixed order, and the rows' sums are added without rounding. Each fp32 or bf16, words [kExactWords] int64.
+void sum_of_squares(std::span<const Tensor> matrices, const Tensor& words, const Stream& s);
 /// words += the sum of the elements of x, without rounding. x fp32, words as above.
 void sum_into(const Tensor& x, const Tensor& words, const Stream& s);
 /// out[0] = the value of words (exact_sum.h). out [1] fp64.

@@ -35,13 +35,15 @@ void adamw_step(const Tensor& p, const Tensor& master, const Tensor& g, const Te
   kernel_table(s.device.kind).adamw_step(p, master, g, m, v, grad_scale, args, s);
 }
 
-void sum_of_squares(const Tensor& x, const Tensor& words, const Stream& s) {
+void sum_of_squares(std::span<const Tensor> matrices, const Tensor& words, const Stream& s) {
   const checks::Call call("sum_of_squares", s);
-  call.rank("x", x, 2);
-  call.dtype("x", x, {DType::kF32, DType::kBF16});
+  for (const Tensor& x : matrices) {
+    call.rank("x", x, 2);
+    call.dtype("x", x, {DType::kF32, DType::kBF16});
+  }
   same_count(call, "words", words, kExactWords);
   call.dtype("words", words, {DType::kI64});
-  kernel_table(s.device.kind).sum_of_squares(x, words, s);
+  kernel_table(s.device.kind).sum_of_squares(matrices, words, s);
 }
 
 void add_into(const Tensor& dst, const Tensor& src, const Stream& s) {

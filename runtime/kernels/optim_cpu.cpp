@@ -102,6 +102,15 @@ void adamw_block(const AdamWFactors& f, float* p, const float* g, float* m, floa
   });
 }
 
+/// Rounds n values of a state whose first element has the number `first` over the whole tensor.
+void write_stochastic(const float* values, int64_t n, const AdamWArgs& args, int64_t first, RoundedState state, uint16_t* out) {
+  for (int64_t i = 0; i < n;) {
+    const int64_t element = first + i, end = std::min(n, i + kRoundedTogether - element % kRoundedTogether);
+    const auto words = adamw_random(args.seed, args.step, state, element / kRoundedTogether);
+    for (; i < end; ++i) out[i] = stochastic_bf16(values[i], rounding_bits(words, (first + i) % kRoundedTogether));
+  }
+}
+
 }  // namespace
 
 void adamw_step(const Tensor& p, const Tensor& master, const Tensor& g, const Tensor& m,
@@ -128,25 +137,24 @@ void adamw_step(const Tensor& p, const Tensor& master, const Tensor& g, const Te
       adamw_block(f, weight, grad, mean, square, n);
       // A bf16 state that nothing of higher precision stands behind is rounded stochastically; p
       // beside a master is not a state, and is rounded to nearest.
-      const auto write = [&](const Tensor& t, const float* values, size_t word) {
+      const auto write = [&](const Tensor& t, const float* values, RoundedState state) {
         if (t.dtype != DType::kBF16) return write_block(t, b, n, values);
-        for (int64_t i = 0; i < n; ++i)
-          at<uint16_t>(t, b)[i] =
-              stochastic_bf16(values[i], adamw_random(args.seed, args.step, args.first_element + b + i)[word]);
+        write_stochastic(values, n, args, args.first_element + b, state, at<uint16_t>(t, b));
       };
       if (with_master) {
         write_block(master, b, n, weight);
         write_block(p, b, n, weight);
       } else {
-        write(p, weight, 0);
+        write(p, weight, RoundedState::kWeight);
       }
-      write(m, mean, 1);
-      write(v, square, 2);
+      write(m, mean, RoundedState::kMean);
+      write(v, square, RoundedState::kSquare);
     }
   });
 }
 
-void sum_of_squares(const Tensor& x, const Tensor& words, const Stream&) {
+namespace {
+void add_squares_of(const Tensor& x, const Tensor& words) {
   const int64_t rows = x.dim(0), columns = x.dim(1);
   if (rows == 0 || columns == 0) return;
   const int64_t rows_of_task = std::max<int64_t>(1, kTile / columns);
@@ -176,6 +184,11 @@ void sum_of_squares(const Tensor& x, const Tensor& words, const Stream&) {
     const std::scoped_lock lock(mutex);  // integers: whichever task comes first
     for (int i = 0; i < kExactWords; ++i) words.ptr<int64_t>()[i] += sum[i];
   });
+}
+}  // namespace
+
+void sum_of_squares(std::span<const Tensor> matrices, const Tensor& words, const Stream&) {
+  for (const Tensor& x : matrices) add_squares_of(x, words);
 }
 
 void add_into(const Tensor& dst, const Tensor& src, const Stream&) {

@@ -24,6 +24,12 @@ template <>
 double bytes_of(const Tensor& t) {
   return t.data == nullptr ? 0 : static_cast<double>(t.bytes());
 }
+template <>
+double bytes_of(const std::span<const Tensor>& list) {
+  double n = 0;
+  for (const Tensor& t : list) n += bytes_of(t);
+  return n;
+}
 template <class... A>
 double all_bytes(const A&... a) {
   return (bytes_of(a) + ... + 0.0);

@@ -11,13 +11,22 @@
 
 namespace r1::kernels {
 
-/// The random words of one element of one AdamW step: word 0 rounds p, 1 rounds m, 2 rounds v.
-[[nodiscard]] constexpr std::array<uint32_t, 4> adamw_random(uint64_t seed, int64_t step,
-                                                             int64_t element) {
-  const auto e = static_cast<uint64_t>(element), s = static_cast<uint64_t>(step);
-  return philox4x32({static_cast<uint32_t>(e), static_cast<uint32_t>(e >> 32),
+/// One draw of Philox rounds eight neighbouring elements of one state: 16 bits each.
+inline constexpr int64_t kRoundedTogether = 8;
+/// The states that a step of AdamW may round.
+enum class RoundedState : uint32_t { kWeight = 0, kMean = 1, kSquare = 2 };
+
+/// The random words of the elements [8 group, 8 group + 8) of a state in one AdamW step; 0 <= group < 2^60. Word j / 2 holds
+/// the bits of element j: the low half those of an even j, the high half those of an odd one.
+[[nodiscard]] constexpr std::array<uint32_t, 4> adamw_random(uint64_t seed, int64_t step, RoundedState state, int64_t group) {
+  const auto g = static_cast<uint64_t>(group), s = static_cast<uint64_t>(step);
+  return philox4x32({static_cast<uint32_t>(g), static_cast<uint32_t>(g >> 32) | static_cast<uint32_t>(state) << 30,
                      static_cast<uint32_t>(s), static_cast<uint32_t>(s >> 32)},
                     seed);
+}
+/// The 16 bits of element j of a group among the group's words.
+[[nodiscard]] constexpr uint32_t rounding_bits(const std::array<uint32_t, 4>& words, int64_t j) {
+  return (words[static_cast<size_t>(j / 2)] >> (j % 2 * 16)) & 0xffffU;
 }
 
 /// bf16 bits of f, rounded up where the low 16 bits exceed those of `random`. NaN and infinity stay

@@ -57,7 +57,8 @@ std::vector<Unit> units_of(const std::vector<ParamBlock>& blocks) {
 void ShardExchange::add(std::vector<Bucket>& buckets, const ParamSpec& p, int tp_rank, const Tensor& whole, int dp) {
   const int64_t row = row_elems(p, tp_rank), bytes = static_cast<int64_t>(whole.bytes());
   if (bytes == 0) return;
-  const auto pieces = static_cast<int>((bytes + kBucketBytes - 1) / kBucketBytes);
+  const int64_t most = bucket_bytes(whole.device);
+  const auto pieces = static_cast<int>((bytes + most - 1) / most);
   for (int k = 0; k < pieces; ++k) {
     comm::ShardedTensor x;
     for (int d = 0; d < dp; ++d) {
@@ -68,7 +69,7 @@ void ShardExchange::add(std::vector<Bucket>& buckets, const ParamSpec& p, int tp
     if (!buckets.empty())
       for (const comm::ShardedTensor& before : buckets.back())
         for (const Tensor& part : before.parts) filled += static_cast<int64_t>(part.bytes());
-    if (buckets.empty() || (filled > 0 && filled + bytes / pieces > kBucketBytes)) buckets.emplace_back();
+    if (buckets.empty() || (filled > 0 && filled + bytes / pieces > most)) buckets.emplace_back();
     buckets.back().push_back(std::move(x));
   }
 }
@@ -240,7 +241,7 @@ Tensor GradientNorm::run(const Stream& s) const {
   const Tensor words{.data = words_.data(), .dtype = DType::kI64, .shape = {kernels::kExactWords}, .device = words_.device()};
   const Tensor total{.data = total_.data(), .dtype = DType::kF64, .shape = {1}, .device = total_.device()};
   backend.fill_zero(words.data, words.bytes(), s);
-  for (const Tensor& t : owned_) kernels::sum_of_squares(t, words, s);
+  kernels::sum_of_squares(owned_, words, s);
   group_.all_reduce(words, comm::ReduceOp::kSum, s);
   kernels::exact_total(words, total, s);
   return total;

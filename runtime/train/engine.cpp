@@ -34,7 +34,9 @@ parallel::RankPlan plan_for(const parallel::ModelConfig& config, const EngineOpt
 Engine::Engine(const parallel::ModelConfig& config, const EngineOptions& o, comm::Communicator& world)
     : options_(o), spec_(config, o.mesh.tp, o.mesh.pp * o.virtual_stages),
       router_(std::make_unique<comm::Router>(world, o.comm, o.device, o.stop)),
-      groups_(std::make_unique<parallel::ProcessGroups>(router_->world(), o.mesh, config.tied_embeddings && o.mesh.pp > 1)),
+      comm_clock_(o.time_comm ? std::make_unique<comm::CommClock>(o.device.kind) : nullptr),
+      timed_(comm_clock_ ? comm::make_timed(router_->world(), *comm_clock_) : nullptr),
+      groups_(std::make_unique<parallel::ProcessGroups>(timed_ ? *timed_ : router_->world(), o.mesh, config.tied_embeddings && o.mesh.pp > 1)),
       schedule_(schedule_of(o, o.microbatches)), single_schedule_(schedule_of(o, 1)),
       plan_(plan_of(spec_, o, groups_->coord(), schedule_)),
       stream_(backend_of(o.device.kind).create_stream(o.device)) {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "comm/routed/routed.h"
+#include "comm/timed/timed.h"
 #include "parallel/exec/pipeline.h"
 #include "parallel/exec/process_groups.h"
 #include "parallel/spec/model_spec.h"
@@ -38,6 +39,7 @@ struct EngineOptions {
   optim::AdamWOptions adamw;
   CommChoice comm = CommChoice::kAuto;
   comm::StopCheck stop;  ///< called while the rank waits for others or for its device
+  bool time_comm = false;       ///< groups can be timed: Engine::comm_clock()
 };
 
 class Engine {
@@ -64,6 +66,8 @@ class Engine {
   [[nodiscard]] const parallel::RankPlan& plan() const { return plan_; }
   [[nodiscard]] const parallel::Schedule& schedule() const { return schedule_; }
   [[nodiscard]] const Stream& stream() const { return stream_; }
+  /// Times what passes between ranks; null without EngineOptions::time_comm.
+  [[nodiscard]] comm::CommClock* comm_clock() { return comm_clock_.get(); }
   [[nodiscard]] const Device& device() const { return options_.device; }
   /// Collective end.
   void close();
@@ -75,6 +79,8 @@ class Engine {
   EngineOptions options_;
   parallel::ModelSpec spec_;
   std::unique_ptr<comm::Router> router_;  // outlives the groups
+  std::unique_ptr<comm::CommClock> comm_clock_;
+  std::unique_ptr<comm::Communicator> timed_;  // over the router's world
   std::unique_ptr<parallel::ProcessGroups> groups_;
   parallel::Schedule schedule_, single_schedule_;
   parallel::RankPlan plan_;

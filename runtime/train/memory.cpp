@@ -29,14 +29,11 @@ std::vector<std::array<int64_t, N>> gather(comm::Communicator& world, std::array
 /// proportion.
 class FoundMachine final : public parallel::Machine {
  public:
-  FoundMachine(std::vector<parallel::MemoryDomain> domains, int world, bool gpu) : world_(world), gpu_(gpu) {
-    for (const parallel::MemoryDomain& d : domains) {
-      ranks_each_ = std::max(ranks_each_, static_cast<int>(d.ranks.size()));
-      capacity_ = std::min(capacity_, d.capacity_bytes);
-    }
-  }
+  FoundMachine(const std::vector<parallel::MemoryDomain>& domains, const std::vector<parallel::MemoryDomain>& hosts, int world, bool gpu)
+      : devices_(smallest(domains)), hosts_(smallest(hosts)), world_(world), gpu_(gpu) {}
   [[nodiscard]] parallel::DeviceRates rates(const parallel::MeshShape& /*mesh*/, const parallel::NumericFormat& /*format*/) const override {
-    if (gpu_) return {.gemm = 700e12, .attention_forward = 465e12, .attention_backward = 475e12, .bytes_per_s = 4.2e12, .kernel_s = 3e-6};
+    if (gpu_) return {.gemm = 700e12, .attention_forward = 465e12, .attention_backward = 475e12, .bytes_per_s = 4.2e12, .kernel_s = 3e-6,
+                      .host_bytes_per_s = 36e9, .host_link = "PCIe"};
     return {.gemm = 95e9, .attention_forward = 24e9, .attention_backward = 19e9, .bytes_per_s = 8e9, .kernel_s = 5e-6};
   }
   [[nodiscard]] parallel::MeshLinks links(const parallel::MeshShape& /*mesh*/) const override {
@@ -44,13 +41,30 @@ class FoundMachine final : public parallel::Machine {
     return {link, link, link};
   }
   [[nodiscard]] std::vector<parallel::MemoryDomain> domains(const parallel::MeshShape& mesh) const override {
-    return parallel::equal_domains(mesh.world(), ranks_each_, capacity_, gpu_ ? "GPU" : "host");
+    return parallel::equal_domains(mesh.world(), devices_.ranks, devices_.capacity_bytes, gpu_ ? "GPU" : "host");
+  }
+  [[nodiscard]] std::vector<parallel::MemoryDomain> host_domains(const parallel::MeshShape& mesh) const override {
+    if (!gpu_) return {};
+    return parallel::equal_domains(mesh.world(), hosts_.ranks, hosts_.capacity_bytes, "host");
   }
   [[nodiscard]] int most_ranks() const override { return world_; }
 
  private:
-  int world_, ranks_each_ = 1;
-  int64_t capacity_ = int64_t{1} << 62;
+  struct Each {
+    int ranks = 1;
+    int64_t capacity_bytes = int64_t{1} << 62;
+  };
+  /// Most ranks, least memory of any: what every domain is taken to be.
+  static Each smallest(const std::vector<parallel::MemoryDomain>& domains) {
+    Each e;
+    for (const parallel::MemoryDomain& d : domains) {
+      e.ranks = std::max(e.ranks, static_cast<int>(d.ranks.size()));
+      e.capacity_bytes = std::min(e.capacity_bytes, d.capacity_bytes);
+    }
+    return e;
+  }
+  Each devices_, hosts_;
+  int world_;
   bool gpu_;
 };
 
@@ -59,6 +73,9 @@ class FoundMachine final : public parallel::Machine {
 /// What a rank on the CPU takes beside its plan, from the first step on: buffers of the BLAS and of MPI. A process stays within its
 /// plan + 10 % + this in the layouts of tests/e2e/memory_test.cpp.
 constexpr int64_t kProcessBytes = int64_t{64} << 20;
+/// The same on a GPU, beside the context, which is there when memory is asked for: the libraries' code, the GEMM workspace, graphs,
+/// what allocations are rounded up to. Of the 1.47 to 1.61 GiB in launch/planned_cluster.cpp the context takes about half a GiB.
+constexpr int64_t kGpuProcessBytes = int64_t{1100} << 20;
 
 std::vector<parallel::MemoryDomain> memory_domains(const RankContext& ctx, const Device& device) {
   const bool gpu = device.kind == DeviceKind::kCuda;
@@ -77,9 +94,8 @@ std::vector<parallel::MemoryDomain> memory_domains(const RankContext& ctx, const
     domain.capacity_bytes = std::min(domain.capacity_bytes, found[at][1]);
     domain.ranks.push_back(r);
   }
-  if (!gpu)
-    for (parallel::MemoryDomain& d : out)
-      d.capacity_bytes = std::max<int64_t>(0, d.capacity_bytes - kProcessBytes * static_cast<int64_t>(d.ranks.size()));
+  for (parallel::MemoryDomain& d : out)
+    d.capacity_bytes = std::max<int64_t>(0, d.capacity_bytes - (gpu ? kGpuProcessBytes : kProcessBytes) * static_cast<int64_t>(d.ranks.size()));
   return out;
 }
 
@@ -97,6 +113,8 @@ parallel::JobShape job_shape(const JobConfig& cfg, const EngineOptions& o) {
   job.training = o.training;
   job.zero = o.zero;
   job.tree_rows = o.tree_rows;
+  job.offload_optimizer = o.needs.offload_optimizer;
+  job.offload_activations = o.needs.offload_activations;
   return job;
 }
 
@@ -107,31 +125,64 @@ void choose_recompute(const RankContext& ctx, const parallel::ModelConfig& confi
   options->stage_recompute = chosen.value_or(std::vector(static_cast<size_t>(job.mesh.pp), parallel::Recompute::kFull));
 }
 
+namespace {
+
+/// The first domain whose ranks plan more than it has, with what they plan.
+struct Short {
+  const parallel::MemoryDomain* domain = nullptr;
+  int64_t needed = 0;
+};
+Short first_short(const std::vector<parallel::MemoryDomain>& domains, const std::vector<int64_t>& planned) {
+  for (const parallel::MemoryDomain& d : domains) {
+    int64_t sum = 0;
+    for (const int r : d.ranks) sum += planned[static_cast<size_t>(r)];
+    if (sum > d.capacity_bytes) return {&d, sum};
+  }
+  return {};
+}
+
+/// Changes priced as the ranks would run them: --recompute auto chooses anew.
+std::vector<parallel::Remedy> remedies_for(const JobConfig& cfg, const parallel::ModelConfig& model, const parallel::JobShape& job,
+                                           const parallel::Machine& machine) {
+  if (!job.training) return {};
+  if (cfg.recompute != "auto") return parallel::remedies(model, job, machine, 4);
+  return parallel::remedies(model, job, machine, 4, [&](const parallel::JobShape& changed, const std::vector<parallel::OptionValue>& options) {
+    const bool fixed = std::ranges::find(options, "recompute", &parallel::OptionValue::option) != options.end();
+    const std::vector<parallel::Candidate> best = parallel::search(model, changed, {.recompute = !fixed}, machine);
+    if (best.empty()) return std::optional<parallel::ChangedJob>();
+    return std::optional(parallel::ChangedJob{best.front().job, best.front().fits, best.front().largest_bytes, best.front().time.total});
+  });
+}
+
+}  // namespace
+
 void check_memory(const RankContext& ctx, const parallel::ModelConfig& config, const EngineOptions& options) {
   const std::vector<parallel::MemoryDomain> domains = memory_domains(ctx, options.device);
   const parallel::JobShape job = job_shape(ctx.config, options);
+  // Beside a GPU, what --offload pins lies on the host.
+  const std::vector<parallel::MemoryDomain> hosts = job.gpu ? memory_domains(ctx, Device{}) : std::vector<parallel::MemoryDomain>{};
   // The very plans that the ranks will allocate.
-  const auto planned = gather(ctx.world, std::array<int64_t, 1>{plan_for(config, options, ctx.world.rank()).bytes().total()});
-  const parallel::MemoryDomain* over = nullptr;
-  int64_t needed = 0;
-  for (const parallel::MemoryDomain& d : domains) {
-    int64_t sum = 0;
-    for (const int r : d.ranks) sum += planned[static_cast<size_t>(r)][0];
-    if (sum <= d.capacity_bytes || over != nullptr) continue;
-    over = &d;
-    needed = sum;
+  const parallel::RankPlan::Bytes mine = plan_for(config, options, ctx.world.rank()).bytes();
+  std::vector<int64_t> planned, pinned;
+  for (const auto& [device, host] : gather(ctx.world, std::array<int64_t, 2>{mine.total(), mine.host})) {
+    planned.push_back(device);
+    pinned.push_back(host);
   }
-  if (over == nullptr) return;
-  const parallel::MemoryDomain& domain = *over;
+  Short found = first_short(domains, planned);
+  const bool on_host = found.domain == nullptr;
+  if (on_host) found = first_short(hosts, pinned);
+  if (found.domain == nullptr) return;
+  const parallel::MemoryDomain& domain = *found.domain;
   // One rank tells; what it finds is what every rank would find.
   if (ctx.world.rank() != domain.ranks.front()) throw CommError("rank {} does not fit into memory", domain.ranks.front());
   const auto h = [](int64_t n) { return human_bytes(static_cast<double>(n)); };
-  std::string text = fmt::format("{} does not fit: the {} rank{} of {} need {}, {} are available", job.mesh.str(), domain.ranks.size(),
-                                 domain.ranks.size() == 1 ? "" : "s", domain.name, h(needed), h(domain.capacity_bytes));
-  const FoundMachine machine(domains, ctx.world.size(), job.gpu);
-  const std::vector<parallel::Remedy> remedies = job.training ? parallel::remedies(config, job, machine, 4) : std::vector<parallel::Remedy>{};
+  std::string text = fmt::format("{} does not fit: the {} rank{} of {} need {}{}, {} are available", job.mesh.str(), domain.ranks.size(),
+                                 domain.ranks.size() == 1 ? "" : "s", domain.name, h(found.needed),
+                                 on_host ? fmt::format(" of pinned memory for --offload {}", job.offload_text()) : "", h(domain.capacity_bytes));
+  const FoundMachine machine(domains, hosts, ctx.world.size(), job.gpu);
+  const std::vector<parallel::Remedy> remedies = remedies_for(ctx.config, config, job, machine);
   if (remedies.empty())
-    text += "; no change of recompute, micro-batch, layout or state dtype on these ranks would make it fit: take more hosts or a "
+    text += "; no change of recompute, micro-batch, layout, state dtype or --offload on these ranks would make it fit: take more hosts or a "
             "shorter --seq-len";
   else
     text += ". Changes that would fit, the fastest first:";

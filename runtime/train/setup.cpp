@@ -138,6 +138,7 @@ EngineOptions engine_options(const JobConfig& cfg, const parallel::ModelConfig& 
   o.zero = cfg.zero;
   o.tree_rows = cfg.row_tree() ? rows.batch : 0;
   o.device = device;
+  o.time_comm = training && cfg.profile > 0;
   o.format = numeric_format(cfg, device);
   o.comm = parse_comm_choice(cfg.comm);
   o.needs = parallel::device_needs(device.kind == DeviceKind::kCuda, model, mesh.tp, rows.tokens());

@@ -528,7 +528,8 @@ ExitCode Job::run() {
   StepHealth health(ctx_, *data_, [this](nlohmann::ordered_json line) { metrics_line(std::move(line)); });
   double first_loss = std::nan(""), last_loss = std::nan("");
   const int64_t begun_at = progress_.step;
-  StepProfile profile(ctx_, *engine_, cfg_.profile, gemm_rate_ / ctx_.world.size());
+  StepProfile profile(ctx_, *engine_, cfg_.profile, gemm_rate_ / ctx_.world.size(),
+                      [this](nlohmann::ordered_json line) { metrics_line(std::move(line)); });
   const auto job_start = Clock::now();
   startup_.begin("first step");
   FlightRecorder& flight = ctx_.status.flight();

@@ -1,8 +1,10 @@
 // `r1run plan` on described machines: the figures add up, the search finds what fits, a refusal names changes that do fit.
 #include <gtest/gtest.h>
 
+#include <functional>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <sstream>
 
 #include "launch/plan.h"
 #include "tests/support/expect_error.h"
@@ -118,35 +120,166 @@ TEST(Plan, PartsAddUp) {
   }
 }
 
+/// `args` with a change as it is printed ("--pp 2 --recompute full"): options that are there already are replaced.
+std::vector<std::string> changed(std::vector<std::string> args, const std::string& change) {
+  std::istringstream words(change);
+  for (std::string option, value; words >> option >> value;) {
+    const auto same = std::ranges::find(args, option);
+    if (same != args.end()) args.erase(same, same + 2);
+    args.insert(args.end(), {option, value});
+  }
+  return args;
+}
+
+/// Each remedy, typed as it is printed, fits and is what was promised: bytes, policy, seconds, price.
+void expect_as_printed(const std::vector<std::string>& args, const PlanReport& r,
+                       const std::function<PlanReport(const std::vector<std::string>&)>& plan_of) {
+  for (size_t i = 0; i < r.remedies.size(); ++i) {
+    const parallel::Remedy& m = r.remedies[i];
+    SCOPED_TRACE(r.cluster.text + ": " + m.change);
+    if (i > 0) {
+      EXPECT_GE(m.slowdown, r.remedies[i - 1].slowdown);
+    }
+    const PlanReport again = plan_of(changed(args, m.change));
+    EXPECT_TRUE(again.fits());
+    EXPECT_EQ(again.chosen.largest_bytes, m.largest_bytes);
+    EXPECT_EQ(again.chosen.job.recompute_text(), m.policy);
+    EXPECT_EQ(again.chosen.job.mesh.world(), m.ranks);
+    EXPECT_NEAR(again.chosen.time.total, m.seconds, 1e-9 * m.seconds);
+    EXPECT_NEAR(again.chosen.time.total / r.chosen.time.total - 1, m.slowdown, 1e-9);
+    EXPECT_NE(r.refusal().find(m.change), std::string::npos);
+  }
+}
+
 TEST(Plan, ARefusalNamesChangesThatFit) {
-  const std::vector<std::string> job{"--cluster", "4xA100-80", "--model", "R1-Distill-Qwen-14B", "--tp", "4", "--micro-batch", "8",
-                                     "--seq-len", "4096"};
+  for (const std::vector<std::string>& job : std::vector<std::vector<std::string>>{
+           {"--cluster", "4xA100-80", "--model", "R1-Distill-Qwen-14B", "--tp", "4", "--micro-batch", "8", "--seq-len", "4096"},
+           // What a search or --recompute auto picks anew with the change counts, not what it picked without.
+           {"--cluster", "1xA100-80", "--model", "R1-Distill-Qwen-7B"},
+           {"--cluster", "1xA100-80", "--model", "R1-Distill-Qwen-7B", "--tp", "1", "--recompute", "auto"},
+           {"--cluster", "2xA100-40", "--model", "R1-Distill-Qwen-14B", "--batch", "64", "--seq-len", "4096"}}) {
+    const PlanReport r = plan(job);
+    ASSERT_FALSE(r.fits()) << job[1];
+    ASSERT_FALSE(r.remedies.empty()) << job[1];
+    EXPECT_NE(r.refusal().find("does not fit"), std::string::npos);
+    expect_as_printed(job, r, plan);
+  }
+}
+
+TEST(Plan, RemediesOfAComparisonAreWhatTheirMachineWouldDo) {
+  const std::vector<std::string> job{"--cluster", "upgrade", "--model", "R1-Distill-Qwen-32B"};
+  size_t remedies = 0;
+  for (const PlannedCluster& machine : Catalogue::built_in().clusters("upgrade")) {
+    const auto on_it = [&](const std::vector<std::string>& args) {
+      const JobConfig cfg = parse_options("plan", args);
+      std::string name;
+      const parallel::ModelConfig model = planned_model(cfg.model, &name);
+      return make_plan(cfg, name, model, machine);
+    };
+    const PlanReport r = on_it(job);
+    remedies += r.remedies.size();
+    if (!r.remedies.empty()) {
+      EXPECT_NE(comparison_text({r}).find(r.remedies.front().change + " ("), std::string::npos);
+    }
+    expect_as_printed(job, r, on_it);
+  }
+  EXPECT_GT(remedies, 0U);
+}
+
+// --offload: what leaves the device is on the host, byte for byte; the step waits for the host link where nothing hides it.
+TEST(Plan, OffloadMovesMemoryToTheHostAndTakesTime) {
+  const std::vector<std::string> job{"--cluster", "ndv5", "--model", "R1-Distill-Qwen-7B", "--dp", "2", "--tp", "2", "--batch", "16",
+                                     "--seq-len", "4096", "--recompute", "full"};
+  const auto with = [&](const std::string& what) { return plan(changed(job, "--offload " + what)); };
+  const PlanReport plain = plan(job), state = with("optimizer"), inputs = with("activations"), both = with("optimizer,activations");
+  const auto bytes = [](const PlanReport& r) { return r.ranks.front().plan.bytes(); };
+  EXPECT_EQ(bytes(plain).host, 0);
+  EXPECT_EQ(plain.chosen.host_bytes, 0);
+  EXPECT_EQ(bytes(state).host, bytes(plain).optimizer);
+  EXPECT_EQ(bytes(plain).total() - bytes(state).total(), bytes(plain).optimizer);
+  EXPECT_EQ(bytes(both).host, bytes(state).host + bytes(inputs).host);
+  // 27 of 28 block inputs of one micro-batch: 1 row of 4096 tokens over 2 tp ranks, 3584 wide, bf16.
+  EXPECT_EQ(bytes(inputs).host, int64_t{27} * 2048 * 3584 * 2);
+  EXPECT_LT(bytes(inputs).total(), bytes(plain).total());
+  for (const PlanReport& r : {state, inputs, both}) {
+    EXPECT_TRUE(r.fits());
+    int64_t sum = 0, host = 0;
+    for (const auto& i : r.ranks.front().memory) sum += i.bytes;
+    for (const auto& i : r.ranks.front().host) host += i.bytes;
+    EXPECT_EQ(sum, bytes(r).total());
+    EXPECT_EQ(host, bytes(r).host);
+    EXPECT_EQ(r.chosen.host_bytes, 4 * bytes(r).host) << "four ranks on a host";
+    const parallel::StepTime& t = r.chosen.time;
+    EXPECT_NEAR(t.gemm + t.head + t.attention + t.elementwise + t.recompute + t.overhead + t.tp_comm + t.pp_comm + t.bubble + t.dp_comm +
+                    t.optimizer + t.offload, t.total, 1e-9 * t.total);
+    const auto j = nlohmann::json::parse(plan_json(r));
+    EXPECT_EQ(j["ranks"][0]["host_bytes"], bytes(r).host);
+    EXPECT_EQ(j["layout"]["offload"], r.chosen.job.offload_text());
+    EXPECT_NE(plan_text(r).find("on its host"), std::string::npos);
+    EXPECT_NE(r.flags.find("--offload " + r.chosen.job.offload_text()), std::string::npos);
+    EXPECT_TRUE(plan_html(r).find("pinned on its host") != std::string::npos);
+  }
+  // Half of the state's bytes in each direction, at once, over PCIe 5 at 48 GB/s x 0.75, less what the update takes by itself.
+  const double link = static_cast<double>(bytes(state).host) / (48e9 * 0.75);
+  EXPECT_GT(state.chosen.time.offload, 0.9 * link);
+  EXPECT_LE(state.chosen.time.offload, link * 1.001);
+  EXPECT_NEAR(state.chosen.time.total + (plain.chosen.time.optimizer - state.chosen.time.optimizer), plain.chosen.time.total + state.chosen.time.offload,
+              1e-6 * plain.chosen.time.total);
+  // A block's input is on its way for less time than the block takes: nothing shows.
+  EXPECT_EQ(inputs.chosen.time.offload, 0);
+  EXPECT_NEAR(inputs.chosen.time.total, plain.chosen.time.total, 1e-9);
+}
+
+TEST(Plan, ASlowHostLinkShowsInEveryBlock) {
+  Catalogue catalogue = Catalogue::built_in();
+  catalogue.add(R"({"links": {"string": {"gbytes_per_s": 0.05}},
+                    "devices": [{"name": "tied", "title": "tied", "sm": 90, "memory_gib": 80, "memory_gbytes_per_s": 3350, "bf16_tflops": 989,
+                     "fp32_tflops": 67, "gemm": 0.7, "attention": [0.5, 0.5], "copy": 0.9, "basis": "estimate", "peer": "PCIe5",
+                     "network": "NDR", "host": "string"}]})", "test");
+  const auto on = [&](const std::vector<std::string>& more) {
+    std::vector<std::string> args{"--cluster", "tied", "--model", "R1-Distill-Qwen-1.5B", "--tp", "1", "--batch", "4", "--recompute", "full"};
+    args.insert(args.end(), more.begin(), more.end());
+    const JobConfig cfg = parse_options("plan", args);
+    std::string name;
+    const parallel::ModelConfig model = planned_model(cfg.model, &name);
+    return make_plan(cfg, name, model, catalogue.cluster(cfg.cluster));
+  };
+  const PlanReport inputs = on({"--offload", "activations"});
+  // 27 inputs of 1024 x 1536 in bf16, there and back, for each of 4 rows; nothing else takes so long.
+  const double there = 27.0 * 1024 * 1536 * 2 / 0.05e9;
+  EXPECT_NEAR(inputs.chosen.time.total, 4 * 2 * there + inputs.chosen.time.optimizer, 1e-6 * inputs.chosen.time.total);
+  EXPECT_GT(inputs.chosen.time.offload, 0.5 * inputs.chosen.time.total);
+}
+
+TEST(Plan, OffloadIsRefusedWhereItCannotBe) {
+  const std::string m = "R1-Distill-Qwen-7B";
+  EXPECT_ERROR(UsageError, (void)plan({"--cluster", "2xEPYC-7763", "--model", m, "--offload", "optimizer"}), "needs a GPU");
+  EXPECT_ERROR(UsageError, (void)plan({"--cluster", "1xH200", "--model", m, "--tp", "1", "--offload", "activations"}), "--recompute full");
+  EXPECT_ERROR(UsageError, (void)plan({"--cluster", "1xH200", "--model", m, "--recompute", "auto", "--offload", "activations"}), "--recompute full");
+  // A search picks the policy that goes with it.
+  EXPECT_EQ(plan({"--cluster", "1xH200", "--model", m, "--offload", "activations"}).chosen.job.recompute_text(), "full");
+  // More than the host has: said as such, in bytes.
+  const PlanReport r = plan({"--cluster", "1xA100-80", "--model", "R1-Distill-Qwen-14B", "--tp", "1", "--recompute", "full", "--offload", "optimizer"});
+  EXPECT_FALSE(r.fits());
+  EXPECT_GT(r.chosen.host_bytes, r.host_capacity_bytes);
+  EXPECT_NE(r.refusal().find("--offload optimizer pins"), std::string::npos) << r.refusal();
+}
+
+// Nothing but the host's memory helps: it is suggested, with its price.
+TEST(Plan, OffloadIsSuggestedWhenNothingElseFits) {
+  const std::vector<std::string> job{"--cluster", "1xA100-40", "--model", "R1-Distill-Qwen-7B", "--tp", "1", "--recompute", "full",
+                                     "--state-dtype", "bf16", "--seq-len", "1024"};
   const PlanReport r = plan(job);
   ASSERT_FALSE(r.fits());
   ASSERT_FALSE(r.remedies.empty());
-  EXPECT_NE(r.refusal().find("does not fit"), std::string::npos);
-  for (size_t i = 0; i < r.remedies.size(); ++i) {
-    if (i > 0) {
-      EXPECT_GE(r.remedies[i].slowdown, r.remedies[i - 1].slowdown);
-    }
-    // The change typed as it stands does fit, and takes the bytes that were promised.
-    std::vector<std::string> changed = job;
-    std::string word;
-    for (const char c : r.remedies[i].change + " ") {
-      if (c != ' ') {
-        word += c;
-        continue;
-      }
-      const auto same = std::ranges::find(changed, word);
-      if (same != changed.end() && word.starts_with("--")) changed.erase(same, same + 2);
-      changed.push_back(word);
-      word.clear();
-    }
-    const PlanReport again = plan(changed);
-    EXPECT_TRUE(again.fits()) << r.remedies[i].change;
-    EXPECT_EQ(again.chosen.largest_bytes, r.remedies[i].largest_bytes) << r.remedies[i].change;
-    EXPECT_NEAR(again.chosen.time.total / r.chosen.time.total - 1, r.remedies[i].slowdown, 1e-9) << r.remedies[i].change;
+  for (const parallel::Remedy& m : r.remedies) {
+    EXPECT_NE(m.change.find("--offload"), std::string::npos) << m.change;
+    EXPECT_GT(m.slowdown, 0);
   }
+  expect_as_printed(job, r, plan);
+  // Where something else does, it is not.
+  for (const parallel::Remedy& m : plan({"--cluster", "1xA100-80", "--model", "R1-Distill-Qwen-7B"}).remedies)
+    EXPECT_EQ(m.change.find("--offload"), std::string::npos) << m.change;
 }
 
 TEST(Plan, MoreMemoryMakesRecomputationUnnecessary) {

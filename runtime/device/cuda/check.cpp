@@ -53,26 +53,33 @@ std::string device_text() {
 
 }  // namespace
 
+void throw_no_memory(const std::string& text) {
+  constexpr const char* kRemedy =
+      "see nvidia-smi for other processes on this GPU, or use more ranks, a smaller --micro-batch, "
+      "--recompute or --state-dtype bf16";
+  size_t free_bytes = 0, total_bytes = 0;
+  if (cudaMemGetInfo(&free_bytes, &total_bytes) == cudaSuccess)
+    throw MemoryError("{}; {:.2f} of {:.2f} GiB are free on the device; {}", text,
+                      static_cast<double>(free_bytes) / 0x1p30,
+                      static_cast<double>(total_bytes) / 0x1p30, kRemedy);
+  throw MemoryError("{}; {}", text, kRemedy);
+}
+
 void throw_cuda_error(cudaError_t e, const char* call, const char* file, int line) {
   (void)cudaGetLastError();  // not sticky errors: the next call must not report this one again
   const char* hint = remedy(e);
   const std::string text =
       fmt::format("{}: {} failed: {} ({}) at {}:{}{}{}", device_text(), call, cudaGetErrorString(e),
                   cudaGetErrorName(e), file, line, *hint != '\0' ? "; " : "", hint);
-  if (e == cudaErrorMemoryAllocation) {
-    size_t free_bytes = 0, total_bytes = 0;
-    if (cudaMemGetInfo(&free_bytes, &total_bytes) == cudaSuccess)
-      throw MemoryError("{}; {:.2f} of {:.2f} GiB are free on the device", text,
-                        static_cast<double>(free_bytes) / 0x1p30,
-                        static_cast<double>(total_bytes) / 0x1p30);
-    throw MemoryError("{}", text);
-  }
+  if (e == cudaErrorMemoryAllocation) throw_no_memory(text);
   throw DeviceError("{}", text);
 }
 
 void throw_cublas_error(cublasStatus_t e, const char* call, const char* file, int line) {
-  throw DeviceError("{}: {} failed: {} ({}) at {}:{}", device_text(), call,
-                    cublasLtGetStatusString(e), cublasLtGetStatusName(e), file, line);
+  const std::string text = fmt::format("{}: {} failed: {} ({}) at {}:{}", device_text(), call,
+                                       cublasLtGetStatusString(e), cublasLtGetStatusName(e), file, line);
+  if (e == CUBLAS_STATUS_ALLOC_FAILED) throw_no_memory(text);
+  throw DeviceError("{}", text);
 }
 
 }  // namespace r1::cuda

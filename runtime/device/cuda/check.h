@@ -5,10 +5,14 @@
 #include <cublasLt.h>
 #include <cuda_runtime_api.h>
 
+#include <string>
+
 namespace r1::cuda {
 
 /// MemoryError for an allocation that does not fit, DeviceError for everything else.
 [[noreturn]] void throw_cuda_error(cudaError_t e, const char* call, const char* file, int line);
+/// MemoryError with `text`, what is free on the current device and what needs less.
+[[noreturn]] void throw_no_memory(const std::string& text);
 [[noreturn]] void throw_cublas_error(cublasStatus_t e, const char* call, const char* file,
                                      int line);
 

@@ -244,9 +244,11 @@ void GemmPlans::run(const GemmShape& shape, const void* a, const void* b, void* 
   if (!plan.settled) choose(shape, plan, a, b, c, bias, stream);
   if (bias != nullptr) set(plan.op, CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
   const cublasStatus_t status = launch(shape, plan, plan.algo, a, b, c, c, stream);
-  if (status != CUBLAS_STATUS_SUCCESS)
-    throw DeviceError("cuda:{}: product {} failed: {} ({})", ctx_.index(), shape.str(),
-                      cublasLtGetStatusString(status), cublasLtGetStatusName(status));
+  if (status == CUBLAS_STATUS_SUCCESS) return;
+  const std::string text = fmt::format("cuda:{}: product {} failed: {} ({})", ctx_.index(), shape.str(),
+                                       cublasLtGetStatusString(status), cublasLtGetStatusName(status));
+  if (status == CUBLAS_STATUS_ALLOC_FAILED) throw_no_memory(text);
+  throw DeviceError("{}", text);
 }
 
 std::vector<GemmChoice> GemmPlans::choices() {

@@ -57,7 +57,7 @@ void cross_entropy_backward(const Tensor& logits, const Tensor& targets, int64_t
 void argmax(const Tensor& logits, int64_t vocab_begin, const Tensor& best, const Stream& s);
 void adamw_step(const Tensor& p, const Tensor& master, const Tensor& g, const Tensor& m,
                 const Tensor& v, const Tensor& grad_scale, const AdamWArgs& args, const Stream& s);
-void sum_of_squares(const Tensor& x, const Tensor& words, const Stream& s);
+void sum_of_squares(std::span<const Tensor> matrices, const Tensor& words, const Stream& s);
 void sum_into(const Tensor& x, const Tensor& words, const Stream& s);
 void exact_total(const Tensor& words, const Tensor& out, const Stream& s);
 void clip_factor(const Tensor& sum_squares, float max_norm, const Tensor& factor, const Stream& s);

@@ -1,10 +1,8 @@
-// Elementwise helpers, column sums and the norm's sum of squares. Each element is read and written
-// once.
+// Elementwise helpers and column sums. Each element is read and written once.
 #include <cuda_fp16.h>
 
 #include "runtime/kernels/cuda/common.cuh"
 #include "runtime/kernels/cuda/elementwise.h"
-#include "runtime/kernels/exact_sum.h"
 
 namespace r1::kernels::cuda {
 namespace {
@@ -161,60 +159,6 @@ __global__ void __launch_bounds__(kWarp* kSumLanes)
   }
 }
 
-// Adds to the block's words, then the block's to the job's: integers, so in any order.
-__device__ __forceinline__ void add_exact(unsigned long long* words, double v) {
-  const ExactAddend a = exact_addend(v);
-#pragma unroll
-  for (int i = 0; i < 3; ++i)
-    if (a.amounts[i] != 0) atomicAdd(words + a.word + i, static_cast<unsigned long long>(a.amounts[i]));
-}
-
-// One warp a row, in an order that depends on the row alone. fp64 throughout: the cost hides behind the loads.
-template <class T>
-__global__ void __launch_bounds__(kThreads)
-    row_squares_kernel(const T* __restrict__ x, int64_t rows, int64_t cols, bool vector, unsigned long long* __restrict__ words) {
-  __shared__ unsigned long long sum[kExactWords];
-  if (threadIdx.x < kExactWords) sum[threadIdx.x] = 0;
-  __syncthreads();
-  constexpr int kWarps = kThreads / kWarp;
-  const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
-  for (int64_t r = static_cast<int64_t>(blockIdx.x) * kWarps + warp; r < rows; r += static_cast<int64_t>(gridDim.x) * kWarps) {
-    const T* row = x + r * cols;
-    double total = 0;
-    for (int64_t c = lane * kVec; c < cols; c += kWarp * kVec) {
-      if (vector) {
-        const Floats<kVec> v = load<kVec>(row + c);
-#pragma unroll
-        for (int j = 0; j < kVec; ++j) total = fma(static_cast<double>(v.v[j]), static_cast<double>(v.v[j]), total);
-      } else {
-        for (int64_t j = c; j < cols && j < c + kVec; ++j) {
-          const double v = to_double(row[j]);
-          total = fma(v, v, total);
-        }
-      }
-    }
-    total = warp_reduce(total, Sum{});
-    if (lane == 0) add_exact(sum, total);
-  }
-  __syncthreads();
-  if (threadIdx.x < kExactWords && sum[threadIdx.x] != 0) atomicAdd(words + threadIdx.x, sum[threadIdx.x]);
-}
-
-__global__ void __launch_bounds__(kThreads)
-    exact_elements_kernel(const float* __restrict__ x, int64_t n, unsigned long long* __restrict__ words) {
-  __shared__ unsigned long long sum[kExactWords];
-  if (threadIdx.x < kExactWords) sum[threadIdx.x] = 0;
-  __syncthreads();
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < n; i += static_cast<int64_t>(gridDim.x) * kThreads)
-    add_exact(sum, static_cast<double>(x[i]));
-  __syncthreads();
-  if (threadIdx.x < kExactWords && sum[threadIdx.x] != 0) atomicAdd(words + threadIdx.x, sum[threadIdx.x]);
-}
-
-__global__ void exact_total_kernel(const int64_t* __restrict__ words, double* __restrict__ out) {
-  out[0] = exact_value(words);
-}
-
 __global__ void clip_factor_kernel(const double* __restrict__ sum_squares, float max_norm, float* __restrict__ factor) {
   const double norm = sqrt(sum_squares[0]);
   float f = 1.0F;
@@ -337,35 +281,6 @@ void bias_backward(const Tensor& dy, const Tensor& db, const Stream& s) {
   });
   CUDA_LAUNCH_CHECK();
   add_partial_sums(partial, slabs, cols, db, l.stream);
-}
-
-void sum_of_squares(const Tensor& x, const Tensor& words, const Stream& s) {
-  const int64_t rows = x.dim(0), cols = x.dim(1);
-  if (rows == 0 || cols == 0) return;
-  const Launch l(s);
-  const int64_t blocks = std::min<int64_t>(ceil_div(rows, int64_t{kThreads / kWarp}), int64_t{l.ctx.multiprocessors()} * 8);
-  dispatch(x.dtype, [&](auto* tag) {
-    using T = Element<decltype(tag)>;
-    row_squares_kernel<T><<<static_cast<unsigned>(blocks), kThreads, 0, l.stream>>>(
-        x.ptr<T>(), rows, cols, aligned16(x.data) && cols % kVec == 0, words.ptr<unsigned long long>());
-  });
-  CUDA_LAUNCH_CHECK();
-}
-
-void sum_into(const Tensor& x, const Tensor& words, const Stream& s) {
-  const int64_t n = x.numel();
-  if (n == 0) return;
-  const Launch l(s);
-  const int64_t blocks = std::min<int64_t>(ceil_div(n, int64_t{kThreads}), int64_t{l.ctx.multiprocessors()});
-  exact_elements_kernel<<<static_cast<unsigned>(blocks), kThreads, 0, l.stream>>>(x.ptr<float>(), n,
-                                                                                words.ptr<unsigned long long>());
-  CUDA_LAUNCH_CHECK();
-}
-
-void exact_total(const Tensor& words, const Tensor& out, const Stream& s) {
-  const Launch l(s);
-  exact_total_kernel<<<1, 1, 0, l.stream>>>(words.ptr<int64_t>(), out.ptr<double>());
-  CUDA_LAUNCH_CHECK();
 }
 
 void clip_factor(const Tensor& sum_squares, float max_norm, const Tensor& factor, const Stream& s) {

@@ -4,7 +4,7 @@
 // Forward: one block a row, the row in registers: 2H elements moved (4H with the add).
 // Backward: dx = rstd * (g - xhat * mean(g xhat)) + residual with g = dy * w, xhat = x * rstd; dw =
 // sum over rows of dy * xhat. Persistent blocks stride over rows and keep their dw part in
-// registers; the parts are added in block order, so the result does not depend on timing. 3H
+// registers; the parts are added in a fixed order, so the result does not depend on timing. 3H
 // elements moved, 4H with a residual.
 #include "runtime/kernels/cuda/common.cuh"
 #include "runtime/kernels/cuda/elementwise.h"
@@ -148,67 +148,144 @@ void forward(const Tensor& x, const Tensor* delta, const Tensor& w, float eps, c
   CUDA_LAUNCH_CHECK();
 }
 
+// W elements in registers as they came from memory: bf16 takes half the registers of fp32.
+template <class T, int W>
+struct Piece {
+  static constexpr int kBytes = W * static_cast<int>(sizeof(T));
+  uint32_t words[kBytes < 4 ? 1 : kBytes / 4];
+
+  __device__ __forceinline__ void load(const T* p) {
+    if constexpr (kBytes == 2) {
+      words[0] = *reinterpret_cast<const uint16_t*>(p);
+    } else {
+      constexpr int kAccess = kBytes < 16 ? kBytes : 16;
+      using A = typename Word<kAccess>::type;
+#pragma unroll
+      for (int i = 0; i < kBytes / kAccess; ++i) {
+        const A w = reinterpret_cast<const A*>(p)[i];
+        memcpy(words + i * kAccess / 4, &w, kAccess);
+      }
+    }
+  }
+  __device__ __forceinline__ float operator[](int j) const {
+    if constexpr (sizeof(T) == 4) return __uint_as_float(words[j]);
+    else return __uint_as_float(j % 2 == 0 ? words[j / 2] << 16 : words[j / 2] & 0xffff0000u);
+  }
+};
+
+// A group's next row is fetched while it works on the one before, where the registers suffice for two.
 template <class T, int W, int NV>
-__global__ void __launch_bounds__(NV <= 4 ? kSmallBlock : 1024)
+constexpr bool kFetchAhead = NV <= 4 && NV * W * sizeof(T) <= 64;
+// Threads of a block, from the registers a thread needs.
+template <class T, int W, int NV>
+constexpr int kBackwardThreads = NV > 4 ? 1024 : NV * W * sizeof(T) <= 16 ? 768 : NV * W * sizeof(T) <= 32 ? 512 : 384;
+// The row of weights stays in registers, or comes from the first-level cache.
+template <class T, int W, int NV>
+constexpr bool kKeepWeight = NV * W * sizeof(T) <= 32;
+constexpr int kMaxGroups = 15;  // each has a barrier of its own; barrier 0 is the block's
+constexpr int64_t kGroupSumBytes = 44 * 1024;
+
+// Sum over a group's warps, with the group's own barrier. `slots`: as for block_reduce.
+__device__ __forceinline__ float group_sum(float x, float* slots, int threads, int group) {
+  x = warp_reduce(x, Sum{});
+  const int warps = threads / kWarp;
+  if (warps == 1) return x;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  if (lane == 0) slots[static_cast<int>(threadIdx.x) / kWarp - group * warps] = x;
+  asm volatile("bar.sync %0, %1;" ::"r"(group + 1), "r"(threads) : "memory");
+  return warp_reduce(lane < warps ? slots[lane] : 0.0F, Sum{});
+}
+
+// A block a multiprocessor, of several groups of threads: a group takes a row at a time and keeps its part of dw in registers.
+// The groups' parts are added before they leave the block, so that few are left for the second launch.
+template <class T, int W, int NV>
+__global__ void __launch_bounds__(kBackwardThreads<T, W, NV>, 1)
     rmsnorm_backward_kernel(const T* dy, const T* __restrict__ x, const T* __restrict__ w,
                             const float* __restrict__ rstd, const T* residual, T* dx,
-                            float* __restrict__ partial, int64_t rows, int h) {
-  __shared__ float slots[2][32];
-  const int step = static_cast<int>(blockDim.x) * W;
-  const int first = static_cast<int>(threadIdx.x) * W;
-  Floats<W> dw[NV];
-#pragma unroll
-  for (int i = 0; i < NV; ++i) {
-#pragma unroll
-    for (int j = 0; j < W; ++j) dw[i].v[j] = 0;
-  }
-  int parity = 0;
-  for (int64_t row = blockIdx.x; row < rows; row += gridDim.x, parity ^= 1) {
+                            float* __restrict__ partial, int64_t rows, int h, int threads) {
+  __shared__ float slots[kMaxGroups][2][32];
+  extern __shared__ float4 group_sums[];  // [groups, h] floats, where there are several groups
+  const int groups = static_cast<int>(blockDim.x) / threads, group = static_cast<int>(threadIdx.x) / threads;
+  const int step = threads * W;
+  const int first = (static_cast<int>(threadIdx.x) - group * threads) * W;
+  struct Row {
+    Piece<T, W> g[NV], x[NV], skip[NV];
+    float rstd;
+  };
+  const auto fetch = [&](Row& to, int64_t row) {
     const int64_t base = row * h;
-    const float r = rstd[row];
-    Floats<W> g[NV], xh[NV], skip[NV];
 #pragma unroll
     for (int i = 0; i < NV; ++i) {
       const int c = first + i * step;
       if (c < h) {
-        g[i] = load<W>(dy + base + c);
-        xh[i] = load<W>(x + base + c);
-        if (residual != nullptr) skip[i] = load<W>(residual + base + c);
+        to.g[i].load(dy + base + c);
+        to.x[i].load(x + base + c);
+        if (residual != nullptr) to.skip[i].load(residual + base + c);
       }
     }
+    to.rstd = rstd[row];
+  };
+  Floats<W> dw[NV];
+  Piece<T, W> weight[NV];
+#pragma unroll
+  for (int i = 0; i < NV; ++i) {
+    if (kKeepWeight<T, W, NV> && first + i * step < h) weight[i].load(w + first + i * step);
+#pragma unroll
+    for (int j = 0; j < W; ++j) dw[i].v[j] = 0;
+  }
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * groups;
+  int64_t row = static_cast<int64_t>(blockIdx.x) * groups + group;
+  Row now, next;
+  if (kFetchAhead<T, W, NV> && row < rows) fetch(now, row);
+  for (int parity = 0; row < rows; row += stride, parity ^= 1) {
+    if constexpr (kFetchAhead<T, W, NV>) {
+      if (row + stride < rows) fetch(next, row + stride);
+    } else {
+      fetch(now, row);
+    }
+    const float r = now.rstd;
     float dot = 0;
 #pragma unroll
     for (int i = 0; i < NV; ++i) {
       if (first + i * step < h) {
-        const Floats<W> weight = load<W>(w + first + i * step);  // in L1 after the first row
+        if constexpr (!kKeepWeight<T, W, NV>) weight[i].load(w + first + i * step);
 #pragma unroll
         for (int j = 0; j < W; ++j) {
-          xh[i].v[j] *= r;
-          dw[i].v[j] += g[i].v[j] * xh[i].v[j];
-          g[i].v[j] *= weight.v[j];
-          dot += g[i].v[j] * xh[i].v[j];
+          const float product = now.g[i][j] * (now.x[i][j] * r);
+          dw[i].v[j] += product;
+          dot += product * weight[i][j];
         }
       }
     }
-    dot = block_reduce(dot, slots[parity], Sum{}, 0.0F) / static_cast<float>(h);
+    dot = group_sum(dot, slots[group][parity], threads, group) / static_cast<float>(h);
+    const float factor = r * dot;
 #pragma unroll
     for (int i = 0; i < NV; ++i) {
       const int c = first + i * step;
       if (c < h) {
+        if constexpr (!kKeepWeight<T, W, NV>) weight[i].load(w + c);
         Floats<W> out;
 #pragma unroll
         for (int j = 0; j < W; ++j) {
-          out.v[j] = r * (g[i].v[j] - xh[i].v[j] * dot);
-          if (residual != nullptr) out.v[j] += skip[i].v[j];
+          out.v[j] = r * (now.g[i][j] * weight[i][j] - now.x[i][j] * factor);
+          if (residual != nullptr) out.v[j] += now.skip[i][j];
         }
-        store<W>(dx + base + c, out);
+        store<W>(dx + row * h + c, out);
       }
     }
+    if constexpr (kFetchAhead<T, W, NV>) now = next;
   }
+  float* mine = groups == 1 ? partial + static_cast<int64_t>(blockIdx.x) * h
+                            : reinterpret_cast<float*>(group_sums) + static_cast<int64_t>(group) * h;
 #pragma unroll
-  for (int i = 0; i < NV; ++i) {
-    const int c = first + i * step;
-    if (c < h) store<W>(partial + static_cast<int64_t>(blockIdx.x) * h + c, dw[i]);
+  for (int i = 0; i < NV; ++i)
+    if (first + i * step < h) store<W>(mine + first + i * step, dw[i]);
+  if (groups == 1) return;
+  __syncthreads();
+  for (int c = static_cast<int>(threadIdx.x); c < h; c += static_cast<int>(blockDim.x)) {
+    float sum = 0;
+    for (int k = 0; k < groups; ++k) sum += reinterpret_cast<const float*>(group_sums)[k * h + c];
+    partial[static_cast<int64_t>(blockIdx.x) * h + c] = sum;
   }
 }
 
@@ -236,19 +313,21 @@ void rmsnorm_backward(const Tensor& dy, const Tensor& x, const Tensor& w, const 
   dispatch(x.dtype, [&](auto* tag) {
     using T = Element<decltype(tag)>;
     with_row_shape(shape, [&](auto width, auto vecs) {
-      auto* kernel = rmsnorm_backward_kernel<T, decltype(width)::value, decltype(vecs)::value>;
-      // One wave of persistent blocks: the number depends on the device alone, so the sums repeat.
-      int resident = 0;
-      CUDA_CHECK(
-          cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, shape.threads, 0));
-      const int64_t blocks =
-          std::min<int64_t>(rows, int64_t{l.ctx.multiprocessors()} * std::max(1, resident));
+      constexpr int kW = decltype(width)::value, kNv = decltype(vecs)::value;
+      // The numbers of groups and blocks depend on the device and the shape alone, so the sums repeat.
+      const int64_t multiprocessors = l.ctx.multiprocessors();
+      const int64_t groups = std::max<int64_t>(
+          1, std::min({int64_t{kBackwardThreads<T, kW, kNv> / shape.threads}, int64_t{kMaxGroups},
+                       kGroupSumBytes / (h * int64_t{sizeof(float)}), ceil_div(rows, multiprocessors)}));
+      const int64_t blocks = std::min(ceil_div(rows, groups), multiprocessors);
+      const int64_t shared = groups > 1 ? groups * h * int64_t{sizeof(float)} : 0;
       auto* partial = static_cast<float*>(
           l.ctx.scratch(static_cast<size_t>(blocks * h) * sizeof(float), l.stream));
-      kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(shape.threads), 0, l.stream>>>(
+      rmsnorm_backward_kernel<T, kW, kNv>
+          <<<static_cast<unsigned>(blocks), static_cast<unsigned>(groups * shape.threads), static_cast<size_t>(shared), l.stream>>>(
           dy.ptr<T>(), x.ptr<T>(), w.ptr<T>(), rstd.ptr<float>(),
           has_residual ? residual.ptr<T>() : nullptr, dx.ptr<T>(), partial, rows,
-          static_cast<int>(h));
+          static_cast<int>(h), shape.threads);
       CUDA_LAUNCH_CHECK();
       add_partial_sums(partial, blocks, h, dw, l.stream);
     });

@@ -31,18 +31,30 @@ __global__ void __launch_bounds__(kThreads)
   for (int j = 0; j < W; ++j) sn.v[j] *= sign;
   T* row = qkv + token * ld + c;
   const int last = min(first + heads_per_thread, heads);
-#pragma unroll 4
-  for (int h = first; h < last; ++h) {
-    T* p = row + static_cast<int64_t>(h) * d;
-    const Floats<W> a = load<W>(p), b = load<W>(p + half);
-    Floats<W> x, y;
+  // Four heads' loads before their stores: the compiler cannot tell that one head's store leaves the next head alone.
+  constexpr int kBatch = 4;
+  for (int begin = first; begin < last; begin += kBatch) {
+    Floats<W> a[kBatch], b[kBatch];
 #pragma unroll
-    for (int j = 0; j < W; ++j) {
-      x.v[j] = a.v[j] * cs.v[j] - b.v[j] * sn.v[j];
-      y.v[j] = b.v[j] * cs.v[j] + a.v[j] * sn.v[j];
+    for (int k = 0; k < kBatch; ++k) {
+      // Beyond the last head the last again, for nothing: a branch would part the loads.
+      const T* p = row + static_cast<int64_t>(min(begin + k, last - 1)) * d;
+      a[k] = load<W>(p);
+      b[k] = load<W>(p + half);
     }
-    store<W>(p, x);
-    store<W>(p + half, y);
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) {
+      if (begin + k >= last) break;
+      T* p = row + static_cast<int64_t>(begin + k) * d;
+      Floats<W> x, y;
+#pragma unroll
+      for (int j = 0; j < W; ++j) {
+        x.v[j] = a[k].v[j] * cs.v[j] - b[k].v[j] * sn.v[j];
+        y.v[j] = b[k].v[j] * cs.v[j] + a[k].v[j] * sn.v[j];
+      }
+      store<W>(p, x);
+      store<W>(p + half, y);
+    }
   }
 }
 
@@ -163,7 +175,8 @@ void rope(const Tensor& qkv, const Tensor& positions, const Tensor& cos_sin, con
   const bool vector = d % 16 == 0 && all_aligned16(qkv.data, cos_sin.data);
   by_width(vector ? 8 : 1, [&](auto width) {
     constexpr int kW = decltype(width)::value;
-    const int64_t heads_per_thread = std::min<int64_t>(heads, 4);
+    // Up to eight, evenly: each group of heads reads the tables again.
+    const int64_t heads_per_thread = ceil_div(heads, ceil_div(heads, 8));
     const int64_t threads = tokens * (d / 2 / kW) * ceil_div(heads, heads_per_thread);
     dispatch(qkv.dtype, [&](auto* tag) {
       using T = Element<decltype(tag)>;

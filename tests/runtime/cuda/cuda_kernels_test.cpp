@@ -735,12 +735,103 @@ TEST_F(CudaKernels, SumOfSquares) {
       const Tensor sum{.data = words.data(), .dtype = DType::kI64, .shape = {kernels::kExactWords}, .device = gpu_device()};
       gpu([&](Side s, const Stream& stream) {
         backend_of(DeviceKind::kCuda).fill_zero(sum.data, sum.bytes(), stream);
-        kernels::sum_of_squares(x(s), sum, stream);
+        kernels::sum_of_squares(std::array<Tensor, 1>{x(s)}, sum, stream);
         kernels::exact_total(sum, out(s), stream);
       });
       double want = 0;
       for (const float f : x.cpu()) want += static_cast<double>(f) * static_cast<double>(f);
       EXPECT_NEAR(out.gpu()[0], want, want * 1e-12);
+    }
+}
+
+TEST_F(CudaKernels, SumOfSquaresOfAList) {
+  // More than a launch takes; wide, narrow and unaligned rows, of both dtypes.
+  enum class Values { kOrdinary, kDenormal, kLarge, kInfinite };
+  for (const Values kind : {Values::kOrdinary, Values::kDenormal, Values::kLarge, Values::kInfinite}) {
+    SCOPED_TRACE(static_cast<int>(kind));
+    std::vector<Both> all;
+    all.reserve(300);
+    double want = 0;
+    for (int i = 0; i < 300; ++i) {
+      const int64_t cols = std::array<int64_t, 10>{1, 3, 8, 9, 24, 256, 1536, 1000, 2047, 8960}[static_cast<size_t>(i % 10)];
+      const int64_t rows = 1 + i * 7 % 65;
+      const DType t = i % 3 == 0 ? DType::kF32 : DType::kBF16;
+      std::vector<float> values(static_cast<size_t>(rows * cols));
+      for (size_t k = 0; k < values.size(); ++k) {
+        const auto digits = static_cast<float>(128 + k % 128) * (k % 2 == 0 ? 1.0F : -1.0F);
+        values[k] = kind == Values::kDenormal ? std::ldexp(static_cast<float>(k % 128), -133)  // bf16's denormals, zero too
+                                              : std::ldexp(digits, static_cast<int>((k + static_cast<size_t>(i)) % 16) * 3 - 40);
+      }
+      if (kind == Values::kLarge) std::fill(values.begin(), values.end(), 0x1.fep+127F);
+      if (kind == Values::kInfinite && i == 176) values[values.size() / 3] = INFINITY;  // a wide bf16 row
+      for (const float f : values) want += static_cast<double>(f) * static_cast<double>(f);
+      all.emplace_back(Shape{rows, cols}, t, values);
+    }
+    const auto out = Both::doubles({1}, {0});
+    Buffer words(gpu_device(), kernels::kExactWords * sizeof(int64_t));
+    const Tensor sum{.data = words.data(), .dtype = DType::kI64, .shape = {kernels::kExactWords}, .device = gpu_device()};
+    gpu([&](Side s, const Stream& stream) {
+      std::vector<Tensor> list;
+      for (const Both& x : all) list.push_back(x(s));
+      backend_of(DeviceKind::kCuda).fill_zero(sum.data, sum.bytes(), stream);
+      kernels::sum_of_squares(list, sum, stream);
+      kernels::exact_total(sum, out(s), stream);
+    });
+    if (kind == Values::kInfinite)
+      EXPECT_TRUE(std::isinf(out.gpu()[0])) << out.gpu()[0];
+    else
+      EXPECT_NEAR(out.gpu()[0], want, want * 1e-12);
+  }
+}
+
+TEST_F(CudaKernels, SumOfSquaresOfSingleElementsHasTheCpusDigits) {
+  // Rows of one element are exact, so every digit agrees, over 60 decades.
+  const int64_t n = 1003;
+  std::vector<float> values(static_cast<size_t>(n));
+  for (size_t k = 0; k < values.size(); ++k)
+    values[k] = std::ldexp(1.0F + 0.001F * static_cast<float>(k), static_cast<int>(k * 37 % 200) - 100);
+  const Both x({n, 1}, DType::kF32, values);
+  std::vector<int64_t> cpu(kernels::kExactWords), got(kernels::kExactWords);
+  const Tensor on_cpu{.data = cpu.data(), .dtype = DType::kI64, .shape = {kernels::kExactWords}, .device = {}};
+  kernels::sum_of_squares(std::array<Tensor, 1>{x(Side::kCpu)}, on_cpu, Stream{});
+  Buffer words(gpu_device(), kernels::kExactWords * sizeof(int64_t));
+  const Tensor sum{.data = words.data(), .dtype = DType::kI64, .shape = {kernels::kExactWords}, .device = gpu_device()};
+  gpu([&](Side s, const Stream& stream) {
+    backend_of(DeviceKind::kCuda).fill_zero(sum.data, sum.bytes(), stream);
+    kernels::sum_of_squares(std::array<Tensor, 1>{x(s)}, sum, stream);
+    backend_of(DeviceKind::kCuda).copy(got.data(), sum.data, sum.bytes(), stream);
+  });
+  EXPECT_EQ(got, cpu);
+}
+
+TEST_F(CudaKernels, AdamWOfPartsIsThatOfTheWhole) {
+  // Shards may begin anywhere: their random bits, and so every bit of the result, are those of the whole.
+  const int64_t n = 4099, cut = 1237;
+  for (const DType p_type : kTypes)
+    for (const DType m_type : kTypes) {
+      SCOPED_TRACE(std::string(dtype_name(p_type)) + " m " + std::string(dtype_name(m_type)));
+      std::vector<float> squares(static_cast<size_t>(n));
+      for (size_t i = 0; i < squares.size(); ++i) squares[i] = 0.01F * static_cast<float>(1 + i % 17);
+      const auto g = Both::normal("g", {n}, DType::kBF16, 0.1);
+      const auto one = Both({1}, DType::kF32, {1.0F});
+      const auto run = [&](const std::vector<int64_t>& bounds) {
+        const Both p = Both::normal("p", {n}, p_type), m = Both::normal("m", {n}, m_type, 0.1), v({n}, m_type, squares);
+        gpu([&](Side s, const Stream& stream) {
+          for (size_t i = 0; i + 1 < bounds.size(); ++i) {
+            const auto part = [&](const Both& whole) {
+              Tensor t = whole(s);
+              t.data = static_cast<char*>(t.data) + bounds[i] * dtype_bytes(t.dtype);
+              t.shape = {bounds[i + 1] - bounds[i]};
+              return t;
+            };
+            kernels::adamw_step(part(p), Tensor{}, part(g), part(m), part(v), one(s),
+                                {.lr = 1e-3, .weight_decay = 0.1, .step = 3, .seed = 5, .first_element = bounds[i]}, stream);
+          }
+        });
+        return std::array{p.bytes(), m.bytes(), v.bytes()};
+      };
+      EXPECT_EQ(run({0, n}), run({0, cut, n})) << "a part that begins within a vector";
+      EXPECT_EQ(run({0, n}), run({0, 1024, 2048 + 3, n}));
     }
 }
 

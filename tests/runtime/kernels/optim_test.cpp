@@ -1,3 +1,5 @@
+#include <array>
+#include <bit>
 #include "runtime/kernels/exact_sum.h"
 #include "runtime/kernels/rounding.h"
 #include "tests/runtime/kernels/support.h"
@@ -91,6 +93,57 @@ TEST(AdamW, Bf16StatesAreRoundedWithoutBiasAndTheSameWayEachTime) {
   EXPECT_NE(run(2).second, bits);
 }
 
+TEST(AdamW, Bf16StatesOfPartsAreThoseOfTheWhole) {
+  const int64_t n = 5003;
+  const Floats g = normal("g", {n});
+  const auto run = [&](const std::vector<int64_t>& bounds) {
+    Block<uint16_t> p({n}), m({n}), v({n});
+    for (int64_t i = 0; i < n; ++i) p[i] = float_to_bf16(g[n - 1 - i]), m[i] = float_to_bf16(0.1F * g[i]), v[i] = float_to_bf16(0.01F);
+    for (size_t i = 0; i + 1 < bounds.size(); ++i) {
+      const auto part = [&](Tensor t) {
+        t.data = static_cast<char*>(t.data) + bounds[i] * dtype_bytes(t.dtype);
+        t.shape = {bounds[i + 1] - bounds[i]};
+        return t;
+      };
+      adamw_step(part(p), none(), part(g), part(m), part(v), scalar(1),
+                 {.lr = 1e-3, .weight_decay = 0.1, .step = 3, .seed = 5, .first_element = bounds[i]}, {});
+    }
+    return std::array{p.values(), m.values(), v.values()};
+  };
+  const auto whole = run({0, n});
+  EXPECT_EQ(run({0, 1024, 2048, n}), whole);
+  EXPECT_EQ(run({0, 1, 14, 1237, 3333, n}), whole) << "parts that begin within a group of random bits";
+}
+
+TEST(StochasticRounding, BitsOfNeighboursStatesAndStepsAreUnrelated) {
+  // Over 64 Ki elements of three states and two steps: each bit is set in half of them, and agrees with another element's,
+  // state's or step's in half.
+  constexpr int64_t kGroups = 8192;
+  std::vector<std::vector<uint32_t>> streams;
+  for (const int64_t step : {1, 2})
+    for (const RoundedState state : {RoundedState::kWeight, RoundedState::kMean, RoundedState::kSquare}) {
+      std::vector<uint32_t> bits;
+      for (int64_t group = 0; group < kGroups; ++group) {
+        const auto words = adamw_random(7, step, state, group);
+        for (int64_t j = 0; j < kRoundedTogether; ++j) bits.push_back(rounding_bits(words, j));
+      }
+      streams.push_back(bits);
+    }
+  const auto expect_half = [&](const std::vector<uint32_t>& a, const std::vector<uint32_t>& b, size_t shift, const char* what) {
+    int64_t set = 0;
+    for (size_t i = shift; i < a.size(); ++i) set += std::popcount(a[i] ^ b[i - shift]);
+    const double bits = 16.0 * static_cast<double>(a.size() - shift);
+    EXPECT_NEAR(static_cast<double>(set), bits / 2, 5 * std::sqrt(bits) / 2) << what;
+  };
+  const std::vector<uint32_t> zeros(streams[0].size());
+  for (const auto& a : streams) {
+    expect_half(a, zeros, 0, "bits set");
+    for (size_t shift = 1; shift <= 16; ++shift) expect_half(a, a, shift, "neighbours");
+    for (const auto& b : streams)
+      if (&a != &b) expect_half(a, b, 0, "states and steps");
+  }
+}
+
 TEST(StochasticRounding, IsExactOnBf16ValuesAndKeepsTheSpecialOnes) {
   for (const float f : {0.0F, -0.0F, 1.0F, -3.0F, INFINITY, -INFINITY, 0x1p-130F})
     for (const uint32_t random : {0U, 0xffffU, 0x8000U})
@@ -114,13 +167,13 @@ TEST(SumOfSquares, AddsRowsWithoutRounding) {
     Block<int64_t> words = no_words();
     long double want = 0;
     for (const float f : x) want += static_cast<long double>(f) * static_cast<long double>(f);
-    sum_of_squares(x, words, {});
+    sum_of_squares(std::array<Tensor, 1>{x}, words, {});
     EXPECT_NEAR(value_of(words), static_cast<double>(want), 1e-14 * static_cast<double>(want)) << n;
   }
   Block<uint16_t> half({1, 5});
   std::fill(half.begin(), half.end(), float_to_bf16(1.5F));
   Block<int64_t> words = no_words();
-  sum_of_squares(half, words, {});
+  sum_of_squares(std::array<Tensor, 1>{half}, words, {});
   EXPECT_EQ(value_of(words), 5 * 2.25);
 }
 
@@ -129,10 +182,12 @@ TEST(SumOfSquares, DoesNotDependOnTheOrderOfRows) {
   std::vector<float> values;
   for (int i = 0; i < 200; ++i) values.push_back(std::ldexp(1.0F + 0.01F * static_cast<float>(i), (i * 37) % 200 - 100));
   Block<int64_t> forward = no_words(), backward = no_words();
-  for (size_t i = 0; i < values.size(); ++i) {
-    sum_of_squares(Floats({1, 1}, {values[i]}), forward, {});
-    sum_of_squares(Floats({1, 1}, {values[values.size() - 1 - i]}), backward, {});
-  }
+  std::vector<Floats> rows;
+  rows.reserve(values.size());
+  for (const float v : values) rows.emplace_back(Shape{1, 1}, std::vector<float>{v});
+  const std::vector<Tensor> one_call(rows.begin(), rows.end());
+  sum_of_squares(one_call, forward, {});
+  for (size_t i = rows.size(); i-- > 0;) sum_of_squares({&one_call[i], 1}, backward, {});
   EXPECT_TRUE(std::equal(forward.begin(), forward.end(), backward.begin()));
   EXPECT_GT(value_of(forward), 0);
 }
@@ -269,7 +324,7 @@ TEST(OptimThreads, ResultsDoNotDependOnTheirNumber) {
     adamw_step(p, none(), g, m, v, scalar(0.9F), {.lr = 0.1, .step = 2}, {});
     Tensor rows = p;
     rows.shape = {n / 7, 7};
-    sum_of_squares(rows, norm, {});
+    sum_of_squares({&rows, 1}, norm, {});
     auto all = concat({&p, &m, &v});
     all.resize(all.size() + 2 * kExactWords);
     std::memcpy(&all[all.size() - 2 * kExactWords], norm.begin(), kExactWords * sizeof(int64_t));
