@@ -55,87 +55,97 @@ bool is_reserved_step(const std::string& id) {
          id == "-5" || id == "-6";
 }
 
+/// Each of the following fills `w` and says true where its starter's traces are found.
+bool by_open_mpi(const Environment& env, Whereabouts* w) {
+  const auto rank = env.number("OMPI_COMM_WORLD_RANK");
+  if (!rank) return false;
+  w->situation = Situation::kOpenMpiRank;
+  w->evidence = "OMPI_COMM_WORLD_RANK";
+  w->rank = static_cast<int>(*rank);
+  w->world = as_int(env.number("OMPI_COMM_WORLD_SIZE"), 1);
+  w->local_rank = as_int(env.number("OMPI_COMM_WORLD_LOCAL_RANK"), 0);
+  w->local_size = as_int(env.number("OMPI_COMM_WORLD_LOCAL_SIZE"), 1);
+  w->job = env.get("PMIX_NAMESPACE").value_or(env.get("OMPI_MCA_ess_base_jobid").value_or(""));
+  return true;
+}
+
+bool by_pmix(const Environment& env, Whereabouts* w) {
+  if (!env.has("PMIX_RANK") || !env.has("PMIX_NAMESPACE")) return false;
+  w->situation = Situation::kPmixRank;
+  w->evidence = "PMIX_RANK and PMIX_NAMESPACE";
+  w->rank = as_int(env.number("PMIX_RANK"), 0);
+  w->job = *env.get("PMIX_NAMESPACE");
+  if (!w->job.starts_with("slurm.pmix.")) return true;
+  w->world = as_int(env.number("SLURM_STEP_NUM_TASKS"), as_int(env.number("SLURM_NTASKS"), 1));
+  w->local_rank = as_int(env.number("SLURM_LOCALID"), 0);
+  if (const auto gtids = env.get("SLURM_GTIDS")) {
+    w->local_size = 1;
+    for (const char c : *gtids) w->local_size += c == ',';
+  }
+  return true;
+}
+
+bool by_srun_alone(const Environment& env, Whereabouts* w) {
+  const auto step = env.get("SLURM_STEP_ID") ? env.get("SLURM_STEP_ID") : env.get("SLURM_STEPID");
+  if (!step || is_reserved_step(*step) || !env.has("SLURM_PROCID")) return false;
+  w->situation = Situation::kSrunWithoutPmix;
+  w->evidence = "SLURM_STEP_ID and SLURM_PROCID without PMIX_RANK";
+  w->rank = as_int(env.number("SLURM_PROCID"), 0);
+  w->world = as_int(env.number("SLURM_STEP_NUM_TASKS"), 1);
+  return true;
+}
+
+bool by_torchrun(const Environment& env, Whereabouts* w) {
+  const bool torch = env.has("RANK") && env.has("WORLD_SIZE") && env.has("MASTER_ADDR");
+  if (!env.has("TORCHELASTIC_RUN_ID") && !torch) return false;
+  w->situation = Situation::kTorchrun;
+  w->evidence = torch ? "RANK, WORLD_SIZE and MASTER_ADDR" : "TORCHELASTIC_RUN_ID";
+  w->rank = as_int(env.number("RANK"), 0);
+  w->world = as_int(env.number("WORLD_SIZE"), 1);
+  w->local_rank = as_int(env.number("LOCAL_RANK"), 0);
+  w->local_size = as_int(env.number("LOCAL_WORLD_SIZE"), 1);
+  return true;
+}
+
+/// Starters that tell a rank and the number of ranks alone.
+bool by_rank_and_size(const Environment& env, Whereabouts* w, Situation situation, const char* rank,
+                      const char* size) {
+  if (!env.has(rank)) return false;
+  w->situation = situation;
+  w->evidence = rank;
+  w->rank = as_int(env.number(rank), 0);
+  w->world = as_int(env.number(size), 1);
+  return true;
+}
+
+/// Hosts to start on, without a rank.
+bool by_allocation(const Environment& env, Whereabouts* w) {
+  constexpr std::pair<const char*, Situation> kTraces[] = {
+      {"SLURM_JOB_ID", Situation::kSlurmAllocation},
+      {"PBS_NODEFILE", Situation::kPbsAllocation},
+      {"OMPI_MCA_orte_default_hostfile", Situation::kDefaultHostfile}};
+  for (const auto& [variable, situation] : kTraces) {
+    if (!env.has(variable)) continue;
+    w->situation = situation;
+    w->evidence = variable;
+    return true;
+  }
+  return false;
+}
+
 }  // namespace
 
 Whereabouts detect(const Environment& env,
                    const std::function<bool(const std::string&)>& file_exists) {
   Whereabouts w;
-  if (const auto rank = env.number("OMPI_COMM_WORLD_RANK")) {
-    w.situation = Situation::kOpenMpiRank;
-    w.evidence = "OMPI_COMM_WORLD_RANK";
-    w.rank = static_cast<int>(*rank);
-    w.world = as_int(env.number("OMPI_COMM_WORLD_SIZE"), 1);
-    w.local_rank = as_int(env.number("OMPI_COMM_WORLD_LOCAL_RANK"), 0);
-    w.local_size = as_int(env.number("OMPI_COMM_WORLD_LOCAL_SIZE"), 1);
-    w.job = env.get("PMIX_NAMESPACE").value_or(env.get("OMPI_MCA_ess_base_jobid").value_or(""));
+  if (by_open_mpi(env, &w) || by_pmix(env, &w) || by_srun_alone(env, &w) || by_torchrun(env, &w) ||
+      by_rank_and_size(env, &w, Situation::kMpichRank, "PMI_RANK", "PMI_SIZE") ||
+      by_rank_and_size(env, &w, Situation::kFluxRank, "FLUX_TASK_RANK", "FLUX_JOB_SIZE") ||
+      by_allocation(env, &w))
     return w;
-  }
-  if (env.has("PMIX_RANK") && env.has("PMIX_NAMESPACE")) {
-    w.situation = Situation::kPmixRank;
-    w.evidence = "PMIX_RANK and PMIX_NAMESPACE";
-    w.rank = as_int(env.number("PMIX_RANK"), 0);
-    w.job = *env.get("PMIX_NAMESPACE");
-    if (w.job.starts_with("slurm.pmix.")) {
-      w.world = as_int(env.number("SLURM_STEP_NUM_TASKS"), as_int(env.number("SLURM_NTASKS"), 1));
-      w.local_rank = as_int(env.number("SLURM_LOCALID"), 0);
-      if (const auto gtids = env.get("SLURM_GTIDS")) {
-        w.local_size = 1;
-        for (const char c : *gtids) w.local_size += c == ',';
-      }
-    }
-    return w;
-  }
-  const auto step = env.get("SLURM_STEP_ID") ? env.get("SLURM_STEP_ID") : env.get("SLURM_STEPID");
-  if (step && !is_reserved_step(*step) && env.has("SLURM_PROCID")) {
-    w.situation = Situation::kSrunWithoutPmix;
-    w.evidence = "SLURM_STEP_ID and SLURM_PROCID without PMIX_RANK";
-    w.rank = as_int(env.number("SLURM_PROCID"), 0);
-    w.world = as_int(env.number("SLURM_STEP_NUM_TASKS"), 1);
-    return w;
-  }
-  const bool torch = env.has("RANK") && env.has("WORLD_SIZE") && env.has("MASTER_ADDR");
-  if (env.has("TORCHELASTIC_RUN_ID") || torch) {
-    w.situation = Situation::kTorchrun;
-    w.evidence = torch ? "RANK, WORLD_SIZE and MASTER_ADDR" : "TORCHELASTIC_RUN_ID";
-    w.rank = as_int(env.number("RANK"), 0);
-    w.world = as_int(env.number("WORLD_SIZE"), 1);
-    w.local_rank = as_int(env.number("LOCAL_RANK"), 0);
-    w.local_size = as_int(env.number("LOCAL_WORLD_SIZE"), 1);
-    return w;
-  }
-  if (env.has("PMI_RANK")) {
-    w.situation = Situation::kMpichRank;
-    w.evidence = "PMI_RANK";
-    w.rank = as_int(env.number("PMI_RANK"), 0);
-    w.world = as_int(env.number("PMI_SIZE"), 1);
-    return w;
-  }
-  if (env.has("FLUX_TASK_RANK")) {
-    w.situation = Situation::kFluxRank;
-    w.evidence = "FLUX_TASK_RANK";
-    w.rank = as_int(env.number("FLUX_TASK_RANK"), 0);
-    w.world = as_int(env.number("FLUX_JOB_SIZE"), 1);
-    return w;
-  }
-  if (env.has("SLURM_JOB_ID")) {
-    w.situation = Situation::kSlurmAllocation;
-    w.evidence = "SLURM_JOB_ID";
-    return w;
-  }
-  if (env.has("PBS_NODEFILE")) {
-    w.situation = Situation::kPbsAllocation;
-    w.evidence = "PBS_NODEFILE";
-    return w;
-  }
-  if (env.has("OMPI_MCA_orte_default_hostfile")) {
-    w.situation = Situation::kDefaultHostfile;
-    w.evidence = "OMPI_MCA_orte_default_hostfile";
-    return w;
-  }
   if (file_exists && file_exists("/etc/mpi/hostfile")) {
     w.situation = Situation::kDefaultHostfile;
     w.evidence = "/etc/mpi/hostfile";
-    return w;
   }
   return w;
 }

@@ -186,8 +186,6 @@ struct HostTopology {
   [[nodiscard]] std::vector<std::vector<int>> nvlink_domains() const;
   /// CPUs near a GPU: its NUMA node's, or its affinity where that is known; empty: unknown.
   [[nodiscard]] CpuSet cpus_near(int gpu) const;
-  /// Package of a GPU; nullopt: unknown.
-  [[nodiscard]] std::optional<int> package_of(int gpu) const;
 };
 
 /// A switch of the fabric.

@@ -82,32 +82,47 @@ std::vector<std::string> without_options(const std::vector<std::string>& argumen
   return out;
 }
 
-int verify_layouts(const Request& request, const Destination& destination) {
-  const std::vector<std::string>& layouts = request.config.layouts;
-  const std::string& json_file = request.config.json;
-  std::vector<parallel::MeshShape> shapes;
-  for (const auto& text : layouts) shapes.push_back(parallel::parse_layout(text));
-  const TemporaryDirectory scratch("verify");
-  const std::vector<std::string> base =
+namespace {
+
+using LayoutResults = std::vector<std::pair<std::string, json>>;
+
+/// What the job of one layout is: the request with its mesh, its result in `out`.
+Request request_of(const Request& request, const parallel::MeshShape& m, const std::string& out) {
+  Request one = request;
+  one.config.pp = m.pp;
+  one.config.dp = m.dp;
+  one.config.tp = m.tp;
+  one.for_ranks =
       without_options(request.for_ranks, {"--layouts", "--json", "--pp", "--dp", "--tp"});
-  std::vector<std::pair<std::string, json>> results;
-  std::vector<int> codes;
-  int verdict = 0;
+  one.for_ranks.insert(one.for_ranks.end(),
+                       {"--pp", std::to_string(m.pp), "--dp", std::to_string(m.dp), "--tp",
+                        std::to_string(m.tp), "--json", out});
+  return one;
+}
+
+/// The result that a job left in `file`, or null where it left none.
+json result_in(const std::string& file, const std::string& layout, int code) {
+  std::ifstream in(file);
+  json result = in ? json::parse(in, nullptr, false) : json();
+  if (result.is_object()) return result;
+  if (code == 0) throw InternalError("verify of layout {} ended well but wrote no result", layout);
+  std::fprintf(stderr, "r1run: layout %s ended with code %d and no result\n", layout.c_str(), code);
+  return nullptr;
+}
+
+/// Runs the layouts one after the other; `verdict` gets the first code that is not 0.
+LayoutResults run_layouts(const Request& request, const std::vector<parallel::MeshShape>& shapes,
+                          const Destination& destination, int* verdict) {
+  const TemporaryDirectory scratch("verify");
+  // Without a reference the first layout becomes it: the rank program writes its results where
+  // this variable says.
+  const bool compare_with_first = request.config.reference.empty() && shapes.size() > 1;
+  const std::string first_results = scratch.file("first-layout.safetensors");
+  LayoutResults results;
   for (size_t i = 0; i < shapes.size(); ++i) {
-    const auto& m = shapes[i];
+    const std::string& layout = request.config.layouts[i];
     const std::string out = scratch.file(fmt::format("layout-{}.json", i));
-    Request one = request;
-    one.config.pp = m.pp;
-    one.config.dp = m.dp;
-    one.config.tp = m.tp;
-    one.for_ranks = base;
-    one.for_ranks.insert(one.for_ranks.end(),
-                         {"--pp", std::to_string(m.pp), "--dp", std::to_string(m.dp), "--tp",
-                          std::to_string(m.tp), "--json", out});
-    // Without a reference the first layout becomes it: the rank program writes its results where
-    // this variable says.
-    const bool compare_with_first = request.config.reference.empty() && shapes.size() > 1;
-    const std::string first_results = scratch.file("first-layout.safetensors");
+    Request one = request_of(request, shapes[i], out);
     if (compare_with_first && i == 0) setenv("R1RUN_VERIFY_WRITE", first_results.c_str(), 1);
     if (compare_with_first && i > 0) {
       unsetenv("R1RUN_VERIFY_WRITE");
@@ -116,23 +131,14 @@ int verify_layouts(const Request& request, const Destination& destination) {
     const int code = launch(one, destination, Environment::of_process(),
                             i == 0 ? Announce::kYes : Announce::kNo);
     if (request.config.dry_run) continue;
-    codes.push_back(code);
-    if (code != 0 && verdict == 0) verdict = code;
-    std::ifstream in(out);
-    const json result = in ? json::parse(in, nullptr, false) : json();
-    if (result.is_object()) {
-      results.emplace_back(layouts[i], result);
-    } else if (code == 0) {
-      throw InternalError("verify of layout {} ended well but wrote no result", layouts[i]);
-    } else {
-      std::fprintf(stderr, "r1run: layout %s ended with code %d and no result\n",
-                   layouts[i].c_str(), code);
-    }
+    if (code != 0 && *verdict == 0) *verdict = code;
+    if (json result = result_in(out, layout, code); !result.is_null())
+      results.emplace_back(layout, std::move(result));
   }
-  if (request.config.dry_run) return 0;
+  return results;
+}
 
-  json merged = results.empty() ? json{{"pass", false}} : merge_verify_results(results);
-  if (verdict != 0 || results.size() != shapes.size()) merged["pass"] = false;
+void print_table(const LayoutResults& results, size_t layouts, bool pass) {
   std::printf("%-12s %14s %14s %14s  %-6s %s\n", "pp x dp x tp", "loss rel", "logits abs",
               "worst grad", "pass", "in");
   for (const auto& [layout, r] : results)
@@ -141,17 +147,39 @@ int verify_layouts(const Request& request, const Destination& destination) {
         number_of(r["logits_max_abs_err"]), number_of(r["worst_grad"]["rel_l2"]),
         r["pass"].get<bool>() ? "yes" : "NO",
         r["worst_grad"].contains("name") ? r["worst_grad"]["name"].get<std::string>().c_str() : "");
-  std::printf("%s: %zu of %zu layouts gave a result\n",
-              merged["pass"].get<bool>() ? "pass" : "FAIL", results.size(), shapes.size());
-  if (!json_file.empty() && json_file != "-") {
-    std::ofstream file(json_file);
-    file << merged.dump(2) << '\n';
-    if (!file.flush())
-      throw StorageError("--json {}: cannot write: {}", json_file, std::strerror(errno));
+  std::printf("%s: %zu of %zu layouts gave a result\n", pass ? "pass" : "FAIL", results.size(),
+              layouts);
+}
+
+/// --json: a file, or - for the output.
+void write_merged(const json& merged, const std::string& file_name) {
+  if (file_name.empty()) return;
+  if (file_name == "-") {
+    std::printf("%s\n", merged.dump(2).c_str());
+    return;
   }
-  if (json_file == "-") std::printf("%s\n", merged.dump(2).c_str());
-  if (!merged["pass"].get<bool>()) return verdict != 0 ? verdict : 1;
-  return 0;
+  std::ofstream file(file_name);
+  file << merged.dump(2) << '\n';
+  if (!file.flush())
+    throw StorageError("--json {}: cannot write: {}", file_name, std::strerror(errno));
+}
+
+}  // namespace
+
+int verify_layouts(const Request& request, const Destination& destination) {
+  std::vector<parallel::MeshShape> shapes;
+  for (const auto& text : request.config.layouts) shapes.push_back(parallel::parse_layout(text));
+  int verdict = 0;
+  const LayoutResults results = run_layouts(request, shapes, destination, &verdict);
+  if (request.config.dry_run) return 0;
+
+  json merged = results.empty() ? json{{"pass", false}} : merge_verify_results(results);
+  if (verdict != 0 || results.size() != shapes.size()) merged["pass"] = false;
+  const bool pass = merged["pass"].get<bool>();
+  print_table(results, shapes.size(), pass);
+  write_merged(merged, request.config.json);
+  if (pass) return 0;
+  return verdict != 0 ? verdict : 1;
 }
 
 }  // namespace r1::launch

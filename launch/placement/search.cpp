@@ -29,65 +29,77 @@ using parallel::StepTraffic;
 /// The slots of each unit, in the order of their tp ranks.
 using Unit = std::vector<int>;
 
-/// Cuts one host's slots into groups of `tp`, nearest together: the partition whose slowest group is fastest. Groups are
-/// chosen one after the other around the lowest free slot; all choices are tried where there are few.
-std::vector<std::vector<int>> units_of_host(const Slots& slots, int first, int count, int tp, const StepTraffic& traffic) {
-  std::vector<std::vector<int>> out;
-  std::vector<int> free(static_cast<size_t>(count));
-  std::iota(free.begin(), free.end(), first);
-  if (tp == 1) {
-    for (const int s : free) out.push_back({s});
-    return out;
+/// Cuts one host's slots into groups of `tp`, nearest together: the partition whose slowest group is fastest.
+class HostCut {
+ public:
+  HostCut(const Slots& slots, int tp, const StepTraffic& traffic) : slots_(slots), tp_(static_cast<size_t>(tp)), traffic_(traffic) {}
+
+  /// All partitions tried, 105 for eight slots: groups are chosen one after the other around the lowest free slot.
+  [[nodiscard]] std::vector<Unit> exact(const std::vector<int>& free) {
+    choose(free, 0, 0);
+    return std::move(best_);
   }
-  const auto seconds = [&](const std::vector<int>& g) {
-    return slots.group_s(g.data(), static_cast<int>(g.size()), std::max(1.0, traffic.tp_bytes), traffic.tp_operations);
-  };
-  // Exact for up to eight slots: 105 partitions at most.
-  if (count <= 8) {
-    std::vector<std::vector<int>> now, best;
-    double best_slowest = std::numeric_limits<double>::infinity(), best_sum = best_slowest;
-    const std::function<void(std::vector<int>, double, double)> go = [&](std::vector<int> left, double slowest, double sum) {
-      if (static_cast<int>(left.size()) < tp) {
-        if (slowest < best_slowest * (1 - 1e-12) || (slowest <= best_slowest * (1 + 1e-12) && sum < best_sum * (1 - 1e-12))) {
-          best_slowest = slowest;
-          best_sum = sum;
-          best = now;
-        }
-        return;
-      }
-      // Every subset of tp - 1 others joins the lowest free slot; where slots are left over, it may stay out itself.
-      const std::function<void(size_t, std::vector<int>)> pick = [&](size_t from, std::vector<int> group) {
-        if (static_cast<int>(group.size()) == tp) {
-          std::vector<int> rest;
-          for (const int s : left)
-            if (std::ranges::find(group, s) == group.end()) rest.push_back(s);
-          const double t = seconds(group);
-          now.push_back(group);
-          go(rest, std::max(slowest, t), sum + t);
-          now.pop_back();
-          return;
-        }
-        for (size_t i = from; i < left.size(); ++i) {
-          std::vector<int> larger = group;
-          larger.push_back(left[i]);
-          pick(i + 1, std::move(larger));
-        }
-      };
-      pick(1, {left[0]});
-      if (static_cast<int>(left.size()) % tp != 0) go(std::vector<int>(left.begin() + 1, left.end()), slowest, sum);
-    };
-    go(free, 0, 0);
-    return best;
+  /// Each group grown by the slot that is nearest to its slowest member.
+  [[nodiscard]] std::vector<Unit> greedy(std::vector<int> free) const;
+
+ private:
+  [[nodiscard]] double seconds(const Unit& g) const {
+    return slots_.group_s(g.data(), static_cast<int>(g.size()), std::max(1.0, traffic_.tp_bytes), traffic_.tp_operations);
   }
-  // Greedy: grow each group by the slot that is nearest to its slowest member.
-  while (static_cast<int>(free.size()) >= tp) {
-    std::vector<int> group{free.front()};
+  void choose(const std::vector<int>& left, double slowest, double sum);
+  void grow(const std::vector<int>& left, size_t from, const Unit& group, double slowest, double sum);
+  void keep_if_better(double slowest, double sum);
+
+  const Slots& slots_;
+  size_t tp_;
+  const StepTraffic& traffic_;
+  std::vector<Unit> now_, best_;
+  double best_slowest_ = std::numeric_limits<double>::infinity(), best_sum_ = best_slowest_;
+};
+
+void HostCut::keep_if_better(double slowest, double sum) {
+  const bool faster = slowest < best_slowest_ * (1 - 1e-12);
+  if (!faster && !(slowest <= best_slowest_ * (1 + 1e-12) && sum < best_sum_ * (1 - 1e-12))) return;
+  best_slowest_ = slowest;
+  best_sum_ = sum;
+  best_ = now_;
+}
+
+void HostCut::choose(const std::vector<int>& left, double slowest, double sum) {
+  if (left.size() < tp_) return keep_if_better(slowest, sum);
+  // Every subset of tp - 1 others joins the lowest free slot; where slots are left over, it may stay out itself.
+  grow(left, 1, {left[0]}, slowest, sum);
+  if (left.size() % tp_ != 0) choose(std::vector<int>(left.begin() + 1, left.end()), slowest, sum);
+}
+
+void HostCut::grow(const std::vector<int>& left, size_t from, const Unit& group, double slowest, double sum) {
+  if (group.size() == tp_) {
+    std::vector<int> rest;
+    for (const int s : left)
+      if (std::ranges::find(group, s) == group.end()) rest.push_back(s);
+    const double t = seconds(group);
+    now_.push_back(group);
+    choose(rest, std::max(slowest, t), sum + t);
+    now_.pop_back();
+    return;
+  }
+  for (size_t i = from; i < left.size(); ++i) {
+    Unit larger = group;
+    larger.push_back(left[i]);
+    grow(left, i + 1, larger, slowest, sum);
+  }
+}
+
+std::vector<Unit> HostCut::greedy(std::vector<int> free) const {
+  std::vector<Unit> out;
+  while (free.size() >= tp_) {
+    Unit group{free.front()};
     free.erase(free.begin());
-    while (static_cast<int>(group.size()) < tp) {
+    while (group.size() < tp_) {
       size_t best = 0;
       double best_s = std::numeric_limits<double>::infinity();
       for (size_t i = 0; i < free.size(); ++i) {
-        std::vector<int> larger = group;
+        Unit larger = group;
         larger.push_back(free[i]);
         const double t = seconds(larger);
         if (t < best_s * (1 - 1e-12)) {
@@ -101,6 +113,19 @@ std::vector<std::vector<int>> units_of_host(const Slots& slots, int first, int c
     out.push_back(std::move(group));
   }
   return out;
+}
+
+/// The units of a host whose slots are [first, first + count).
+std::vector<Unit> units_of_host(const Slots& slots, int first, int count, int tp, const StepTraffic& traffic) {
+  std::vector<int> free(static_cast<size_t>(count));
+  std::iota(free.begin(), free.end(), first);
+  if (tp == 1) {
+    std::vector<Unit> out;
+    for (const int s : free) out.push_back({s});
+    return out;
+  }
+  HostCut cut(slots, tp, traffic);
+  return count <= 8 ? cut.exact(free) : cut.greedy(free);
 }
 
 /// Units of each host, and those that had to be put together from what hosts had left.

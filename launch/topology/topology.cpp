@@ -75,11 +75,6 @@ CpuSet HostTopology::cpus_near(int gpu) const {
   return g.numa ? numa_nodes.at(static_cast<size_t>(*g.numa)).cpus : CpuSet{};
 }
 
-std::optional<int> HostTopology::package_of(int gpu) const {
-  const Gpu& g = gpus.at(static_cast<size_t>(gpu));
-  return g.numa ? numa_nodes.at(static_cast<size_t>(*g.numa)).package : std::nullopt;
-}
-
 namespace {
 
 std::string_view first_label(std::string_view host) { return host.substr(0, host.find('.')); }

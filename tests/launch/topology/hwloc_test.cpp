@@ -14,8 +14,8 @@ using namespace testing;
 
 /// In file order: POWER9 numbers its packages 0 and 8.
 int package_id(const HostTopology& host, size_t gpu) {
-  const auto package = host.package_of(static_cast<int>(gpu));
-  return package.value_or(-1);
+  const auto numa = host.gpus.at(gpu).numa;
+  return numa ? host.numa_nodes.at(static_cast<size_t>(*numa)).package.value_or(-1) : -1;
 }
 int threads(const HostTopology& host) {
   int n = 0;
