@@ -182,8 +182,8 @@ void check_memory(const RankContext& ctx, const parallel::ModelConfig& config, c
   const FoundMachine machine(domains, hosts, ctx.world.size(), job.gpu);
   const std::vector<parallel::Remedy> remedies = remedies_for(ctx.config, config, job, machine);
   if (remedies.empty())
-    text += "; no change of recompute, micro-batch, layout, state dtype or --offload on these ranks would make it fit: take more hosts or a "
-            "shorter --seq-len";
+    text += fmt::format("; no change of recompute, micro-batch{} or layout on these ranks would make it fit: take more hosts or a shorter --seq-len",
+                        job.gpu ? ", --state-dtype, --offload" : "");
   else
     text += ". Changes that would fit, the fastest first:";
   for (const parallel::Remedy& m : remedies)
