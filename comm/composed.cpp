@@ -496,7 +496,9 @@ std::unique_ptr<Pending> ComposedCommunicator::start(std::span<const Transfer> t
 }
 
 std::unique_ptr<Pending> ComposedCommunicator::start_reduce_scatter(std::span<const ShardedTensor> xs, SumOrder order,
-                                                                    const Stream&) {
+                                                                    const Stream& s) {
+  // On a device the blocking kernels do it; sums in a tree are formed on the host.
+  if (memory_.kind() != DeviceKind::kCpu) return Communicator::start_reduce_scatter(xs, order, s);
   check_open("start_reduce_scatter");
   for (const ShardedTensor& x : xs) {
     check_sharded(*this, "start_reduce_scatter", x);

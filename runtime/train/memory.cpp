@@ -179,6 +179,11 @@ void check_memory(const RankContext& ctx, const parallel::ModelConfig& config, c
   std::string text = fmt::format("{} does not fit: the {} rank{} of {} need {}{}, {} are available", job.mesh.str(), domain.ranks.size(),
                                  domain.ranks.size() == 1 ? "" : "s", domain.name, h(found.needed),
                                  on_host ? fmt::format(" of pinned memory for --offload {}", job.offload_text()) : "", h(domain.capacity_bytes));
+  if (job.gpu) {
+    const cuda::DeviceInfo info = cuda::api().device_info(options.device);
+    text += fmt::format(" ({} of {} free at the start, {} a rank kept for libraries; nvidia-smi shows what else is on it)",
+                        h(static_cast<int64_t>(info.free_bytes)), h(static_cast<int64_t>(info.total_bytes)), h(kGpuProcessBytes));
+  }
   const FoundMachine machine(domains, hosts, ctx.world.size(), job.gpu);
   const std::vector<parallel::Remedy> remedies = remedies_for(ctx.config, config, job, machine);
   if (remedies.empty())

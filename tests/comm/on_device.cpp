@@ -182,6 +182,18 @@ class OnDevice final : public Communicator {
     auto inner = inner_.start(device, s());
     return std::make_unique<OnDevicePending>(std::move(copies), std::move(inner));
   }
+  std::unique_ptr<Pending> start_reduce_scatter(std::span<const ShardedTensor> xs, SumOrder order,
+                                                const Stream&) override {
+    return sharded(xs, [&](std::span<const ShardedTensor> device) {
+      return inner_.start_reduce_scatter(device, order, s());
+    });
+  }
+  std::unique_ptr<Pending> start_all_gather(std::span<const ShardedTensor> xs,
+                                            const Stream&) override {
+    return sharded(xs, [&](std::span<const ShardedTensor> device) {
+      return inner_.start_all_gather(device, s());
+    });
+  }
   void barrier() override { inner_.barrier(); }
   std::unique_ptr<Communicator> split(int color, int key, std::string name) override {
     auto group = inner_.split(color, key, std::move(name));
@@ -191,6 +203,20 @@ class OnDevice final : public Communicator {
   void close() override { inner_.close(); }
 
  private:
+  template <class Start>
+  std::unique_ptr<Pending> sharded(std::span<const ShardedTensor> xs, Start start) {
+    std::vector<std::pair<Copy, bool>> copies;
+    std::vector<ShardedTensor> device;
+    for (const ShardedTensor& x : xs) {
+      device.emplace_back();
+      for (const Tensor& part : x.parts) {
+        copies.emplace_back(Copy(*shared_, part), true);
+        device.back().parts.push_back(copies.back().first.view());
+      }
+    }
+    auto inner = start(device);
+    return std::make_unique<OnDevicePending>(std::move(copies), std::move(inner));
+  }
   [[nodiscard]] const Stream& s() const { return shared_->stream; }
   // Elements without data: for the communicator to refuse.
   [[nodiscard]] static bool wrong(const Tensor& x) { return x.data == nullptr && x.numel() != 0; }

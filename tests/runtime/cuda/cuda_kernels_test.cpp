@@ -751,7 +751,7 @@ TEST_F(CudaKernels, SumOfSquaresOfAList) {
     SCOPED_TRACE(static_cast<int>(kind));
     std::vector<Both> all;
     all.reserve(300);
-    double want = 0;
+    long double exact = 0;  // millions of addends of a few sizes: an fp64 sum is off by 1e-11
     for (int i = 0; i < 300; ++i) {
       const int64_t cols = std::array<int64_t, 10>{1, 3, 8, 9, 24, 256, 1536, 1000, 2047, 8960}[static_cast<size_t>(i % 10)];
       const int64_t rows = 1 + i * 7 % 65;
@@ -764,7 +764,7 @@ TEST_F(CudaKernels, SumOfSquaresOfAList) {
       }
       if (kind == Values::kLarge) std::fill(values.begin(), values.end(), 0x1.fep+127F);
       if (kind == Values::kInfinite && i == 176) values[values.size() / 3] = INFINITY;  // a wide bf16 row
-      for (const float f : values) want += static_cast<double>(f) * static_cast<double>(f);
+      for (const float f : values) exact += static_cast<long double>(f) * static_cast<long double>(f);
       all.emplace_back(Shape{rows, cols}, t, values);
     }
     const auto out = Both::doubles({1}, {0});
@@ -777,6 +777,7 @@ TEST_F(CudaKernels, SumOfSquaresOfAList) {
       kernels::sum_of_squares(list, sum, stream);
       kernels::exact_total(sum, out(s), stream);
     });
+    const auto want = static_cast<double>(exact);
     if (kind == Values::kInfinite)
       EXPECT_TRUE(std::isinf(out.gpu()[0])) << out.gpu()[0];
     else
