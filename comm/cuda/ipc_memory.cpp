@@ -8,9 +8,10 @@
 #include "comm/cuda/comm_kernels.h"
 #include "runtime/device/cuda/check.h"
 #include "runtime/device/cuda/context.h"
+#include "runtime/device/cuda/cuda_api.h"
 #include "runtime/device/device.h"
 
-extern "C" r1::DeviceBackend* r1run_cuda_backend();
+extern "C" r1::cuda::Api* r1run_cuda_api();  // of this library (runtime/device/cuda/backend.cpp)
 
 namespace r1::comm {
 namespace {
@@ -24,7 +25,7 @@ static_assert(sizeof(cudaIpcMemHandle_t) == sizeof(IpcHandle) &&
 class CudaIpcMemory final : public IpcMemory {
  public:
   explicit CudaIpcMemory(int index)
-      : device_{DeviceKind::kCuda, index}, backend_(*r1run_cuda_backend()) {
+      : device_{DeviceKind::kCuda, index}, backend_(*r1run_cuda_api()) {
     uuid_ = r1::cuda::context_of({.device = device_, .handle = nullptr}).info().uuid;
   }
   DeviceKind kind() const override { return DeviceKind::kCuda; }
@@ -98,7 +99,9 @@ class CudaIpcMemory final : public IpcMemory {
     const DeviceScope scope(device_.index);
     CUDA_CHECK(cudaStreamWaitEvent(handle_of(s), static_cast<cudaEvent_t>(event), 0));
   }
-  Stream create_stream() override { return backend_.create_stream(device_); }
+  // What these streams carry another rank waits for: its blocks go before those of the products. The
+  // driver takes the nearest priority it has.
+  Stream create_stream() override { return backend_.create_stream(device_, -5); }
   void destroy_stream(const Stream& s) noexcept override { backend_.destroy_stream(s); }
 
   size_t kernel_bytes(int ranks) const override {
@@ -113,7 +116,7 @@ class CudaIpcMemory final : public IpcMemory {
   [[nodiscard]] Stream on(const Stream& s) const { return {.device = device_, .handle = s.handle}; }
 
   Device device_;
-  DeviceBackend& backend_;
+  r1::cuda::Api& backend_;
   std::string uuid_;
 };
 
