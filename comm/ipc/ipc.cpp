@@ -67,7 +67,7 @@ struct Op {
 // One direction of a pair of ranks.
 struct Box {
   Mail* mail = nullptr;
-  char* slots = nullptr;  // kSlots of slot_bytes in the sender's region, as mapped here
+  char* slots = nullptr;  // kSlots of slot_bytes in the receiver's region, as mapped here
   uint64_t count = 0;     // pieces so far
   size_t slot_bytes = 0;
   void* full[kSlots] = {};   // recorded by the sender when a slot is filled
@@ -189,7 +189,7 @@ class IpcGroup final : public ComposedCommunicator {
   void close() override {
     if (closed()) return;
     check_open("close");
-    host_->barrier();  // nobody will read this rank's slots any more ...
+    host_->barrier();  // nobody will start a copy to or from this rank's slots any more ...
     mark_closed();
     kernels_.reset();
     IpcMemory& m = *hub_->memory;
@@ -248,9 +248,12 @@ class IpcGroup final : public ComposedCommunicator {
   [[nodiscard]] size_t region_bytes() const {
     return kernel_area() + ranks() * kSlots * (slot(0) + slot(1));
   }
+  // In the receiver's memory: a copy between two GPUs takes a copy engine, and goes on whatever the
+  // sender computes meanwhile; the copy out of the slot takes multiprocessors, of which a receiver
+  // that waits has plenty.
   [[nodiscard]] char* slots_of(size_t sender, size_t receiver, size_t channel) const {
-    return static_cast<char*>(regions_[sender]) + kernel_area() +
-           kSlots * (receiver * (slot(0) + slot(1)) + (channel == 0 ? 0 : slot(0)));
+    return static_cast<char*>(regions_[receiver]) + kernel_area() +
+           kSlots * (sender * (slot(0) + slot(1)) + (channel == 0 ? 0 : slot(0)));
   }
   // Bytes of a channel's slot, in whole lines.
   [[nodiscard]] size_t slot(size_t channel) const {

@@ -37,7 +37,7 @@ void progress(IpcHub& hub);
 /// barriers, and is closed with the group. Tensors live in the hub's memory. Collective over
 /// `host`.
 ///
-/// Messages: the sender copies a piece into a slot of its own shared region and records an event,
+/// Messages: the sender copies a piece into a slot in the receiver's region and records an event,
 /// the receiver waits for the event on its stream and copies out; that both were enqueued is agreed
 /// through counters in host memory, so that no kernel spins and ranks may share a GPU. Waiting
 /// loops advance all messages of the process and call the hub's StopCheck.
