@@ -10,7 +10,7 @@ namespace r1::launch {
 namespace {
 
 /// What a GPU rank takes beside the plan's tensors. One H200, CUDA 13.0, cuDNN 9, one rank without NCCL: 1.47 GiB (1.5B) and 1.61 GiB
-/// (7B) over the plan, with graphs and without the same to 10 MiB (benchmarks/results/2026-11-25-h200-profile.md); the GEMM
+/// (7B) over the plan, with graphs and without the same to 10 MiB (benchmarks/results/2026-11-25-h200-training.md); the GEMM
 /// workspace is 64 MiB of it. The rest is the context, the libraries' code and what allocations are rounded up to.
 constexpr int64_t kGpuBeside = int64_t{1610} << 20, kGemmWorkspace = int64_t{64} << 20, kGraphs = int64_t{10} << 20;
 /// NCCL's buffers of one communicator: an estimate (4 MiB a channel and direction, some ten of them), not measured.
