@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <set>
 
+#include "parallel/spec/communicator_memory.h"
+
 namespace r1::launch {
 namespace {
 
@@ -13,8 +15,6 @@ namespace {
 /// (7B) over the plan, with graphs and without the same to 10 MiB (benchmarks/results/2026-11-25-h200-training.md); the GEMM
 /// workspace is 64 MiB of it. The rest is the context, the libraries' code and what allocations are rounded up to.
 constexpr int64_t kGpuBeside = int64_t{1610} << 20, kGemmWorkspace = int64_t{64} << 20, kGraphs = int64_t{10} << 20;
-/// NCCL's buffers of one communicator: an estimate (4 MiB a channel and direction, some ten of them), not measured.
-constexpr int64_t kNcclCommunicator = int64_t{256} << 20;
 /// Code, libraries, MPI and data reading of a CPU rank, and of the host's own programs.
 constexpr int64_t kCpuRankReserve = int64_t{96} << 20, kHostReserve = int64_t{2} << 30;
 /// Context, libraries, staging buffers and data reading of a GPU rank in host memory: an estimate.
@@ -56,7 +56,8 @@ std::vector<parallel::MemoryItem> PlannedCluster::beside_plan(const parallel::Me
       kinds.insert(g.kind);
   if (!kinds.empty())
     out.push_back({"NCCL buffers", fmt::format("of {}, estimated", fmt::join(kinds, ", ")),
-                   kNcclCommunicator * static_cast<int64_t>(kinds.size()), 1});
+                   parallel::kNcclCommunicatorBytes * static_cast<int64_t>(kinds.size()), 1});
+  if (kinds.contains("dp")) out.push_back({"exchange", "gradients on their way between replicas", parallel::kExchangeBytes, 1});
   return out;
 }
 

@@ -248,8 +248,8 @@ class IpcGroup final : public ComposedCommunicator {
   [[nodiscard]] size_t region_bytes() const {
     return kernel_area() + ranks() * kSlots * (slot(0) + slot(1));
   }
-  // In the receiver's memory: a copy between two GPUs takes a copy engine, and goes on whatever the
-  // sender computes meanwhile; the copy out of the slot takes multiprocessors, of which a receiver
+  // In the receiver's memory: a copy between two GPUs takes a copy engine, and should go on whatever
+  // the sender computes meanwhile; the copy out of the slot takes multiprocessors, of which a receiver
   // that waits has plenty.
   [[nodiscard]] char* slots_of(size_t sender, size_t receiver, size_t channel) const {
     return static_cast<char*>(regions_[receiver]) + kernel_area() +

@@ -21,8 +21,9 @@ size_t CommClock::entry(const std::string& group, Operation op) {
 
 std::vector<CommTime> CommClock::stop() {
   on_ = false;
-  DeviceBackend* const backend = samples_.empty() ? nullptr : &backend_of(kind_);
-  for (const Sample& sample : samples_) {
+  const std::vector<Sample> samples = std::exchange(samples_, {});  // also when a lost device ends this: not awaited twice
+  DeviceBackend* const backend = samples.empty() ? nullptr : &backend_of(kind_);
+  for (const Sample& sample : samples) {
     double seconds = sample.seconds;
     if (sample.events) {
       backend->synchronize(sample.end);
@@ -32,7 +33,6 @@ std::vector<CommTime> CommClock::stop() {
     }
     entries_[sample.entry].seconds += seconds;
   }
-  samples_.clear();
   std::ranges::stable_sort(entries_, std::ranges::greater{}, &CommTime::seconds);
   return std::exchange(entries_, {});
 }
@@ -81,13 +81,6 @@ class TimedPending final : public Pending {
   Stream s_;
 };
 
-size_t bytes_of(std::span<const ShardedTensor> xs) {
-  size_t n = 0;
-  for (const ShardedTensor& x : xs)
-    for (const Tensor& part : x.parts) n += static_cast<size_t>(part.bytes());
-  return n;
-}
-
 class TimedCommunicator final : public Communicator {
   template <class Work>
   auto time(Operation op, size_t bytes, const Stream& s, Work&& work) {
@@ -128,18 +121,16 @@ class TimedCommunicator final : public Communicator {
   }
   [[nodiscard]] std::unique_ptr<Pending> start(std::span<const Transfer> transfers, const Stream& s) override {
     if (transfers.empty()) return inner_.start(transfers, s);
-    size_t bytes = 0;
-    for (const Transfer& t : transfers) bytes += t.tensor.bytes();
     const Operation op = transfers.front().kind == Transfer::Kind::kSend ? Operation::kSend : Operation::kRecv;
-    return pending(time(op, bytes, s, [&] { return inner_.start(transfers, s); }), Operation::kWait, s);
+    return pending(time(op, 0, s, [&] { return inner_.start(transfers, s); }), Operation::kWait, s);
   }
   [[nodiscard]] std::unique_ptr<Pending> start_reduce_scatter(std::span<const ShardedTensor> xs, SumOrder order,
                                                               const Stream& s) override {
-    return pending(time(Operation::kReduceScatter, bytes_of(xs), s, [&] { return inner_.start_reduce_scatter(xs, order, s); }),
+    return pending(time(Operation::kReduceScatter, 0, s, [&] { return inner_.start_reduce_scatter(xs, order, s); }),
                    Operation::kWait, s);
   }
   [[nodiscard]] std::unique_ptr<Pending> start_all_gather(std::span<const ShardedTensor> xs, const Stream& s) override {
-    return pending(time(Operation::kAllGather, bytes_of(xs), s, [&] { return inner_.start_all_gather(xs, s); }), Operation::kWait, s);
+    return pending(time(Operation::kAllGather, 0, s, [&] { return inner_.start_all_gather(xs, s); }), Operation::kWait, s);
   }
   void barrier() override {
     time(Operation::kBarrier, 0, {}, [&] { inner_.barrier(); });

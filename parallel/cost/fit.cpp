@@ -223,14 +223,13 @@ std::vector<Change> changes_of(const JobShape& job, const ModelConfig& model, in
 std::vector<Change> offloads_of(const JobShape& job) {
   std::vector<Change> out;
   if (!job.gpu) return out;
-  const bool full = *std::ranges::min_element(job.recompute) == Recompute::kFull;
   const auto add = [&](bool optimizer, bool activations, const char* why) {
     Change c{{}, why, job};
     c.job.offload_optimizer = job.offload_optimizer || optimizer;
     c.job.offload_activations = job.offload_activations || activations;
     if (c.job.offload_text() == job.offload_text()) return;
     if (std::ranges::any_of(out, [&](const Change& o) { return o.job.offload_text() == c.job.offload_text(); })) return;
-    if (activations && !full) {
+    if (activations) {  // named also where it is chosen already: the command may say --recompute auto
       c.job.recompute = {Recompute::kFull};
       c.options.push_back({"recompute", "full"});
     }

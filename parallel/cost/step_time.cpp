@@ -292,7 +292,7 @@ std::vector<std::string> assumptions(const JobShape& job, const DeviceRates& rat
   if (job.offloads())
     out.push_back(rates.host_bytes_per_s > 0
                       ? fmt::format("what --offload {} moves crosses {} at {} in each direction, both at once, beside the computation: the longer "
-                                    "of the two decides (estimated, not measured)",
+                                    "of the two decides (an estimate)",
                                     job.offload_text(), rates.host_link, human_si(rates.host_bytes_per_s, "B/s"))
                       : fmt::format("what --offload {} moves is not counted: the host link is not known", job.offload_text()));
   return out;

@@ -90,7 +90,7 @@ struct Option {
   Field field{};
   std::string_view fallback{};  ///< the default, as it would be typed; "" = not given
   std::string_view unset{};     ///< what not given means, for the help
-  std::string_view bare{};      ///< what the option means without a value, where it may stand without: --name, or --name=value
+  std::string_view bare{};      ///< what the option means without a value, where it may stand without: --name, --name value or --name=value
   Form form = Form::kPlain;
   Range range{};
   std::vector<std::string_view>

@@ -227,8 +227,10 @@ void assign(JobConfig& cfg, const Option& o, const std::string& text, const Orig
         auto& field = cfg.*member;
         using T = std::remove_reference_t<decltype(field)>;
         if constexpr (std::is_same_v<T, std::string>) {
-          check_text(o, text, text, origin);
-          field = text;
+          // What may stand without a value may be switched as a flag is.
+          const std::string value = o.bare.empty() ? text : text == "true" ? std::string(o.bare) : text == "false" ? std::string(o.fallback) : text;
+          check_text(o, value, text, origin);
+          field = value;
         } else if constexpr (std::is_same_v<T, std::vector<std::string>>) {
           if (o.form == Form::kCommas) {
             field.clear();

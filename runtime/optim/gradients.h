@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "parallel/exec/process_groups.h"
+#include "parallel/spec/communicator_memory.h"
 #include "parallel/spec/model_spec.h"
 #include "runtime/device/device.h"
 
@@ -42,7 +43,7 @@ class ShardExchange {
  public:
   static constexpr size_t kInFlight = 4;
   /// 8 MiB in host memory; on a GPU 64 MiB, since a call costs 20 us and a link moves 4 MiB in that time.
-  [[nodiscard]] static int64_t bucket_bytes(const Device& device) { return int64_t{device.kind == DeviceKind::kCpu ? 8 : 64} << 20; }
+  [[nodiscard]] static int64_t bucket_bytes(const Device& device) { return device.kind == DeviceKind::kCpu ? int64_t{8} << 20 : parallel::kExchangeBytes; }
   using Bucket = std::vector<comm::ShardedTensor>;
 
   explicit ShardExchange(comm::Communicator& dp) : dp_(dp) {}

@@ -5,6 +5,7 @@
 #include <map>
 
 #include "parallel/cost/search.h"
+#include "parallel/spec/communicator_memory.h"
 #include "runtime/core/human.h"
 #include "runtime/device/cpu/cpu_backend.h"
 #include "runtime/device/cuda/cuda_api.h"
@@ -77,6 +78,13 @@ constexpr int64_t kProcessBytes = int64_t{64} << 20;
 /// what allocations are rounded up to. Of the 1.47 to 1.61 GiB in launch/planned_cluster.cpp the context takes about half a GiB.
 constexpr int64_t kGpuProcessBytes = int64_t{1100} << 20;
 
+/// What the communicators of a rank alone on its GPU take, as the plan counts it; ranks that share one have no NCCL.
+static int64_t communicator_bytes(const JobConfig& cfg) {
+  if (cfg.comm != "auto" && cfg.comm != "nccl") return 0;
+  const int64_t groups = int64_t{cfg.pp > 1} + int64_t{cfg.dp > 1} + int64_t{cfg.tp > 1};
+  return groups * parallel::kNcclCommunicatorBytes + (cfg.dp > 1 ? parallel::kExchangeBytes : 0);
+}
+
 std::vector<parallel::MemoryDomain> memory_domains(const RankContext& ctx, const Device& device) {
   const bool gpu = device.kind == DeviceKind::kCuda;
   const int64_t capacity = static_cast<int64_t>(gpu ? cuda::api().device_info(device).free_bytes : available_host_bytes());
@@ -94,8 +102,11 @@ std::vector<parallel::MemoryDomain> memory_domains(const RankContext& ctx, const
     domain.capacity_bytes = std::min(domain.capacity_bytes, found[at][1]);
     domain.ranks.push_back(r);
   }
-  for (parallel::MemoryDomain& d : out)
-    d.capacity_bytes = std::max<int64_t>(0, d.capacity_bytes - (gpu ? kGpuProcessBytes : kProcessBytes) * static_cast<int64_t>(d.ranks.size()));
+  for (parallel::MemoryDomain& d : out) {
+    int64_t each = gpu ? kGpuProcessBytes : kProcessBytes;
+    if (gpu && d.ranks.size() == 1) each += communicator_bytes(ctx.config);
+    d.capacity_bytes = std::max<int64_t>(0, d.capacity_bytes - each * static_cast<int64_t>(d.ranks.size()));
+  }
   return out;
 }
 
@@ -179,7 +190,7 @@ void check_memory(const RankContext& ctx, const parallel::ModelConfig& config, c
   std::string text = fmt::format("{} does not fit: the {} rank{} of {} need {}{}, {} are available", job.mesh.str(), domain.ranks.size(),
                                  domain.ranks.size() == 1 ? "" : "s", domain.name, h(found.needed),
                                  on_host ? fmt::format(" of pinned memory for --offload {}", job.offload_text()) : "", h(domain.capacity_bytes));
-  if (job.gpu) {
+  if (job.gpu && !on_host) {
     const cuda::DeviceInfo info = cuda::api().device_info(options.device);
     text += fmt::format(" ({} of {} free at the start, {} a rank kept for libraries; nvidia-smi shows what else is on it)",
                         h(static_cast<int64_t>(info.free_bytes)), h(static_cast<int64_t>(info.total_bytes)), h(kGpuProcessBytes));

@@ -7,7 +7,7 @@
 
 namespace r1::train {
 
-/// Seconds since this process was started (exec), to 10 ms; from /proc/self/stat.
+/// Seconds since this process was started, to 10 ms; from /proc/self/stat.
 [[nodiscard]] double seconds_since_exec();
 
 class Startup {
@@ -17,7 +17,7 @@ class Startup {
   void begin(std::string phase);
   /// The last phase ends.
   void end();
-  /// Phases in their order with seconds; the first is what came before the job: launcher, MPI, options.
+  /// Phases in their order with seconds; the first is what came before the job in this process: MPI, options.
   [[nodiscard]] const std::vector<std::pair<std::string, double>>& phases() const { return phases_; }
   /// "12.3 s after the start of the process: loading weights 4.1 s, ...", phases of 0.1 s and more, the longest first.
   [[nodiscard]] std::string str() const;

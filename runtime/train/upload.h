@@ -15,7 +15,13 @@ using ReadBox = std::function<void(const checkpoint::Box& box, DType dtype, void
 
 class Uploader {
  public:
-  explicit Uploader(const Stream& s);
+  struct Bands {
+    int64_t copy_bytes = int64_t{64} << 20;  ///< copied to a device at once; a row at least
+    int64_t read_bytes = int64_t{2} << 20;   ///< read by a thread at once; a row at least
+    bool always_staged = false;              ///< also on the CPU, for tests
+  };
+  explicit Uploader(const Stream& s) : Uploader(s, Bands()) {}
+  Uploader(const Stream& s, const Bands& bands);
   ~Uploader();
   Uploader(const Uploader&) = delete;
   Uploader& operator=(const Uploader&) = delete;
@@ -32,6 +38,7 @@ class Uploader {
   Staging& next(size_t bytes);
 
   Stream stream_;
+  Bands bands_;
   DeviceBackend& backend_;
   std::array<Staging, 2> staging_;
   size_t turn_ = 0;

@@ -27,7 +27,8 @@ void load_weights(Engine& engine, const checkpoint::HfModelDir& dir, const Betwe
 /// The same for stages without an engine.
 void load_weights(std::span<const models::StageParameters> stages, const checkpoint::HfModelDir& dir, const Stream& s,
                   const BetweenTensors& between);
-/// Reads weights and optimizer state of a committed checkpoint of any layout, bit for bit.
+/// Reads weights and optimizer state of a committed checkpoint of any layout, bit for bit. Reads pieces of tensors, whose
+/// checksums it cannot check: CheckpointReader::verify_part() comes before.
 void load_checkpoint_state(Engine& engine, const checkpoint::CheckpointReader& reader, const BetweenTensors& between = {});
 
 /// Gathers a parameter's block over tp onto tp rank 0 as a whole fp32 tensor (others get an empty vector). Collective over tp.

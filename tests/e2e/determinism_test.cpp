@@ -89,6 +89,24 @@ TEST(Deterministic, FiftyStepsAreTheSameBitsInSixLayouts) {
   }
 }
 
+TEST(Deterministic, OneLayoutCostsNothingOnTheCpu) {
+  const TempDir dir;
+  write_rows(dir / "data.jsonl", 8, 48, 300, {}, 0);
+  const Result r = run(job(1, {"train", "--model", data("hf/qwen2-untied"), "--data", dir / "data.jsonl", "--output", dir / "out", "--steps", "2",
+                               "--batch", "4", "--micro-batch", "2", "--seq-len", "48", "--no-pack", "--deterministic=run"}), 120);
+  ASSERT_EQ(r.code, 0) << r.output;
+  EXPECT_NE(r.output.find("deterministic  from run to run of this layout: always so on the CPU, at no cost"), std::string::npos) << r.output;
+  EXPECT_NE(r.output.find("2 micro-batches of 2 rows"), std::string::npos) << r.output;
+  // The time to the first step is told, and by its phases.
+  EXPECT_NE(r.output.find("start      first step "), std::string::npos) << r.output;
+  const std::vector<json> first = lines_of(dir / "out", "first_step");
+  ASSERT_EQ(first.size(), 1u);
+  double sum = 0;
+  for (const auto& [phase, seconds] : first[0]["phases"].items()) sum += seconds.get<double>();
+  EXPECT_NEAR(sum, first[0]["seconds_since_exec"].get<double>(), 0.1);
+  EXPECT_TRUE(first[0]["phases"].contains("loading weights"));
+}
+
 /// A copy of qwen2-untied whose embedding of one id is infinite: a sample that holds it has no finite loss.
 void write_model_with_infinite_row(const fs::path& to, int id) {
   fs::copy(data("hf/qwen2-untied"), to);

@@ -277,6 +277,14 @@ TEST(Plan, OffloadIsSuggestedWhenNothingElseFits) {
     EXPECT_GT(m.slowdown, 0);
   }
   expect_as_printed(job, r, plan);
+  // Also where the policy is left to r1run: block inputs are only moved under full recomputation, which is then asked for.
+  std::vector<std::string> automatic = job;
+  *std::ranges::find(automatic, "full") = "auto";
+  const PlanReport a = plan(automatic);
+  EXPECT_TRUE(std::ranges::any_of(a.remedies, [](const parallel::Remedy& m) {
+    return m.change.find("activations") != std::string::npos && m.change.find("--recompute full") != std::string::npos;
+  }));
+  expect_as_printed(automatic, a, plan);
   // Where something else does, it is not.
   for (const parallel::Remedy& m : plan({"--cluster", "1xA100-80", "--model", "R1-Distill-Qwen-7B"}).remedies)
     EXPECT_EQ(m.change.find("--offload"), std::string::npos) << m.change;

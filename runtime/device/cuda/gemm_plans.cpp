@@ -19,7 +19,7 @@ namespace r1::cuda {
 namespace {
 
 constexpr int kCandidates = 24;
-/// A first run this many times as long as the best so far ends a candidate's trial.
+/// A run this many times as long as the best so far ends a candidate's trial.
 constexpr double kHopeless = 1.25;
 
 const char* type_name(cudaDataType_t t) {
@@ -203,9 +203,10 @@ void GemmPlans::choose(const GemmShape& s, Plan& plan, const void* a, const void
   double best_so_far = std::numeric_limits<double>::infinity();
   for (int i = 0; i < count; ++i) {
     if (found[i].state != CUBLAS_STATUS_SUCCESS) continue;
-    // The first run warms up, and shows who cannot win: a slow candidate is not worth three more.
+    // The first run warms up (its kernel may have to be loaded), and shows whether it runs at all;
+    // the second shows who cannot win: a slow candidate is not worth three more.
+    if (time_us(s, plan, found[i].algo, a, b, c, out, stream, 1) < 0) continue;
     const double once = time_us(s, plan, found[i].algo, a, b, c, out, stream, 1);
-    if (once < 0) continue;
     const double us = i > 0 && once > kHopeless * best_so_far
                           ? once : time_us(s, plan, found[i].algo, a, b, c, out, stream, 3);
     best_so_far = std::min(best_so_far, us);

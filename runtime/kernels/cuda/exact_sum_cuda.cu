@@ -32,7 +32,7 @@ struct MatrixList {
 };
 static_assert(sizeof(MatrixList) <= 3800);
 
-bool is_narrow(int64_t cols) { return cols <= kVec; }
+__host__ __device__ constexpr bool is_narrow(int64_t cols) { return cols <= kVec; }
 
 // Adds a lane's own addend (0: none) to the warp's digits, `digit` being this lane's.
 __device__ __forceinline__ void add_each(long long& digit, double v) {
@@ -151,7 +151,7 @@ __global__ void __launch_bounds__(kThreads, 4)
     const Matrix& m = list.matrices[at];
     const int64_t cols = m.cols, number = item - m.first_item;
     const T* x = static_cast<const T*>(m.x);
-    if (cols <= kVec) {
+    if (is_narrow(cols)) {
       const int64_t r = number * kWarp + lane;
       double total = 0;
       if (r < m.rows)
