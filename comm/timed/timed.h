@@ -20,7 +20,7 @@ struct CommTime {
   Operation op = Operation::kNone;
   int64_t calls = 0;
   double seconds = 0;  ///< between the arrival of the stream and its going on: waiting for others and the transfer itself
-  double bytes = 0;    ///< of the whole tensors, 0 for barriers and for waits
+  double bytes = 0;    ///< of the whole tensors; 0 for barriers, for what is only started, and for waits
 };
 
 /// Collects the times of one rank. Operations on a GPU's stream are timed by two events on it, others by the host's clock (CPU
