@@ -71,8 +71,8 @@ class Tokenizer::Impl::Builder {
     const TokenizerFile::Token& part = file_.merges[k];
     return std::string_view(file_.merge_spellings).substr(part.offset, part.length);
   }
-  void set_byte_id(std::string_view bytes, int32_t id) {
-    byte_ids_[static_cast<unsigned char>(bytes[0])] = static_cast<uint32_t>(id);
+  void set_byte_id(std::string_view spelling, int32_t id) {
+    byte_ids_[static_cast<unsigned char>(spelling[0])] = static_cast<uint32_t>(id);
   }
 
   Impl& out_;
@@ -151,8 +151,8 @@ void Tokenizer::Impl::Builder::add_merges() {
 
 // The merge of parts i and i + 1, as ids.
 Merge Tokenizer::Impl::Builder::merge_at(size_t i) {
-  const auto find = [&](const std::string* bytes) {
-    const uint32_t id = bytes != nullptr ? reachable_.find(*bytes) : BpeModel::kNone;
+  const auto find = [&](const std::string* spelling) {
+    const uint32_t id = spelling != nullptr ? reachable_.find(*spelling) : BpeModel::kNone;
     if (id == BpeModel::kNone) {
       throw DataError("{}: model.merges[{}]: `{} {}` needs a token that is not in the vocabulary",
                       out_.source, i / 2, printable(merge_part(i)), printable(merge_part(i + 1)));
