@@ -33,14 +33,6 @@ std::map<std::string, uint32_t> checksums(const fs::path& checkpoint, const std:
   return out;
 }
 
-std::vector<json> lines_of(const fs::path& output, const std::string& type) {
-  std::ifstream in(output / "metrics.jsonl");
-  std::vector<json> lines;
-  for (std::string line; std::getline(in, line);)
-    if (json j = json::parse(line); j["type"] == type) lines.push_back(std::move(j));
-  return lines;
-}
-
 TEST(Deterministic, FiftyStepsAreTheSameBitsInSixLayouts) {
   const TempDir dir;
   write_rows(dir / "data.jsonl", 40, 48, 300);

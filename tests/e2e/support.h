@@ -33,16 +33,16 @@ inline std::vector<std::string> front_door(const std::vector<std::string>& args)
   return argv;
 }
 
-/// Step lines of a metrics.jsonl.
-inline std::vector<nlohmann::json> steps_of(const std::filesystem::path& output) {
+/// Lines of one type of a metrics.jsonl.
+inline std::vector<nlohmann::json> lines_of(const std::filesystem::path& output, const std::string& type) {
   std::ifstream in(output / "metrics.jsonl");
-  std::vector<nlohmann::json> steps;
-  for (std::string line; std::getline(in, line);) {
-    nlohmann::json j = nlohmann::json::parse(line);
-    if (j["type"] == "step") steps.push_back(std::move(j));
-  }
-  return steps;
+  std::vector<nlohmann::json> lines;
+  for (std::string line; std::getline(in, line);)
+    if (nlohmann::json j = nlohmann::json::parse(line); j["type"] == type) lines.push_back(std::move(j));
+  return lines;
 }
+
+inline std::vector<nlohmann::json> steps_of(const std::filesystem::path& output) { return lines_of(output, "step"); }
 
 inline std::string bytes_of(const std::filesystem::path& file) {
   std::ifstream in(file, std::ios::binary);

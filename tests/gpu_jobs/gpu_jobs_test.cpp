@@ -14,14 +14,6 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::json;
 
-std::vector<json> lines_of(const fs::path& output, const std::string& type) {
-  std::ifstream in(output / "metrics.jsonl");
-  std::vector<json> lines;
-  for (std::string line; std::getline(in, line);)
-    if (json j = json::parse(line); j["type"] == type) lines.push_back(std::move(j));
-  return lines;
-}
-
 void write_rows(const fs::path& file, int rows, int length) {
   std::ofstream out(file);
   for (int r = 0; r < rows; ++r) {
