@@ -220,7 +220,10 @@ double measure_gemm_rate(const RankContext& ctx, const Device& device, DType dty
     Buffer memory(device, static_cast<size_t>((elems + out) * dtype_bytes(dtype)));
     // Random data: GEMMs run faster on zeros than on real numbers.
     std::vector<uint16_t> bits(static_cast<size_t>(elems));
-    for (size_t i = 0; i < bits.size(); ++i) bits[i] = static_cast<uint16_t>(0x3c00u + (philox4x32({static_cast<uint32_t>(i)}, 7)[0] & 0x83ffu));
+    parallel_ranges(elems, int64_t{1} << 16, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i)
+        bits[static_cast<size_t>(i)] = static_cast<uint16_t>(0x3c00u + (philox4x32({static_cast<uint32_t>(i)}, 7)[0] & 0x83ffu));
+    });
     std::vector<float> floats;
     if (dtype == DType::kF32)
       for (const uint16_t b : bits) floats.push_back(bf16_to_float(b));
