@@ -53,6 +53,14 @@ void write_matrix(Json& out, const char* key, const std::vector<std::vector<Path
   out[key] = std::move(rows);
 }
 
+/// How a GPU or adapter hangs on PCI.
+template <class Card>
+void write_pci(Json& out, const Card& card) {
+  put(out, "pci_parent", card.pci_parent);
+  put(out, "pci_gbytes_per_s", card.pci_gbytes_per_s);
+  put(out, "gdr", card.gdr);
+}
+
 void write_gpu(Json& out, const Gpu& gpu) {
   out["index"] = gpu.index;
   put(out, "name", gpu.name);
@@ -63,9 +71,7 @@ void write_gpu(Json& out, const Gpu& gpu) {
   put(out, "sm", gpu.sm);
   put(out, "numa", gpu.numa);
   put(out, "cpu_affinity", gpu.cpu_affinity);
-  put(out, "pci_parent", gpu.pci_parent);
-  put(out, "pci_gbytes_per_s", gpu.pci_gbytes_per_s);
-  put(out, "gdr", gpu.gdr);
+  write_pci(out, gpu);
   put(out, "mig_enabled", gpu.mig_enabled);
   put_all(out, "mig", gpu.mig, [](Json& o, const MigInstance& m) {
     put(o, "uuid", m.uuid);
@@ -92,9 +98,7 @@ void write_nic(Json& out, const Nic& nic) {
   put(out, "guid", nic.guid);
   put(out, "port_guid", nic.port_guid);
   put(out, "numa", nic.numa);
-  put(out, "pci_parent", nic.pci_parent);
-  put(out, "pci_gbytes_per_s", nic.pci_gbytes_per_s);
-  put(out, "gdr", nic.gdr);
+  write_pci(out, nic);
 }
 
 void write_cpus(Json& out, const HostTopology& host) {
