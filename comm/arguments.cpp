@@ -58,6 +58,13 @@ void check_sharded(const Communicator& c, const char* operation, const ShardedTe
   }
 }
 
+void check_sharded(const Communicator& c, const char* operation, std::span<const ShardedTensor> xs, DeviceKind kind) {
+  for (const ShardedTensor& x : xs) {
+    check_sharded(c, operation, x);
+    for (const Tensor& part : x.parts) check_tensor(c, operation, part, kind);
+  }
+}
+
 std::string group_name(const std::string& axis, std::span<const int> world_ranks) {
   if (axis.find('[') != std::string::npos) return axis;
   std::string text = axis + "[";

@@ -25,6 +25,8 @@ void check_counts(const Communicator& c, const char* operation, const Tensor& x,
 
 /// One part a rank, all of one dtype that can be summed; `kind` as above where the backend says so.
 void check_sharded(const Communicator& c, const char* operation, const ShardedTensor& x);
+/// The same of several, whose parts must be on devices of `kind`.
+void check_sharded(const Communicator& c, const char* operation, std::span<const ShardedTensor> xs, DeviceKind kind);
 
 /// "tp" and {4, 5, 6, 7} give "tp[4,5,6,7]"; more than eight ranks are shown as ranges:
 /// "dp[0-15,32]". A name that carries brackets already is kept.

@@ -500,10 +500,7 @@ std::unique_ptr<Pending> ComposedCommunicator::start_reduce_scatter(std::span<co
   // On a device the blocking kernels do it; sums in a tree are formed on the host.
   if (memory_.kind() != DeviceKind::kCpu) return Communicator::start_reduce_scatter(xs, order, s);
   check_open("start_reduce_scatter");
-  for (const ShardedTensor& x : xs) {
-    check_sharded(*this, "start_reduce_scatter", x);
-    for (const Tensor& part : x.parts) check_tensor(*this, "start_reduce_scatter", part);
-  }
+  check_sharded(*this, "start_reduce_scatter", xs, DeviceKind::kCpu);
   auto pending = std::make_unique<ShardedPending>(*this, "start_reduce_scatter");
   pending->reduce(xs, order);
   return pending;
@@ -512,10 +509,7 @@ std::unique_ptr<Pending> ComposedCommunicator::start_reduce_scatter(std::span<co
 std::unique_ptr<Pending> ComposedCommunicator::start_all_gather(std::span<const ShardedTensor> xs, const Stream& s) {
   if (memory_.kind() != DeviceKind::kCpu) return Communicator::start_all_gather(xs, s);
   check_open("start_all_gather");
-  for (const ShardedTensor& x : xs) {
-    check_sharded(*this, "start_all_gather", x);
-    for (const Tensor& part : x.parts) check_tensor(*this, "start_all_gather", part);
-  }
+  check_sharded(*this, "start_all_gather", xs, DeviceKind::kCpu);
   auto pending = std::make_unique<ShardedPending>(*this, "start_all_gather");
   pending->gather(xs);
   return pending;

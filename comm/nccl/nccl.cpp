@@ -225,7 +225,8 @@ class NcclGroup final : public Communicator {
                                                 const Stream& s) override {
     if (size() == 1 || (order == SumOrder::kTree && size() > 2))
       return Communicator::start_reduce_scatter(xs, order, s);
-    check_sharded_parts("start_reduce_scatter", xs);
+    check_open("start_reduce_scatter");
+    check_sharded(*this, "start_reduce_scatter", xs, memory_.kind());
     const auto own = static_cast<size_t>(rank()), n = static_cast<size_t>(size());
     std::vector<int64_t> place;  // of each tensor's received parts, `n` slots of equal size
     int64_t total = 0;
@@ -237,7 +238,7 @@ class NcclGroup final : public Communicator {
     const auto slot = [&](size_t i, size_t from) {
       return received + place[i] + slot_bytes(xs[i].parts[own]) * static_cast<int64_t>(from);
     };
-    return beside("start_reduce_scatter", s, [&] {
+    return beside(s, [&] {
       exchange_parts(
           "start_reduce_scatter", xs, [](const ShardedTensor& x, size_t to) { return x.parts[to]; },
           [&](size_t i, size_t from) {
@@ -257,9 +258,10 @@ class NcclGroup final : public Communicator {
   std::unique_ptr<Pending> start_all_gather(std::span<const ShardedTensor> xs,
                                             const Stream& s) override {
     if (size() == 1) return Communicator::start_all_gather(xs, s);
-    check_sharded_parts("start_all_gather", xs);
+    check_open("start_all_gather");
+    check_sharded(*this, "start_all_gather", xs, memory_.kind());
     const auto own = static_cast<size_t>(rank());
-    return beside("start_all_gather", s, [&] {
+    return beside(s, [&] {
       exchange_parts(
           "start_all_gather", xs, [&](const ShardedTensor& x, size_t) { return x.parts[own]; },
           [&](size_t i, size_t from) { return xs[i].parts[from]; });
@@ -416,13 +418,6 @@ class NcclGroup final : public Communicator {
                                  : received + slot * static_cast<int64_t>(r));
     if (own_bytes != 0) memory_.reduce(in.dtype, op, sources, out.data, parts[own], s);
   }
-  void check_sharded_parts(const char* operation, std::span<const ShardedTensor> xs) const {
-    check_open(operation);
-    for (const ShardedTensor& x : xs) {
-      check_sharded(*this, operation, x);
-      for (const Tensor& part : x.parts) check_tensor(*this, operation, part, memory_.kind());
-    }
-  }
   [[nodiscard]] static int64_t slot_bytes(const Tensor& part) {
     return (static_cast<int64_t>(part.bytes()) + 255) / 256 * 256;
   }
@@ -445,8 +440,7 @@ class NcclGroup final : public Communicator {
   }
   // Runs `work` on the side stream, after what is on `s` now; waiting orders `s` after it.
   template <class Work>
-  std::unique_ptr<Pending> beside(const char* operation, const Stream& s, Work work) {
-    check_open(operation);
+  std::unique_ptr<Pending> beside(const Stream& s, Work work) {
     auto pending = std::make_unique<NcclPending>(*this, s);
     ++pending_;
     memory_.record(begin_, s);
