@@ -9,6 +9,7 @@
 // of rows that are open at once; unpacked: exactly).
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <filesystem>
 #include <functional>
@@ -79,6 +80,7 @@ struct DataOptions {
   std::optional<int32_t> pad_id;  ///< empty: the tokenizer's pad token, else its end token, else 0
   /// May throw to stop the work (StoppedError on a signal); the exception leaves Dataset::open.
   std::function<void(const DataProgress&)> progress;
+  std::chrono::milliseconds progress_every{250};  ///< while a file is tokenised
 };
 
 /// Names that DataOptions::format accepts.

@@ -67,6 +67,7 @@ void remove_stale_temporaries(const fs::path& cache_file) {
   out.no_template_reason = settings.no_template_reason;
   out.threads = options.threads;
   out.progress = options.progress;
+  out.progress_every = options.progress_every;
   return out;
 }
 

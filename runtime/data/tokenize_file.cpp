@@ -180,7 +180,7 @@ Format tokenize_rows(RecordReader& reader, CacheWriter& writer,
   auto last_report = std::chrono::steady_clock::now();
   const auto report = [&] {
     const auto now = std::chrono::steady_clock::now();
-    if (!options.progress || now - last_report < std::chrono::milliseconds(250)) return;
+    if (!options.progress || now - last_report < options.progress_every) return;
     last_report = now;
     state.bytes_done = reader.input().stored_bytes_read();
     state.samples = static_cast<int64_t>(writer.totals().samples);

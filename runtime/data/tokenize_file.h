@@ -2,6 +2,7 @@
 // the file's order, in bounded memory. The result does not depend on the number of threads.
 #pragma once
 
+#include <chrono>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -22,6 +23,7 @@ struct TokenizeFileOptions {
   int threads = 1;
   int64_t max_bad_rows = 0;
   std::function<void(const DataProgress&)> progress;
+  std::chrono::milliseconds progress_every{250};
 };
 
 /// Tokenises all rows of `reader` into `writer`; returns the format. Throws DataError: more than
