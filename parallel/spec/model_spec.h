@@ -110,7 +110,7 @@ enum class LayerSlot : uint8_t {
 /// Tokens of T that tp_rank holds between blocks.
 [[nodiscard]] Interval token_part(int64_t tokens, int tp_rank, int tp);
 
-/// Tokens per chunk of the LM head: logits exist only a chunk at a time, of about `budget_elems` local elements.
+/// Tokens per chunk of the LM head: logits exist only a chunk at a time, of at most about `budget_elems` local elements.
 [[nodiscard]] int64_t head_chunk_tokens(const ModelSpec& spec, int tp_rank, int64_t tokens, int64_t budget_elems);
 
 /// Gradient buffers of a stage's input that may be on their way to the previous stage at once.
