@@ -187,8 +187,8 @@ void linear(Bench& b, Pool& pool, const std::string& name, int64_t tokens, int64
       2.0 * static_cast<double>(tokens) * static_cast<double>(in) * static_cast<double>(out);
   b.report(name + " forward", flop, 0, [&] { kernels::linear_forward(x, w, bs, y, b.s); });
   b.report(name + " dx", flop, 0, [&] { kernels::linear_backward_input(y, w, x, false, b.s); });
-  b.report(name + " dw fp32", flop, 0, [&] { kernels::linear_backward_weight(y, x, dw32, b.s); });
-  b.report(name + " dw bf16", flop, 0, [&] { kernels::linear_backward_weight(y, x, dw16, b.s); });
+  b.report(name + " dw fp32", flop, 0, [&] { kernels::linear_backward_weight(y, x, dw32, true, b.s); });
+  b.report(name + " dw bf16", flop, 0, [&] { kernels::linear_backward_weight(y, x, dw16, true, b.s); });
   pool.clear();
 }
 

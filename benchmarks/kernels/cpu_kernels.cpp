@@ -157,7 +157,7 @@ void linear(Table& table) {
     table.row("linear_backward_input", shape, Ceiling::kGemm, flop,
               [&] { linear_backward_input(y, w, dx, false, {}); });
     table.row("linear_backward_weight", shape, Ceiling::kGemm, flop,
-              [&] { linear_backward_weight(y, x, dw, {}); });
+              [&] { linear_backward_weight(y, x, dw, true, {}); });
   }
   for (const int64_t T : {1, 2, 4, 8, 16, 32})
     for (const auto& [in, out] :

@@ -29,7 +29,8 @@ void linear_backward_input(const Tensor& dy, const Tensor& w, const Tensor& dx, 
   kernel_table(s.device.kind).linear_backward_input(dy, w, dx, accumulate, s);
 }
 
-void linear_backward_weight(const Tensor& dy, const Tensor& x, const Tensor& dw, const Stream& s) {
+void linear_backward_weight(const Tensor& dy, const Tensor& x, const Tensor& dw, bool accumulate,
+                            const Stream& s) {
   const checks::Call call("linear_backward_weight", s);
   call.rank("dy", dy, 2);
   call.rank("x", x, 2);
@@ -37,7 +38,7 @@ void linear_backward_weight(const Tensor& dy, const Tensor& x, const Tensor& dw,
   call.shape("dw", dw, {dy.dim(1), x.dim(1)});
   call.floats({{"dy", dy}, {"x", x}});
   call.fp32("dw", dw, /*bf16=*/true);
-  kernel_table(s.device.kind).linear_backward_weight(dy, x, dw, s);
+  kernel_table(s.device.kind).linear_backward_weight(dy, x, dw, accumulate, s);
 }
 
 void bias_backward(const Tensor& dy, const Tensor& db, const Stream& s) {

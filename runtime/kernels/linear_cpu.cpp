@@ -37,10 +37,11 @@ void linear_backward_input(const Tensor& dy, const Tensor& w, const Tensor& dx, 
        accumulate ? 1.0F : 0.0F, dx.ptr<float>(), in);
 }
 
-void linear_backward_weight(const Tensor& dy, const Tensor& x, const Tensor& dw, const Stream&) {
+void linear_backward_weight(const Tensor& dy, const Tensor& x, const Tensor& dw, bool accumulate,
+                            const Stream&) {
   const int64_t tokens = dy.dim(0), out = dy.dim(1), in = x.dim(1);
   gemm(Op::kTranspose, Op::kNone, out, in, tokens, 1.0F, dy.ptr<float>(), out, x.ptr<float>(), in,
-       1.0F, dw.ptr<float>(), in);
+       accumulate ? 1.0F : 0.0F, dw.ptr<float>(), in);
 }
 
 void bias_backward(const Tensor& dy, const Tensor& db, const Stream&) {

@@ -22,8 +22,8 @@ namespace r1::kernels {
 void linear_forward(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& y, const Stream& s);
 /// dx = dy w (accumulate: dx += dy w). dy [T, OUT], w [OUT, IN], dx [T, IN].
 void linear_backward_input(const Tensor& dy, const Tensor& w, const Tensor& dx, bool accumulate, const Stream& s);
-/// dw += dy^T x. dy [T, OUT], x [T, IN], dw [OUT, IN].
-void linear_backward_weight(const Tensor& dy, const Tensor& x, const Tensor& dw, const Stream& s);
+/// dw = dy^T x (accumulate: dw += dy^T x). dy [T, OUT], x [T, IN], dw [OUT, IN].
+void linear_backward_weight(const Tensor& dy, const Tensor& x, const Tensor& dw, bool accumulate, const Stream& s);
 /// db += column sums of dy. dy [T, OUT], db [OUT].
 void bias_backward(const Tensor& dy, const Tensor& db, const Stream& s);
 

@@ -75,8 +75,8 @@ struct CostOf<&KernelTable::linear_backward_input> {
 };
 template <>
 struct CostOf<&KernelTable::linear_backward_weight> {
-  static Cost of(const Tensor& dy, const Tensor& x, const Tensor& dw, const Stream&) {
-    return {product_flops(dy, x.dim(1)), all_bytes(dy, x, dw, dw)};
+  static Cost of(const Tensor& dy, const Tensor& x, const Tensor& dw, bool accumulate, const Stream&) {
+    return {product_flops(dy, x.dim(1)), all_bytes(dy, x, dw) + (accumulate ? bytes_of(dw) : 0)};
   }
 };
 template <>

@@ -1,5 +1,7 @@
 #include "runtime/models/gradient_slots.h"
 
+#include <algorithm>
+
 #include "runtime/kernels/ops.h"
 
 namespace r1::models {
@@ -12,11 +14,34 @@ bool is_norm_of_layer(ParamRole role) {
   return role == ParamRole::kInputNorm || role == ParamRole::kPostNorm || role == ParamRole::kQNorm || role == ParamRole::kKNorm;
 }
 
+/// A matrix whose gradient is a product, which can be written as well as added.
+bool is_product(const StageParameters& params, const parallel::ParamSpec& p) {
+  switch (p.role) {
+    case ParamRole::kInputNorm: case ParamRole::kPostNorm: case ParamRole::kFinalNorm: case ParamRole::kQNorm: case ParamRole::kKNorm:
+    case ParamRole::kQBias: case ParamRole::kKBias: case ParamRole::kVBias: return false;
+    // A tied head that has no gradient of its own writes the embedding's before anything is added to it.
+    case ParamRole::kEmbedding: {
+      const bool last_stage = std::ranges::any_of(params.specs(), [](const auto& q) { return q.role == ParamRole::kFinalNorm; }),
+                 own_head = std::ranges::any_of(params.specs(), [](const auto& q) { return q.role == ParamRole::kHead; });
+      return last_stage && !own_head && params.tied_head_gradient(0).data == nullptr;
+    }
+    default: return true;
+  }
+}
+
 }  // namespace
 
 GradientSlots::GradientSlots(const StageParameters& params, std::optional<parallel::RowTree> tree)
     : params_(params), tree_(std::move(tree)) {
-  if (!tree_) return;
+  if (params.gradient_slots() == 0) return;
+  const Tensor sums = params.gradient_slot(0);
+  if (!tree_) {
+    for (size_t i = 0; i < params.specs().size(); ++i)
+      if (!is_product(params, params.specs()[i])) cleared_.push_back(params.part(sums, i));
+    return;
+  }
+  cleared_ = {sums};
+  if (const Tensor head = params.tied_head_gradient(0); head.data != nullptr) cleared_.push_back(head);
   for (size_t i = 0; i < params.specs().size(); ++i) {
     const parallel::ParamSpec& p = params.specs()[i];
     const int64_t begin = params.layout().offsets[i];
@@ -27,6 +52,10 @@ GradientSlots::GradientSlots(const StageParameters& params, std::optional<parall
     else ranges_.push_back(r);
     if (p.role == ParamRole::kFinalNorm && params.tied_head_gradient(0).data != nullptr) head_layer_ = p.layer;
   }
+}
+
+void GradientSlots::clear(const Stream& s) const {
+  for (const Tensor& t : cleared_) backend_of(s.device.kind).fill_zero(t.data, t.bytes(), s);
 }
 
 size_t GradientSlots::slot(int microbatch) const {

@@ -19,6 +19,11 @@ class GradientSlots {
  public:
   /// Micro-batch i holds row i of this rank; those beyond the tree's rows are filling and do not count.
   GradientSlots(const StageParameters& params, std::optional<parallel::RowTree> tree);
+  /// Before a step's first gradients: zeroes what its micro-batches accumulate from the first on. Without a tree those are norms,
+  /// biases and the embedding; the first micro-batch writes the others (nn::MatrixGradients).
+  void clear(const Stream& s) const;
+  /// The first micro-batch writes the gradients of matrices.
+  [[nodiscard]] bool first_writes() const { return !tree_.has_value(); }
   /// Where the gradients of a micro-batch go: index of StageParameters::gradient_slot.
   [[nodiscard]] size_t slot(int microbatch) const;
   /// Before a micro-batch's gradients of a layer's group are accumulated (-1 embedding, the number of layers: norm and head).
@@ -39,6 +44,7 @@ class GradientSlots {
   const StageParameters& params_;
   std::optional<parallel::RowTree> tree_;
   std::vector<Range> ranges_;
+  std::vector<Tensor> cleared_;  ///< by clear()
   int64_t head_layer_ = -2;  ///< layer whose head has a buffer of its own
 };
 

@@ -220,14 +220,26 @@ GraphCache::Key RankModel::graph_key(Chunk& c, ActionKind kind, int microbatch, 
     return it == map.end() ? int64_t{-1} : static_cast<int64_t>(it->second);
   };
   const kernels::AttentionClass k = kernels::attention_class(b.host_cu, b.max_segment, b.tokens);
-  return {c.stage, static_cast<int64_t>(kind), entry(c.slot_of), entry(c.stash_of),
+  const int64_t work = 8 * static_cast<int64_t>(kind) +
+                       (kind == ActionKind::kForward ? 0 : static_cast<int64_t>(matrix_gradients(c, kind)));
+  return {c.stage, work, entry(c.slot_of), entry(c.stash_of),
           kind == ActionKind::kForward ? -1 : entry(c.ring_of), int64_t{k.equal}, k.segments, k.longest};
 }
 
-void RankModel::zero_gradients(const Stream& s) {
-  for (StageParameters& p : params_)
-    for (const Tensor& t : {p.gradients(), p.tied_head_gradient(0)})
-      if (t.data != nullptr) backend_of(device_.kind).fill_zero(t.data, t.bytes(), s);
+void RankModel::begin_gradients() {
+  new_gradients_ = true;
+  for (Chunk& c : chunks_) c.layers_written = c.head_written = false;
+}
+
+void RankModel::open_gradients() {
+  if (!new_gradients_) return;
+  new_gradients_ = false;
+  for (const Chunk& c : chunks_) c.gradients->clear(stream_);
+}
+
+nn::MatrixGradients RankModel::matrix_gradients(const Chunk& c, ActionKind kind) {
+  if (kind == ActionKind::kBackwardInput) return nn::MatrixGradients::kLater;
+  return c.accumulates(c.layers_written) ? nn::MatrixGradients::kAccumulate : nn::MatrixGradients::kWrite;
 }
 
 void RankModel::zero_loss(const Stream& s) { backend_of(device_.kind).fill_zero(loss_words_.data, loss_words_.bytes(), s); }
@@ -337,7 +349,8 @@ void RankModel::forward_layers(Chunk& c, int microbatch, const nn::Batch& b) {
   if (offload_) offload_->end(stream_);
 }
 
-void RankModel::backward_layers(Chunk& c, int microbatch, const nn::Batch& b, bool split, const Tensor& out) {
+void RankModel::backward_layers(Chunk& c, int microbatch, const nn::Batch& b, nn::MatrixGradients matrices, const Tensor& out) {
+  const bool split = matrices == nn::MatrixGradients::kLater;
   const auto prefetch = [&](size_t layer) {
     if (void* host = host_input(c, microbatch, layer); host != nullptr) offload_->load(layer, host);
   };
@@ -361,7 +374,7 @@ void RankModel::backward_layers(Chunk& c, int microbatch, const nn::Batch& b, bo
     Tensor dx = out;
     if (i > 0) dx = split ? grads(c, microbatch, i - 1, true).dy : scratch(i % 2 == 0 ? "gradient 0" : "gradient 1");
     gradients.begin(layer, group, microbatch, stream_);
-    layers[i].backward_input(x, b, a, g, dx, !split, stream_);
+    layers[i].backward_input(x, b, a, g, dx, matrices, stream_);
     gradients.end(layer, group, microbatch, stream_);
     if (offloaded) {
       offload_->release(i, stream_);
@@ -388,13 +401,15 @@ void RankModel::forward(int stage, int microbatch) {
   graphs_.run(graph_key(c, ActionKind::kForward, microbatch, lb), stream_, [&] { forward_layers(c, microbatch, lb); });
   if (!c.heads.empty()) {
     const int64_t last = spec_.config().layers;
+    if (want_gradients_) open_gradients();
     const Tensor gradient = want_gradients_ ? output_gradient(stage, microbatch) : Tensor{};
     nn::LogitsSink sink;
     if (sink_) sink = [this, microbatch](int64_t first, const Tensor& logits) { sink_(microbatch, first, logits); };
     if (want_gradients_) c.gradients->begin(last, GradientGroup::kAll, microbatch, stream_);
     c.heads[want_gradients_ ? c.gradients->slot(microbatch) : 0].forward(layer_input(c, microbatch, c.depth()), b, loss_scale_, loss_words_, want_gradients_, gradient,
-                    sink, stream_);
+                    c.accumulates(c.head_written), sink, stream_);
     if (!want_gradients_) return;
+    c.head_written = true;
     c.gradients->end(last, GradientGroup::kAll, microbatch, stream_);
     gradients_ready(stage, last, microbatch);
   }
@@ -417,16 +432,19 @@ void RankModel::backward(int stage, int microbatch, ActionKind kind) {
   const bool split = kind != ActionKind::kBackward;
   const GradientSlots& gradients = *c.gradients;
   const std::vector<nn::DecoderLayer>& layers = c.layers[gradients.slot(microbatch)];
+  open_gradients();
+  const nn::MatrixGradients matrices = matrix_gradients(c, kind);
   if (kind == ActionKind::kBackwardWeight) {
     run_layers(graph_key(c, kind, microbatch, b), microbatch, [&] {
       for (size_t i = layers.size(); i-- > 0;) {
         const int64_t layer = c.spec.layer_begin + static_cast<int64_t>(i);
         gradients.begin(layer, GradientGroup::kMatrices, microbatch, stream_);
-        layers[i].backward_weight(acts(c, microbatch, i, true), grads(c, microbatch, i, true), stream_);
+        layers[i].backward_weight(acts(c, microbatch, i, true), grads(c, microbatch, i, true), matrices, stream_);
         gradients.end(layer, GradientGroup::kMatrices, microbatch, stream_);
         gradients_ready(stage, layer, microbatch);
       }
     });
+    c.layers_written = true;
     return;
   }
   if (split)
@@ -442,7 +460,8 @@ void RankModel::backward(int stage, int microbatch, ActionKind kind) {
   c.ring_of[microbatch] = ring;
   const Tensor out = scratch("input gradient " + std::to_string(ring));
   const nn::Batch lb = layer_batch(microbatch);
-  run_layers(graph_key(c, kind, microbatch, lb), microbatch, [&] { backward_layers(c, microbatch, lb, split, out); });
+  run_layers(graph_key(c, kind, microbatch, lb), microbatch, [&] { backward_layers(c, microbatch, lb, matrices, out); });
+  if (!split) c.layers_written = true;
   if (c.spec.embedding) {
     const StageParameters& p = params_[c.params];
     gradients.begin(-1, GradientGroup::kAll, microbatch, stream_);

@@ -48,7 +48,8 @@ class RankModel : public parallel::StageRunner {
   /// Sees the logits of micro-batches as they are made (verification, sampling): (micro-batch, first token, logits [C, V]).
   using Sink = std::function<void(int microbatch, int64_t first_token, const Tensor& logits)>;
   void set_logits_sink(Sink sink) { sink_ = std::move(sink); }
-  void zero_gradients(const Stream& s);
+  /// The next gradients are a new step's.
+  void begin_gradients();
   void zero_loss(const Stream& s);
   /// Graphs of the decoder layers, one a (stage, direction, slot, class of segments); none where the plan has no graphs.
   [[nodiscard]] GraphCache& graphs() { return graphs_; }
@@ -84,6 +85,8 @@ class RankModel : public parallel::StageRunner {
     std::vector<HostSlot> host_slots;  ///< beside `slots`, where block inputs are offloaded
     std::map<int, size_t> slot_of, stash_of;  ///< micro-batch -> slot, stash
     std::map<int, size_t> ring_of;            ///< micro-batch -> gradient ring entry of its input gradient
+    bool layers_written = false, head_written = false;  ///< in this step: what follows is accumulated
+    [[nodiscard]] bool accumulates(bool written) const { return written || !gradients->first_writes(); }
   };
   [[nodiscard]] Chunk& chunk(int stage);
   [[nodiscard]] Arena& slot(Chunk& c, int microbatch);
@@ -94,12 +97,15 @@ class RankModel : public parallel::StageRunner {
   /// The micro-batch as captured graphs see it: positions and segments in memory that is the same for all micro-batches.
   [[nodiscard]] nn::Batch layer_batch(int microbatch) const;
   [[nodiscard]] GraphCache::Key graph_key(Chunk& c, parallel::ActionKind kind, int microbatch, const nn::Batch& b) const;
+  /// Before any gradient is written.
+  void open_gradients();
+  [[nodiscard]] static nn::MatrixGradients matrix_gradients(const Chunk& c, parallel::ActionKind kind);
   /// Schedules run the micro-batches of a stage in order: the last one completes its gradients.
   void gradients_ready(int stage, int64_t layer, int microbatch) const;
   /// Where the offloaded input of a layer lies for a micro-batch; nullptr: it stays on the device.
   [[nodiscard]] void* host_input(Chunk& c, int microbatch, size_t layer);
   void forward_layers(Chunk& c, int microbatch, const nn::Batch& b);
-  void backward_layers(Chunk& c, int microbatch, const nn::Batch& b, bool split, const Tensor& out);
+  void backward_layers(Chunk& c, int microbatch, const nn::Batch& b, nn::MatrixGradients matrices, const Tensor& out);
   /// A backward's layers, as a graph where there are graphs.
   void run_layers(const GraphCache::Key& key, int microbatch, const std::function<void()>& work);
 
@@ -117,7 +123,7 @@ class RankModel : public parallel::StageRunner {
   Tensor loss_words_;
   size_t ring_next_ = 0;
   float loss_scale_ = 0;
-  bool want_gradients_ = false;
+  bool want_gradients_ = false, new_gradients_ = false;
   std::vector<nn::Batch> batches_;
   std::unique_ptr<BlockInputOffload> offload_;
   GraphCache graphs_;

@@ -89,18 +89,19 @@ void DecoderLayer::rematerialise(const Tensor& x, const Batch& batch, const Laye
 }
 
 void DecoderLayer::backward_input(const Tensor& x, const Batch& batch, const LayerActs& a, const LayerGrads& grads,
-                                  const Tensor& dx, bool weights, const Stream& s) const {
+                                  const Tensor& dx, MatrixGradients matrices, const Stream& s) const {
   const LayerScratch& t = shared_.scratch;
   const parallel::TpRegion& region = *shared_.region;
+  const bool weights = matrices != MatrixGradients::kLater, add = matrices == MatrixGradients::kAccumulate;
 
   // MLP half: y = mid + down(swiglu(gate_up(norm2(mid))))
   const Tensor dy = region.gather(grads.dy, t.gathered_gradient, s);  // [T, H]
   k::linear_backward_input(dy, w_.down, t.d_swiglu, false, s);
-  if (weights) k::linear_backward_weight(dy, a[LayerSlot::kAct], g_.down, s);
+  if (weights) k::linear_backward_weight(dy, a[LayerSlot::kAct], g_.down, add, s);
   k::swiglu_backward(t.d_swiglu, a[LayerSlot::kGateUp], grads.dgate_up, s);
   k::linear_backward_input(grads.dgate_up, w_.gate_up, t.partial, false, s);
   if (weights)
-    k::linear_backward_weight(grads.dgate_up, region.gather(a[LayerSlot::kNorm2], t.gathered, s), g_.gate_up, s);
+    k::linear_backward_weight(grads.dgate_up, region.gather(a[LayerSlot::kNorm2], t.gathered, s), g_.gate_up, add, s);
   region.scatter_sum(t.partial, t.summed, s);
   k::rmsnorm_backward(t.summed, a[LayerSlot::kMid], w_.post_norm, a[LayerSlot::kRstd2], grads.dy, grads.dmid,
                       g_.post_norm, s);
@@ -108,7 +109,7 @@ void DecoderLayer::backward_input(const Tensor& x, const Batch& batch, const Lay
   // Attention half: mid = x + o(attention(rope(qkv(norm1(x)))))
   const Tensor dmid = region.gather(grads.dmid, t.gathered_gradient, s);  // [T, H]
   k::linear_backward_input(dmid, w_.o, t.d_attention, false, s);
-  if (weights) k::linear_backward_weight(dmid, a[LayerSlot::kAttn], g_.o, s);
+  if (weights) k::linear_backward_weight(dmid, a[LayerSlot::kAttn], g_.o, add, s);
   k::attention_backward(t.d_attention, a[LayerSlot::kQkv], a[LayerSlot::kAttn], a[LayerSlot::kLse], batch.cu_seqlens,
                         attention_args(shared_, batch), grads.dqkv, t.workspace, s);
   k::rope(grads.dqkv, batch.positions, shared_.cos_sin, rope_args(shared_, true), s);
@@ -117,22 +118,23 @@ void DecoderLayer::backward_input(const Tensor& x, const Batch& batch, const Lay
                         rope_args(shared_, false), g_.q_norm, g_.k_norm, s);
   k::linear_backward_input(grads.dqkv, w_.qkv, t.partial, false, s);
   if (weights) {
-    k::linear_backward_weight(grads.dqkv, region.gather(a[LayerSlot::kNorm1], t.gathered, s), g_.qkv, s);
+    k::linear_backward_weight(grads.dqkv, region.gather(a[LayerSlot::kNorm1], t.gathered, s), g_.qkv, add, s);
     if (shared_.config->qkv_bias) k::bias_backward(grads.dqkv, g_.qkv_bias, s);
   }
   region.scatter_sum(t.partial, t.summed, s);
   k::rmsnorm_backward(t.summed, x, w_.input_norm, a[LayerSlot::kRstd1], grads.dmid, dx, g_.input_norm, s);
 }
 
-void DecoderLayer::backward_weight(const LayerActs& a, const LayerGrads& grads, const Stream& s) const {
+void DecoderLayer::backward_weight(const LayerActs& a, const LayerGrads& grads, MatrixGradients matrices, const Stream& s) const {
+  const bool add = matrices == MatrixGradients::kAccumulate;
   const LayerScratch& t = shared_.scratch;
   const parallel::TpRegion& region = *shared_.region;
   const Tensor dy = region.gather(grads.dy, t.gathered_gradient, s);
-  k::linear_backward_weight(dy, a[LayerSlot::kAct], g_.down, s);
-  k::linear_backward_weight(grads.dgate_up, region.gather(a[LayerSlot::kNorm2], t.gathered, s), g_.gate_up, s);
+  k::linear_backward_weight(dy, a[LayerSlot::kAct], g_.down, add, s);
+  k::linear_backward_weight(grads.dgate_up, region.gather(a[LayerSlot::kNorm2], t.gathered, s), g_.gate_up, add, s);
   const Tensor dmid = region.gather(grads.dmid, t.gathered_gradient, s);
-  k::linear_backward_weight(dmid, a[LayerSlot::kAttn], g_.o, s);
-  k::linear_backward_weight(grads.dqkv, region.gather(a[LayerSlot::kNorm1], t.gathered, s), g_.qkv, s);
+  k::linear_backward_weight(dmid, a[LayerSlot::kAttn], g_.o, add, s);
+  k::linear_backward_weight(grads.dqkv, region.gather(a[LayerSlot::kNorm1], t.gathered, s), g_.qkv, add, s);
   if (shared_.config->qkv_bias) k::bias_backward(grads.dqkv, g_.qkv_bias, s);
 }
 

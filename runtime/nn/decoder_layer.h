@@ -64,6 +64,10 @@ struct LayerShared {
   parallel::Recompute recompute = parallel::Recompute::kNone;
 };
 
+/// What a backward does with the gradients of matrices. A step's first one writes them: clearing them before and reading the
+/// zeros would be two more passes over what is the largest part of a model's gradients.
+enum class MatrixGradients : uint8_t { kLater, kWrite, kAccumulate };
+
 class DecoderLayer {
  public:
   DecoderLayer(const LayerShared& shared, LayerTensors weights, LayerTensors gradients)
@@ -74,12 +78,13 @@ class DecoderLayer {
   /// Computes again what the policy did not keep (bit-equal: the same operations on the same inputs). The last product of
   /// the block is not repeated: nothing in the backward needs it. Collective over tp.
   void rematerialise(const Tensor& x, const Batch& batch, const LayerActs& acts, const Stream& s) const;
-  /// dx [Ts, H] from grads.dy; fills the other tensors of `grads`. `weights`: also accumulates the weight gradients, as
-  /// backward_weight would. dx may be grads.dy only when `weights` is true. Collective over tp.
+  /// dx [Ts, H] from grads.dy; fills the other tensors of `grads`. Accumulates the gradients of norms; those of matrices and
+  /// their biases as backward_weight would, unless `matrices` is kLater. dx may be grads.dy only when it is not. Collective
+  /// over tp.
   void backward_input(const Tensor& x, const Batch& batch, const LayerActs& acts, const LayerGrads& grads,
-                      const Tensor& dx, bool weights, const Stream& s) const;
-  /// Accumulates the gradients of the matrices and their biases (norm weights: backward_input did). Collective over tp.
-  void backward_weight(const LayerActs& acts, const LayerGrads& grads, const Stream& s) const;
+                      const Tensor& dx, MatrixGradients matrices, const Stream& s) const;
+  /// The gradients of the matrices, written or accumulated, and of their biases, always accumulated. Collective over tp.
+  void backward_weight(const LayerActs& acts, const LayerGrads& grads, MatrixGradients matrices, const Stream& s) const;
 
  private:
   void attention_projection(const Batch& batch, const LayerActs& acts, const Stream& s) const;

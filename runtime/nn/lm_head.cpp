@@ -10,7 +10,7 @@ namespace r1::nn {
 namespace k = r1::kernels;
 
 void LmHead::forward(const Tensor& x, const Batch& batch, float scale, const Tensor& loss_words, bool train,
-                     const Tensor& gradient, const LogitsSink& sink, const Stream& s) const {
+                     const Tensor& gradient, bool accumulate, const LogitsSink& sink, const Stream& s) const {
   DeviceBackend& backend = backend_of(s.device.kind);
   comm::Communicator& tp = region_.group();
   const int64_t tokens = batch.tokens, chunk = t_.logits.dim(0);
@@ -47,11 +47,13 @@ void LmHead::forward(const Tensor& x, const Batch& batch, float scale, const Ten
     if (train) {
       k::cross_entropy_backward(logits, targets, vocab_begin_, lse, scale, s);
       k::linear_backward_input(logits, w_.head, dn.rows(begin, end), false, s);
-      k::linear_backward_weight(logits, n.rows(begin, end), g_.head, s);
+      k::linear_backward_weight(logits, n.rows(begin, end), g_.head, accumulate, s);
+      accumulate = true;
     }
   }
   k::sum_into(t_.loss, loss_words, s);
   if (!train) return;
+  if (!accumulate) backend.fill_zero(g_.head.data, g_.head.bytes(), s);  // no chunk wrote it
   // The normalised activations are not needed any more: their memory takes the summed gradient.
   region_.scatter_sum(dn, t_.norm, s);
   k::rmsnorm_backward(t_.norm, x, w_.norm, t_.rstd, {}, gradient, g_.norm, s);

@@ -37,10 +37,11 @@ class LmHead {
       : w_(weights), g_(gradients), vocab_begin_(vocab_begin), eps_(rms_eps), region_(region), t_(std::move(scratch)) {}
 
   /// loss_words += sum of the token losses (kernels::sum_into). With `train`: writes the gradient of scale * (that sum) with
-  /// respect to x into `gradient` [Ts, H] (a rank may hold no tokens: Ts = 0), and accumulates the weights' gradients. The token losses stay in
-  /// the scratch tensor `loss`. Chunks without a trained token are skipped unless `sink` wants them. Collective over tp.
+  /// respect to x into `gradient` [Ts, H] (a rank may hold no tokens: Ts = 0), accumulates the norm's gradient, and writes
+  /// (`accumulate`: adds to) the matrix's. The token losses stay in the scratch tensor `loss`. Chunks without a trained token
+  /// are skipped unless `sink` wants them. Collective over tp.
   void forward(const Tensor& x, const Batch& batch, float scale, const Tensor& loss_words, bool train,
-               const Tensor& gradient, const LogitsSink& sink, const Stream& s) const;
+               const Tensor& gradient, bool accumulate, const LogitsSink& sink, const Stream& s) const;
 
  private:
   Weights w_, g_;

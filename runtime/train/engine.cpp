@@ -90,7 +90,7 @@ double Engine::forward_backward(std::span<const models::HostBatch> batches, int6
            schedule_.microbatches);
   // A step without a single trained token has loss 0 and no gradient.
   const double scale = global_tokens > 0 ? 1.0 / static_cast<double>(global_tokens) : 0.0;
-  model_->zero_gradients(stream_);
+  model_->begin_gradients();
   model_->zero_loss(stream_);
   model_->load(batches, static_cast<float>(scale), true, stream_);
   executor_->run(*model_, stream_, false, observe);

@@ -125,6 +125,20 @@ double GemmPlans::time_us(const GemmShape& s, const Plan& plan, const cublasLtMa
   return static_cast<double>(ms) * 1e3 / repeats;
 }
 
+bool GemmPlans::take(const Cached& choice, Plan& plan) {
+  cublasLtMatmulHeuristicResult_t result{};
+  if (cublasLtMatmulAlgoCheck(ctx_.cublaslt(), plan.op, plan.a, plan.b, plan.c, plan.c,
+                              &choice.algo, &result) != CUBLAS_STATUS_SUCCESS ||
+      result.workspaceSize > DeviceContext::kGemmWorkspaceBytes)
+    return false;
+  plan.algo = choice.algo;
+  plan.rank = choice.rank;
+  plan.first_us = choice.first_us;
+  plan.best_us = choice.best_us;
+  plan.settled = true;
+  return true;
+}
+
 void GemmPlans::choose(const GemmShape& s, Plan& plan, const void* a, const void* b, void* c,
                        const void* bias, cudaStream_t stream) {
   if (bias != nullptr) set(plan.op, CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
@@ -134,19 +148,13 @@ void GemmPlans::choose(const GemmShape& s, Plan& plan, const void* a, const void
     cache_ = read_cache();
     cache_read_from_ = cache_path();
   }
-  if (const auto known = timed ? cache_.find(s.str()) : cache_.end(); known != cache_.end()) {
-    cublasLtMatmulHeuristicResult_t result{};
-    if (cublasLtMatmulAlgoCheck(ctx_.cublaslt(), plan.op, plan.a, plan.b, plan.c, plan.c,
-                                &known->second.algo, &result) == CUBLAS_STATUS_SUCCESS &&
-        result.workspaceSize <= DeviceContext::kGemmWorkspaceBytes) {
-      plan.algo = known->second.algo;
-      plan.rank = known->second.rank;
-      plan.first_us = known->second.first_us;
-      plan.best_us = known->second.best_us;
-      plan.settled = true;
-      return;
-    }
-  }
+  // A sum differs from its product by one more operand: what is best for one is best for the other, and the trials are
+  // most of a first step.
+  GemmShape twin = s;
+  twin.accumulate = !s.accumulate;
+  if (timed)
+    for (const GemmShape& shape : {s, twin})
+      if (const auto known = cache_.find(shape.str()); known != cache_.end() && take(known->second, plan)) return;
 
   cublasLtMatmulPreference_t preference = nullptr;
   CUBLAS_CHECK(cublasLtMatmulPreferenceCreate(&preference));

@@ -68,6 +68,8 @@ class GemmPlans {
   void describe(const GemmShape& shape, Plan& plan);
   void choose(const GemmShape& shape, Plan& plan, const void* a, const void* b, void* c,
               const void* bias, cudaStream_t stream);
+  /// Takes a choice that was made before, if the library still accepts it.
+  bool take(const Cached& choice, Plan& plan);
   cublasStatus_t launch(const GemmShape& shape, const Plan& plan, const cublasLtMatmulAlgo_t& algo,
                         const void* a, const void* b, const void* c, void* d, cudaStream_t stream);
   double time_us(const GemmShape& shape, const Plan& plan, const cublasLtMatmulAlgo_t& algo,

@@ -11,7 +11,7 @@ void linear_forward(const Tensor& x, const Tensor& w, const Tensor& bias, const 
                     const Stream& s);
 void linear_backward_input(const Tensor& dy, const Tensor& w, const Tensor& dx, bool accumulate,
                            const Stream& s);
-void linear_backward_weight(const Tensor& dy, const Tensor& x, const Tensor& dw, const Stream& s);
+void linear_backward_weight(const Tensor& dy, const Tensor& x, const Tensor& dw, bool accumulate, const Stream& s);
 void bias_backward(const Tensor& dy, const Tensor& db, const Stream& s);
 void embedding_forward(const Tensor& ids, const Tensor& w, int64_t vocab_begin, const Tensor& y,
                        const Stream& s);

@@ -85,10 +85,15 @@ void linear_backward_input(const Tensor& dy, const Tensor& w, const Tensor& dx, 
   l.ctx.gemm().run(shape, w.data, dy.data, dx.data, nullptr, l.stream);
 }
 
-void linear_backward_weight(const Tensor& dy, const Tensor& x, const Tensor& dw, const Stream& s) {
+void linear_backward_weight(const Tensor& dy, const Tensor& x, const Tensor& dw, bool accumulate,
+                            const Stream& s) {
   const int64_t tokens = dy.dim(0), out = dy.dim(1), in = x.dim(1);
-  if (tokens == 0 || out == 0 || in == 0) return;
+  if (out == 0 || in == 0) return;
   const Launch l(s);
+  if (tokens == 0) {
+    if (!accumulate) CUDA_CHECK(cudaMemsetAsync(dw.data, 0, dw.bytes(), l.stream));
+    return;
+  }
   const GemmShape shape{.transpose_a = false,
                         .transpose_b = true,
                         .m = in,
@@ -100,7 +105,7 @@ void linear_backward_weight(const Tensor& dy, const Tensor& x, const Tensor& dw,
                         .in = cuda_type(x.dtype),
                         .out = cuda_type(dw.dtype),
                         .bias = false,
-                        .accumulate = true,
+                        .accumulate = accumulate,
                         .alignment = alignment({dy.data, x.data, dw.data})};
   l.ctx.gemm().run(shape, x.data, dy.data, dw.data, nullptr, l.stream);
 }

@@ -73,12 +73,15 @@ TEST_F(CudaKernels, LinearForwardAndBackward) {
           kernels::linear_backward_input(dy(s), w(s), dx2(s), true, stream);
         });
         expect_same(dx2, "dx accumulated", two_roundings(t));
-        const auto dw = Both::normal("dw", {out, in}, grad), db = Both::normal("db", {out}, grad);
+        const auto dw = Both::normal("dw", {out, in}, grad), db = Both::normal("db", {out}, grad),
+                   written = Both::output({out, in}, grad);
         both([&](Side s, const Stream& stream) {
-          kernels::linear_backward_weight(dy(s), x(s), dw(s), stream);
+          kernels::linear_backward_weight(dy(s), x(s), dw(s), true, stream);
+          kernels::linear_backward_weight(dy(s), x(s), written(s), false, stream);
           kernels::bias_backward(dy(s), db(s), stream);
         });
-        expect_same(dw, "dw", two_roundings(grad));
+        expect_same(dw, "dw accumulated", two_roundings(grad));
+        expect_same(written, "dw");
         expect_same(db, "db", grad == DType::kBF16 ? one_rounding(grad) : Tolerance{3e-6, 1e-5});
       }
 }
@@ -104,7 +107,7 @@ TEST_F(CudaKernels, LinearRepeatsBitForBit) {
   for (int i = 0; i < 3; ++i) {
     const auto dw = Both::normal("dw", {256, 512}, DType::kF32);
     gpu([&](Side s, const Stream& stream) {
-      kernels::linear_backward_weight(dy(s), x(s), dw(s), stream);
+      kernels::linear_backward_weight(dy(s), x(s), dw(s), true, stream);
     });
     if (i == 0)
       first = dw.bytes();

@@ -61,19 +61,19 @@ TEST_P(Linear, BackwardInputOverwritesOrAccumulates) {
   expect_close(sum, product(T, IN, OUT, at_dy, at_w, earlier), "dx accumulated");
 }
 
-TEST_P(Linear, BackwardWeightAndBiasAccumulate) {
+TEST_P(Linear, BackwardWeightOverwritesOrAccumulatesAndBiasAccumulates) {
   const auto [T, IN, OUT] = GetParam();
   const Floats dy = normal("dy", {T, OUT}), x = normal("x", {T, IN});
   Floats dw = normal("dw", {OUT, IN}), db = normal("db", {OUT});
   const std::vector<double> dw0 = dw.doubles(), db0 = db.doubles();
-  linear_backward_weight(dy, x, dw, {});
+  Floats written = filled({OUT, IN}, std::numeric_limits<float>::quiet_NaN());
+  linear_backward_weight(dy, x, dw, true, {});
+  linear_backward_weight(dy, x, written, false, {});
   bias_backward(dy, db, {});
   const auto at_dyt = [&, out = OUT](int64_t o, int64_t t) { return dy[t * out + o]; };
-  expect_close(
-      dw,
-      product(
-          OUT, IN, T, at_dyt, [&, in = IN](int64_t t, int64_t i) { return x[t * in + i]; }, dw0),
-      "dw");
+  const auto at_x = [&, in = IN](int64_t t, int64_t i) { return x[t * in + i]; };
+  expect_close(dw, product(OUT, IN, T, at_dyt, at_x, dw0), "dw accumulated");
+  expect_close(written, product(OUT, IN, T, at_dyt, at_x, {}), "dw");
   expect_close(db,
                product(
                    OUT, 1, T, at_dyt, [](int64_t, int64_t) { return 1.0F; }, db0),
@@ -97,7 +97,7 @@ TEST_P(LinearGradient, AgreesWithCentralDifferences) {
   };
   Floats dx({T, IN}), dw = filled({OUT, IN}, 0);
   linear_backward_input(r, w, dx, false, {});
-  linear_backward_weight(r, x, dw, {});
+  linear_backward_weight(r, x, dw, false, {});
   const Tolerance tol{.l2 = 1e-5, .element = 1e-4};
   expect_close(dx,
                central_difference(x.doubles(), [&](const auto& v) { return loss(v, w.doubles()); }),
@@ -115,7 +115,7 @@ TEST(LinearThreads, ResultsDoNotDependOnTheirNumber) {
       Floats y({t, out}), dx({t, in}), dw = filled({out, in}, 0.5F), db = filled({out}, 0.25F);
       linear_forward(x, w, bias, y, {});
       linear_backward_input(dy, w, dx, false, {});
-      linear_backward_weight(dy, x, dw, {});
+      linear_backward_weight(dy, x, dw, true, {});
       bias_backward(dy, db, {});
       return concat({&y, &dx, &dw, &db});
     });
