@@ -2,11 +2,16 @@
 #include <cuda_runtime.h>
 #include <nvtx3/nvToolsExt.h>
 #include <sched.h>
+#include <sys/mman.h>
 
+#include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <thread>
+#include <vector>
 
 #include "runtime/core/error.h"
 #include "runtime/device/cuda/attention_plans.h"
@@ -222,7 +227,8 @@ class Backend final : public Api {
     if (g.handle != nullptr) (void)cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(g.handle));
   }
   void* allocate_pinned(size_t bytes) override {
-    void* p = nullptr;
+    void* p = bytes >= kLargePinned ? register_touched(bytes) : nullptr;
+    if (p != nullptr) return p;
     const cudaError_t e = cudaHostAlloc(&p, bytes, cudaHostAllocPortable);
     if (e == cudaErrorMemoryAllocation) {
       (void)cudaGetLastError();
@@ -232,7 +238,19 @@ class Backend final : public Api {
     CUDA_CHECK(e);
     return p;
   }
-  void release_pinned(void* p) noexcept override { (void)cudaFreeHost(p); }
+  void release_pinned(void* p) noexcept override {
+    decltype(registered_)::node_type own;
+    {
+      const std::scoped_lock lock(mutex_);
+      own = registered_.extract(p);
+    }
+    if (own.empty()) {
+      (void)cudaFreeHost(p);
+      return;
+    }
+    (void)cudaHostUnregister(p);
+    (void)munmap(p, own.mapped());
+  }
   void set_wait_hook(std::function<void(std::chrono::nanoseconds)> hook) override { wait_hook_ = std::move(hook); }
   void range_push(const char* name) override { nvtxRangePushA(name); }
   void range_pop() override { nvtxRangePop(); }
@@ -255,6 +273,41 @@ class Backend final : public Api {
   }
 
  private:
+  // From here on the driver's own allocation, which clears the pages with one thread, takes seconds.
+  static constexpr size_t kLargePinned = size_t{256} << 20;
+  // Pinned memory whose pages all CPUs of this process have made, in large pages where the system gives them; nullptr: not to
+  // be had in this way.
+  void* register_touched(size_t bytes) {
+    int device = 0, at_its_address = 0;
+    CUDA_CHECK(cudaGetDevice(&device));
+    CUDA_CHECK(cudaDeviceGetAttribute(&at_its_address, cudaDevAttrCanUseHostPointerForRegisteredMem, device));
+    if (at_its_address == 0) return nullptr;
+    void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (p == MAP_FAILED) return nullptr;
+    (void)madvise(p, bytes, MADV_HUGEPAGE);
+    constexpr size_t kPiece = size_t{64} << 20, kPage = 4096;
+    constexpr int kMostThreads = 16;
+    std::atomic<size_t> next{0};
+    const auto touch = [&] {
+      for (size_t begin; (begin = next.fetch_add(kPiece)) < bytes;)
+        for (size_t i = begin; i < std::min(bytes, begin + kPiece); i += kPage) static_cast<volatile char*>(p)[i] = 0;
+    };
+    cpu_set_t cpus;
+    const int mine = sched_getaffinity(0, sizeof cpus, &cpus) == 0 ? CPU_COUNT(&cpus) : 1;
+    {
+      std::vector<std::jthread> threads;
+      for (int i = 1; i < std::min(mine, kMostThreads); ++i) threads.emplace_back(touch);
+      touch();
+    }
+    if (cudaHostRegister(p, bytes, cudaHostRegisterPortable | cudaHostRegisterMapped) != cudaSuccess) {
+      (void)cudaGetLastError();
+      (void)munmap(p, bytes);
+      return nullptr;
+    }
+    const std::scoped_lock lock(mutex_);
+    registered_[p] = bytes;
+    return p;
+  }
   // Until `query` no longer says that work is under way. Yields: ranks may share cores.
   template <class Query>
   void poll(Query query) {
@@ -292,6 +345,7 @@ class Backend final : public Api {
   std::mutex mutex_;
   Settings settings_;
   std::atomic<int64_t> allocations_{0};
+  std::map<void*, size_t> registered_;  // pinned memory that is not the driver's own
   std::map<int, std::unique_ptr<DeviceContext>> contexts_;
 };
 
