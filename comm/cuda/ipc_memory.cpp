@@ -101,7 +101,7 @@ class CudaIpcMemory final : public IpcMemory {
   }
   // What these streams carry another rank waits for: its blocks go before those of the products. The
   // driver takes the nearest priority it has.
-  Stream create_stream() override { return backend_.create_stream(device_, -5); }
+  Stream create_stream() override { return backend_.create_stream(device_, -4); }
   void destroy_stream(const Stream& s) noexcept override { backend_.destroy_stream(s); }
 
   size_t kernel_bytes(int ranks) const override {

@@ -35,7 +35,9 @@ class DeviceBackend {
   virtual void fill_zero(void* dst, size_t bytes, const Stream& s) = 0;
   /// Waits on the host until all work enqueued on `s` is done.
   virtual void synchronize(const Stream& s) = 0;
-  [[nodiscard]] virtual Stream create_stream(Device d) = 0;
+  /// `priority`: of streams that compete for the device the one with the lower number goes first; 0 is the computation's.
+  /// The nearest that the device has is taken.
+  [[nodiscard]] virtual Stream create_stream(Device d, int priority = 0) = 0;
   virtual void destroy_stream(const Stream& s) noexcept = 0;
 
   // ---- order between streams; the defaults serve devices whose streams run each call at once
@@ -44,6 +46,9 @@ class DeviceBackend {
   virtual void record(const Event&, const Stream&) {}
   /// Work enqueued on the stream after this call waits for the event.
   virtual void wait(const Stream&, const Event&) {}
+  /// The same for an event that is recorded outside of any capture, while the stream may capture: then each launch of the graph
+  /// waits for the record that came last before it.
+  virtual void wait_outside(const Stream&, const Event&) {}
   /// True when all work before the record has finished; throws when the device failed.
   [[nodiscard]] virtual bool done(const Event&) { return true; }
   /// Waits on the host.

@@ -234,7 +234,12 @@ void RankModel::begin_gradients() {
 void RankModel::open_gradients() {
   if (!new_gradients_) return;
   new_gradients_ = false;
+  if (after_update_.gradients) after_update_.gradients();
   for (const Chunk& c : chunks_) c.gradients->clear(stream_);
+}
+
+void RankModel::weights_needed(int stage, int64_t layer) const {
+  if (after_update_.weights) after_update_.weights(stage, layer);
 }
 
 nn::MatrixGradients RankModel::matrix_gradients(const Chunk& c, ActionKind kind) {
@@ -342,6 +347,7 @@ void RankModel::forward_layers(Chunk& c, int microbatch, const nn::Batch& b) {
   for (size_t i = 0; i < c.depth(); ++i) {
     void* host = host_input(c, microbatch, i + 1);
     if (host != nullptr) offload_->before_write(i + 1, stream_);
+    weights_needed(c.stage, c.spec.layer_begin + static_cast<int64_t>(i));
     c.layers.front()[i].forward(layer_input(c, microbatch, i), b, acts(c, microbatch, i, false), layer_input(c, microbatch, i + 1),
                         stream_);
     if (host != nullptr && want_gradients_) offload_->store(i + 1, host, stream_);
@@ -390,6 +396,7 @@ void RankModel::forward(int stage, int microbatch) {
   Chunk& c = chunk(stage);
   const nn::Batch& b = batch(microbatch);
   if (c.spec.embedding) {
+    weights_needed(stage, -1);
     const Tensor x = layer_input(c, microbatch, 0);
     const Tensor partial = region_.partial(scratch("partial"), x);
     const StageParameters& p = params_[c.params];
@@ -401,6 +408,7 @@ void RankModel::forward(int stage, int microbatch) {
   graphs_.run(graph_key(c, ActionKind::kForward, microbatch, lb), stream_, [&] { forward_layers(c, microbatch, lb); });
   if (!c.heads.empty()) {
     const int64_t last = spec_.config().layers;
+    weights_needed(stage, last);
     if (want_gradients_) open_gradients();
     const Tensor gradient = want_gradients_ ? output_gradient(stage, microbatch) : Tensor{};
     nn::LogitsSink sink;

@@ -59,6 +59,13 @@ class RankModel : public parallel::StageRunner {
   /// of layers the final norm and head. What is called at all, and when, is the same on all ranks of a stage.
   using GradientsReady = std::function<void(int stage, int64_t layer)>;
   void set_gradients_ready(GradientsReady ready) { ready_ = std::move(ready); }
+  /// What orders the model after an update that runs beside it: `weights` is called before a unit's weights are read (also while
+  /// a graph is captured), `gradients` before a step's first gradient is written.
+  struct AfterUpdate {
+    std::function<void(int stage, int64_t layer)> weights;
+    std::function<void()> gradients;
+  };
+  void set_after_update(AfterUpdate after) { after_update_ = std::move(after); }
 
   // StageRunner
   void acquire(int stage, int microbatch) override;
@@ -97,6 +104,7 @@ class RankModel : public parallel::StageRunner {
   /// The micro-batch as captured graphs see it: positions and segments in memory that is the same for all micro-batches.
   [[nodiscard]] nn::Batch layer_batch(int microbatch) const;
   [[nodiscard]] GraphCache::Key graph_key(Chunk& c, parallel::ActionKind kind, int microbatch, const nn::Batch& b) const;
+  void weights_needed(int stage, int64_t layer) const;
   /// Before any gradient is written.
   void open_gradients();
   [[nodiscard]] static nn::MatrixGradients matrix_gradients(const Chunk& c, parallel::ActionKind kind);
@@ -131,6 +139,7 @@ class RankModel : public parallel::StageRunner {
   Event staged_;          ///< all copies out of staging_ are over
   Sink sink_;
   GradientsReady ready_;
+  AfterUpdate after_update_;
 };
 
 }  // namespace r1::models

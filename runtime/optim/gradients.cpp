@@ -80,7 +80,7 @@ std::vector<ShardExchange::Bucket> ShardExchange::buckets(const ParamBlock& b, c
   return out;
 }
 
-void ShardExchange::limit(size_t keep) {
+void ShardExchange::finish(size_t keep) {
   while (pending_.size() > keep) {
     pending_.front()->wait();
     pending_.pop_front();
@@ -89,19 +89,17 @@ void ShardExchange::limit(size_t keep) {
 
 void ShardExchange::reduce_scatter(const std::vector<Bucket>& buckets, comm::SumOrder order, const Stream& s) {
   for (const Bucket& bucket : buckets) {
-    limit(kInFlight - 1);
+    finish(kInFlight - 1);
     pending_.push_back(dp_.start_reduce_scatter(bucket, order, s));
   }
 }
 
 void ShardExchange::all_gather(const std::vector<Bucket>& buckets, const Stream& s) {
   for (const Bucket& bucket : buckets) {
-    limit(kInFlight - 1);
+    finish(kInFlight - 1);
     pending_.push_back(dp_.start_all_gather(bucket, s));
   }
 }
-
-void ShardExchange::finish() { limit(0); }
 
 GradientSync::GradientSync(std::vector<ParamBlock> blocks, parallel::ProcessGroups& groups, Tensor packed, comm::SumOrder order)
     : blocks_(std::move(blocks)), groups_(groups), packed_(packed), order_(order), exchange_(groups.dp()) {

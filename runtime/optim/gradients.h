@@ -53,11 +53,10 @@ class ShardExchange {
   static void add(std::vector<Bucket>& buckets, const parallel::ParamSpec& p, int tp_rank, const Tensor& whole, int dp);
   void reduce_scatter(const std::vector<Bucket>& buckets, comm::SumOrder order, const Stream& s);
   void all_gather(const std::vector<Bucket>& buckets, const Stream& s);
-  /// Waits for what is under way.
-  void finish();
+  /// Waits for what is under way, but for the newest `keep` buckets.
+  void finish(size_t keep = 0);
 
  private:
-  void limit(size_t keep);
   comm::Communicator& dp_;
   std::deque<std::unique_ptr<comm::Pending>> pending_;
 };

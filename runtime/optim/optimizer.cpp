@@ -12,14 +12,23 @@ using parallel::ParamRole;
 using parallel::ParamSpec;
 
 AdamW::AdamW(std::vector<ParamBlock> blocks, AdamWOptions options, parallel::ProcessGroups& groups, Device device)
-    : blocks_(std::move(blocks)), options_(std::move(options)), exchange_(groups.dp()), factor_(device, sizeof(float)) {
+    : blocks_(std::move(blocks)), options_(std::move(options)), exchange_(groups.dp()), factor_(device, sizeof(float)),
+      backend_(backend_of(device.kind)), side_(backend_.create_stream(device, 1)), begun_(backend_.create_event(device, false)),
+      ended_(backend_.create_event(device, false)) {
   for (const Unit& unit : units_of(blocks_)) {
     const ParamBlock& b = blocks_[unit.block];
-    // Without shards a block is updated in as few pieces as can be: the state lies as the weights do.
-    if (b.shards > 1 || work_.empty() || work_.back().block != unit.block) work_.push_back({.block = unit.block});
-    add_ranges(work_.back(), unit.first, unit.last);
-    if (b.shards > 1) work_.back().buckets = ShardExchange::buckets(b, b.weights, unit, b.shards);
+    Work work{.block = unit.block, .layer = unit.layer, .updated = backend_.create_event(device, false)};
+    add_ranges(work, unit.first, unit.last);
+    if (b.shards > 1) work.buckets = ShardExchange::buckets(b, b.weights, unit, b.shards);
+    work_.push_back(std::move(work));
   }
+}
+
+AdamW::~AdamW() {
+  backend_.destroy_stream(side_);
+  backend_.destroy_event(begun_);
+  backend_.destroy_event(ended_);
+  for (const Work& work : work_) backend_.destroy_event(work.updated);
 }
 
 bool AdamW::decays(const ParamSpec& p) const {
@@ -43,7 +52,8 @@ void AdamW::add_ranges(Work& work, size_t first, size_t last) const {
     if (shard.numel() == 0) continue;
     const int64_t begin = (static_cast<const char*>(shard.data) - static_cast<const char*>(b.weights.data)) /
                           dtype_bytes(b.weights.dtype);
-    const Range r{.begin = begin, .end = begin + shard.numel(), .state_begin = b.state->offsets[i], .decay = decays((*b.specs)[i])};
+    const Range r{.begin = begin, .end = begin + shard.numel(), .state_begin = b.state->offsets[i],
+                  .decay = options_.weight_decay != 0 && decays((*b.specs)[i])};
     // The gaps between whole parameters hold zeros, so a range may run across them.
     Range* before = work.ranges.empty() ? nullptr : &work.ranges.back();
     if (before != nullptr && before->decay == r.decay && r.begin - before->begin == r.state_begin - before->state_begin &&
@@ -56,6 +66,11 @@ void AdamW::add_ranges(Work& work, size_t first, size_t last) const {
 void AdamW::step(double lr, int64_t step, const Tensor& sum_squares, const Stream& s) {
   const Tensor factor{.data = factor_.data(), .dtype = DType::kF32, .shape = {1}, .device = factor_.device()};
   kernels::clip_factor(sum_squares, static_cast<float>(options_.clip), factor, s);
+  const Stream& u = beside_ ? side_ : s;
+  if (beside_) {
+    backend_.record(begun_, s);
+    backend_.wait(side_, begun_);
+  }
   kernels::AdamWArgs args;
   args.lr = lr;
   args.beta1 = options_.beta1;
@@ -63,6 +78,7 @@ void AdamW::step(double lr, int64_t step, const Tensor& sum_squares, const Strea
   args.eps = options_.eps;
   args.step = step;
   args.seed = options_.seed;
+  const Work* on_its_way = nullptr;  // to the other replicas, while the next unit is computed
   for (const Work& work : work_) {
     const ParamBlock& b = blocks_[work.block];
     for (const Range& r : work.ranges) {
@@ -72,12 +88,28 @@ void AdamW::step(double lr, int64_t step, const Tensor& sum_squares, const Strea
       args.weight_decay = r.decay ? options_.weight_decay : 0.0;
       args.first_element = r.begin;
       kernels::adamw_step(b.weights.rows(r.begin, r.end), state(b.master), b.gradients.rows(r.begin, r.end), state(b.exp_avg),
-                          state(b.exp_avg_sq), factor, args, s);
+                          state(b.exp_avg_sq), factor, args, u);
     }
-    exchange_.all_gather(work.buckets, s);
+    if (work.buckets.empty()) {
+      backend_.record(work.updated, u);
+      continue;
+    }
+    exchange_.all_gather(work.buckets, u);
+    exchange_.finish(work.buckets.size());
+    if (on_its_way != nullptr) backend_.record(on_its_way->updated, u);
+    on_its_way = &work;
   }
   exchange_.finish();
+  if (on_its_way != nullptr) backend_.record(on_its_way->updated, u);
+  backend_.record(ended_, u);
 }
+
+void AdamW::wait(int stage, int64_t layer, const Stream& s) const {
+  for (const Work& work : work_)
+    if (work.layer == layer && blocks_[work.block].stage == stage) backend_.wait_outside(s, work.updated);
+}
+
+void AdamW::wait(const Stream& s) const { backend_.wait_outside(s, ended_); }
 
 double LrSchedule::at(int64_t step) const {
   if (step < warmup_steps) return lr * static_cast<double>(step + 1) / static_cast<double>(warmup_steps);

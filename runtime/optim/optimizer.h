@@ -1,10 +1,14 @@
 // From summed gradients to updated weights: global-norm clipping, AdamW, LR schedules.
+//
+// On a device with streams the update runs beside what follows it: unit by unit in the order in which the next forward needs
+// the weights, on a stream that yields to the computation.
 #pragma once
 
 #include <cstdint>
 #include <string>
 #include <vector>
 
+#include "runtime/device/device.h"
 #include "runtime/optim/gradients.h"
 
 namespace r1::optim {
@@ -20,10 +24,19 @@ struct AdamWOptions {
 class AdamW {
  public:
   AdamW(std::vector<ParamBlock> blocks, AdamWOptions options, parallel::ProcessGroups& groups, Device device);
+  ~AdamW();
+  AdamW(const AdamW&) = delete;
+  AdamW& operator=(const AdamW&) = delete;
   /// One update. `sum_squares` from GradientNorm; a norm that is not finite leaves all state unchanged.
   /// step counts from 1; lr is this step's. With shards each rank updates its own rows, and units of updated weights are on
-  /// their way to the other replicas while the next ones are computed. Collective over dp.
+  /// their way to the other replicas while the next ones are computed. What is enqueued on `s` afterwards sees the update only
+  /// behind wait(), and must not write gradients before. Collective over dp.
   void step(double lr, int64_t step, const Tensor& sum_squares, const Stream& s);
+  /// What is enqueued on `s` from here on, captured or not, sees the newest weights of a unit (see Unit), or of all units.
+  void wait(int stage, int64_t layer, const Stream& s) const;
+  void wait(const Stream& s) const;
+  /// Off: updates run on the caller's stream (a profile times single operations).
+  void set_beside(bool on) { beside_ = on; }
 
  private:
   /// Neighbouring elements of a block that are treated alike: [begin, end) of weights and gradients, from state_begin of the
@@ -34,8 +47,10 @@ class AdamW {
   };
   struct Work {
     size_t block = 0;
+    int64_t layer = 0;
     std::vector<Range> ranges;
     std::vector<ShardExchange::Bucket> buckets;  ///< of weights, with shards
+    Event updated;
   };
   [[nodiscard]] bool decays(const parallel::ParamSpec& p) const;
   void add_ranges(Work& work, size_t first, size_t last) const;
@@ -45,6 +60,10 @@ class AdamW {
   std::vector<Work> work_;
   ShardExchange exchange_;
   Buffer factor_;
+  DeviceBackend& backend_;
+  Stream side_;
+  Event begun_, ended_;
+  bool beside_ = true;
 };
 
 /// Learning rate by step. Warm-up: step s of W (from 0) uses lr * (s + 1) / W; then the schedule over the remaining steps.

@@ -57,6 +57,8 @@ Engine::Engine(const parallel::ModelConfig& config, const EngineOptions& o, comm
                                                plan_.row_tree ? comm::SumOrder::kTree : comm::SumOrder::kRank);
   norm_ = std::make_unique<optim::GradientNorm>(blocks, *groups_, o.device);
   adamw_ = std::make_unique<optim::AdamW>(blocks, o.adamw, *groups_, o.device);
+  model_->set_after_update({.weights = [this](int stage, int64_t layer) { adamw_->wait(stage, layer, stream_); },
+                            .gradients = [this] { adamw_->wait(stream_); }});
   // Alone in its dp group a rank has nothing to overlap, and its last backward may be a graph too.
   if (groups_->dp().size() > 1)
     model_->set_gradients_ready([this](int stage, int64_t layer) { sync_->ready(stage, layer, stream_); });
@@ -109,6 +111,15 @@ double Engine::optimizer_step(double lr, int64_t step, double loss) {
   const Tensor sum_squares = norm_->run(stream_);
   if (std::isfinite(loss)) adamw_->step(lr, step, sum_squares, stream_);
   return std::sqrt(host_scalar(sum_squares));
+}
+
+void Engine::finish_update() {
+  if (adamw_) adamw_->wait(stream_);
+}
+
+void Engine::set_overlap(bool on) {
+  model_->graphs().suspend(!on);
+  if (adamw_) adamw_->set_beside(on);
 }
 
 void Engine::close() { groups_->close(); }

@@ -56,7 +56,13 @@ class Engine {
   double forward_only(std::span<const models::HostBatch> batches, bool single = false);
   /// Global gradient norm before clipping; updates the weights unless it or `loss`, as forward_backward returned it, is not
   /// finite: then they stay as they are on every rank. step counts from 1. Collective.
+  /// On a GPU the update may still run when this returns: see finish_update.
   double optimizer_step(double lr, int64_t step, double loss = 0);
+  /// What is enqueued on stream() from here on sees the newest weights and optimizer state. forward_backward and forward_only
+  /// need no such call.
+  void finish_update();
+  /// Off: graphs are suspended and updates run on stream(), so that operations can be timed one by one.
+  void set_overlap(bool on);
 
   [[nodiscard]] models::RankModel& model() { return *model_; }
   [[nodiscard]] parallel::ProcessGroups& groups() { return *groups_; }

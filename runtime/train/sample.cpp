@@ -29,6 +29,7 @@ void print_sample(const RankContext& ctx, Engine& engine, const data::Dataset& d
   fit_attention(shape, device.kind, engine.spec());
   const parallel::MeshShape mesh = engine.groups().mesh();
   const parallel::InferencePlan plan = plan_inference(engine.spec(), mesh, engine.groups().coord(), shape);
+  engine.finish_update();
   models::PagedModel model(engine.spec(), plan, engine.groups(), engine.model().parameters(), device, engine.stream());
   std::vector<int32_t> eos;
   for (const int64_t id : engine.spec().config().eos_ids) eos.push_back(static_cast<int32_t>(id));

@@ -126,6 +126,7 @@ void CheckpointSaver::begin(const CheckpointMeta& meta) {
   failure_.clear();
   begun_ = Clock::now();
   DeviceBackend& backend = backend_of(engine_.stream().device.kind);
+  engine_.finish_update();
   backend.synchronize(engine_.stream());
   if (options_.snapshot) {
     for (size_t i = 0; i < parts_.size(); ++i) {

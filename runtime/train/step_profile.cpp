@@ -26,7 +26,7 @@ StepProfile::StepProfile(const RankContext& ctx, Engine& engine, int64_t steps, 
 void StepProfile::before_step() {
   if (steps_ == 0 || seen_ != kWarmupSteps) return;
   // Single operations can be timed only where they are launched by themselves.
-  engine_.model().graphs().suspend(true);
+  engine_.set_overlap(false);
   kernels::profile_begin(engine_.device().kind);
   if (engine_.comm_clock() != nullptr) engine_.comm_clock()->start();
 }
@@ -38,7 +38,7 @@ void StepProfile::after_step(double seconds) {
   seconds_ += seconds;
   if (seen_ < kWarmupSteps + steps_) return;
   report();
-  engine_.model().graphs().suspend(false);
+  engine_.set_overlap(true);
   steps_ = 0;
 }
 

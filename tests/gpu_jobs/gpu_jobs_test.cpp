@@ -37,6 +37,7 @@ class GpuJob : public ::testing::Test {
     }
     GTEST_SKIP() << why;
   }
+  /// What `more` repeats of these options counts.
   [[nodiscard]] std::vector<std::string> train(const std::string& output, std::vector<std::string> more = {}) const {
     std::vector<std::string> args{"train", "--model", data("hf/qwen2-8layers"), "--data", dir_ / "rows.jsonl", "--output", dir_ / output,
                                   "--batch", "4", "--micro-batch", "2", "--seq-len", "48", "--no-pack", "--no-shuffle", "--device", "cuda"};
@@ -87,6 +88,51 @@ TEST_F(GpuJob, TheSameCommandGivesTheSameBits) {
     }
     for (size_t i = 0; i < 10; ++i)
       for (const char* what : {"loss", "grad_norm"}) EXPECT_EQ(runs[0][i][what], runs[1][i][what]) << what << " of step " << i + 1;
+  }
+}
+
+TEST_F(GpuJob, AnUpdateBesideTheNextForwardGivesTheSameBits) {
+  std::vector<std::vector<json>> runs;
+  std::vector<std::string> weights;
+  // A profile lets updates run by themselves, from its fourth step on.
+  for (const char* profile : {"0", "1000"}) {
+    SCOPED_TRACE(profile);
+    const std::string output = std::string("profile-") + profile;
+    const Result r = run(front_door(train(output, {"--steps", "12", "--lr", "0.002", "--deterministic=run", "--profile", profile,
+                                                   "--save-every", "5", "--eval-data", dir_ / "rows.jsonl", "--eval-every", "3"})), 120);
+    ASSERT_EQ(r.code, 0) << r.output;
+    runs.push_back(steps_of(dir_ / output));
+    ASSERT_EQ(runs.back().size(), 12u);
+    for (const json& e : lines_of(dir_ / output, "eval")) runs.back().push_back(e);
+    for (const auto& checkpoint : fs::directory_iterator(dir_ / output))
+      if (fs::exists(checkpoint.path() / "model.safetensors")) weights.push_back(checkpoint.path().filename().string() + bytes_of(checkpoint.path() / "model.safetensors"));
+  }
+  ASSERT_EQ(runs[0].size(), 16u);
+  for (size_t i = 0; i < runs[0].size(); ++i) {
+    EXPECT_EQ(runs[0][i]["loss"], runs[1][i]["loss"]) << "line " << i + 1;
+    EXPECT_EQ(runs[0][i].value("grad_norm", 0.0), runs[1][i].value("grad_norm", 0.0)) << "line " << i + 1;
+  }
+  std::sort(weights.begin(), weights.end());
+  ASSERT_EQ(weights.size(), 6u);
+  for (size_t i = 0; i < weights.size(); i += 2) EXPECT_TRUE(weights[i] == weights[i + 1]) << weights[i].substr(0, 20);
+}
+
+// Sharded updates beside the next forward too: a rank's weights come from the other replica while it computes.
+TEST_F(GpuJob, RanksThatShareAGpuTrainAsOneDoes) {
+  std::vector<std::vector<json>> runs;
+  for (const char* layout : {"1x1x1", "1x2x1", "2x2x2"}) {
+    SCOPED_TRACE(layout);
+    const int pp = layout[0] - '0', dp = layout[2] - '0', tp = layout[4] - '0';
+    const Result r = run(job(pp * dp * tp, train(layout, {"--steps", "8", "--lr", "0.002", "--dtype", "fp32", "--micro-batch", "1", "--pp", std::to_string(pp),
+                                                          "--dp", std::to_string(dp), "--tp", std::to_string(tp)})), 180, mpi_environment());
+    ASSERT_EQ(r.code, 0) << r.output;
+    runs.push_back(steps_of(dir_ / layout));
+    ASSERT_EQ(runs.back().size(), 8u);
+    for (size_t i = 0; i < 8; ++i)
+      for (const char* what : {"loss", "grad_norm"}) {
+        const auto expected = runs.front()[i][what].get<double>();
+        EXPECT_NEAR(runs.back()[i][what].get<double>(), expected, 1e-4 * expected) << what << " of step " << i + 1;
+      }
   }
 }
 

@@ -104,7 +104,7 @@ class CpuBackend final : public DeviceBackend {
     });
   }
   void synchronize(const Stream&) override {}
-  Stream create_stream(Device d) override { return {.device = d, .handle = nullptr}; }
+  Stream create_stream(Device d, int) override { return {.device = d, .handle = nullptr}; }
   void destroy_stream(const Stream&) noexcept override {}
 
  private:

@@ -69,7 +69,6 @@ class Backend final : public Api {
     if (wait_hook_) poll([&] { return cudaStreamQuery(handle_of(s)); });
     else CUDA_CHECK(cudaStreamSynchronize(handle_of(s)));
   }
-  Stream create_stream(Device d) override { return create_stream(d, 0); }
   void destroy_stream(const Stream& s) noexcept override {
     int before = -1;
     (void)cudaGetDevice(&before);
@@ -154,7 +153,8 @@ class Backend final : public Api {
     context(d.index);
     const DeviceScope scope(d.index);
     cudaStream_t stream = nullptr;
-    CUDA_CHECK(cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking, priority));
+    // The driver counts from 0, its last, to a negative number, its first: what goes behind the computation takes 0.
+    CUDA_CHECK(cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking, std::min(priority - 1, 0)));
     return {.device = d, .handle = stream};
   }
   Event create_event(Device d, bool timing) override {
@@ -174,6 +174,13 @@ class Backend final : public Api {
   void wait(const Stream& s, const Event& e) override {
     const DeviceScope scope(s.device.index);
     CUDA_CHECK(cudaStreamWaitEvent(handle_of(s), event(e), 0));
+  }
+  void wait_outside(const Stream& s, const Event& e) override {
+    const DeviceScope scope(s.device.index);
+    cudaStreamCaptureStatus capturing = cudaStreamCaptureStatusNone;
+    CUDA_CHECK(cudaStreamIsCapturing(handle_of(s), &capturing));
+    CUDA_CHECK(cudaStreamWaitEvent(handle_of(s), event(e),
+                                   capturing == cudaStreamCaptureStatusNone ? cudaEventWaitDefault : cudaEventWaitExternal));
   }
   bool done(const Event& e) override {
     const cudaError_t status = cudaEventQuery(event(e));

@@ -51,8 +51,6 @@ struct GemmChoice {
 
 class Api : public DeviceBackend {
  public:
-  using DeviceBackend::create_stream;
-
   // ---- devices
   /// 0 when there is none; `why` then says so in words (no driver, driver too old, none visible).
   [[nodiscard]] virtual int device_count(std::string* why) = 0;
@@ -80,10 +78,6 @@ class Api : public DeviceBackend {
   /// Attention shapes seen, as text, with cuDNN's workspace in bytes; -1: the own kernel runs
   /// (cuDNN has none).
   [[nodiscard]] virtual std::vector<std::pair<std::string, int64_t>> attention_plans() = 0;
-
-  // ---- streams
-  /// priority: 0 normal, -1 ahead of normal.
-  [[nodiscard]] virtual Stream create_stream(Device d, int priority) = 0;
 
   // ---- waiting
   /// Called every few milliseconds while the host waits for a stream or an event, with the time waited so far; what it
