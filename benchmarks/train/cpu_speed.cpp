@@ -195,10 +195,13 @@ Timed train_steps(comm::Communicator& world, const train::EngineOptions& o, cons
     ActionClock actions(engine.schedule());
     world.barrier();
     const auto start = Clock::now();
-    const double loss = engine.forward_backward(rows, trained, [&](const parallel::Action& a) { actions.observe(a); });
-    actions.stop();
-    const double pipeline = seconds_since(start);
-    static_cast<void>(engine.optimizer_step(1e-4, i + 1, loss));
+    double pipeline = 0;
+    static_cast<void>(engine.train_step(
+        rows, trained, 1e-4, i + 1, [&](const parallel::Action& a) { actions.observe(a); },
+        [&] {
+          actions.stop();
+          pipeline = seconds_since(start);
+        }));
     world.barrier();
     const double step = seconds_since(start);
     if (i == 0 || step >= best.step) continue;

@@ -171,9 +171,9 @@ void sum_into(const Tensor& x, const Tensor& words, const Stream& s);
 /// out[0] = the value of words (exact_sum.h). out [1] fp64.
 void exact_total(const Tensor& words, const Tensor& out, const Stream& s);
 /// Factor of gradient clipping by the global norm: factor = min(1, max_norm / (norm + 1e-6)) as torch.nn.utils.clip_grad_norm_
-/// forms it, norm = sqrt(sum_squares[0]). max_norm <= 0: 1. A norm that is not finite gives 0, which makes adamw_step skip.
-/// sum_squares [1] fp64, factor [1] fp32: both on the device, so that clipping needs no host round trip.
-void clip_factor(const Tensor& sum_squares, float max_norm, const Tensor& factor, const Stream& s);
+/// forms it, norm = sqrt(sum_squares[0]). max_norm <= 0: 1. A norm or a loss that is not finite gives 0, which makes adamw_step
+/// skip. sum_squares and loss [1] fp64, factor [1] fp32: all on the device, so that a step needs no host round trip.
+void clip_factor(const Tensor& sum_squares, const Tensor& loss, float max_norm, const Tensor& factor, const Stream& s);
 /// dst += src; same shape, dtypes may differ.
 void add_into(const Tensor& dst, const Tensor& src, const Stream& s);
 /// out = a + b.

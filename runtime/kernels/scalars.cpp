@@ -31,14 +31,16 @@ void exact_total(const Tensor& words, const Tensor& out, const Stream& s) {
   kernel_table(s.device.kind).exact_total(words, out, s);
 }
 
-void clip_factor(const Tensor& sum_squares, float max_norm, const Tensor& factor, const Stream& s) {
+void clip_factor(const Tensor& sum_squares, const Tensor& loss, float max_norm, const Tensor& factor, const Stream& s) {
   const checks::Call call("clip_factor", s);
   call.memory("sum_squares", sum_squares);
   call.dtype("sum_squares", sum_squares, {DType::kF64});
+  call.memory("loss", loss);
+  call.dtype("loss", loss, {DType::kF64});
   call.memory("factor", factor);
   call.dtype("factor", factor, {DType::kF32});
-  call.require(sum_squares.numel() == 1 && factor.numel() == 1, "scalars expected");
-  kernel_table(s.device.kind).clip_factor(sum_squares, max_norm, factor, s);
+  call.require(sum_squares.numel() == 1 && loss.numel() == 1 && factor.numel() == 1, "scalars expected");
+  kernel_table(s.device.kind).clip_factor(sum_squares, loss, max_norm, factor, s);
 }
 
 }  // namespace r1::kernels

@@ -63,9 +63,9 @@ void AdamW::add_ranges(Work& work, size_t first, size_t last) const {
   }
 }
 
-void AdamW::step(double lr, int64_t step, const Tensor& sum_squares, const Stream& s) {
+void AdamW::step(double lr, int64_t step, const Tensor& sum_squares, const Tensor& loss, const Stream& s) {
   const Tensor factor{.data = factor_.data(), .dtype = DType::kF32, .shape = {1}, .device = factor_.device()};
-  kernels::clip_factor(sum_squares, static_cast<float>(options_.clip), factor, s);
+  kernels::clip_factor(sum_squares, loss, static_cast<float>(options_.clip), factor, s);
   const Stream& u = beside_ ? side_ : s;
   if (beside_) {
     backend_.record(begun_, s);

@@ -27,11 +27,11 @@ class AdamW {
   ~AdamW();
   AdamW(const AdamW&) = delete;
   AdamW& operator=(const AdamW&) = delete;
-  /// One update. `sum_squares` from GradientNorm; a norm that is not finite leaves all state unchanged.
+  /// One update. `sum_squares` from GradientNorm, `loss` [1] fp64; one of them that is not finite leaves all state unchanged.
   /// step counts from 1; lr is this step's. With shards each rank updates its own rows, and units of updated weights are on
   /// their way to the other replicas while the next ones are computed. What is enqueued on `s` afterwards sees the update only
   /// behind wait(), and must not write gradients before. Collective over dp.
-  void step(double lr, int64_t step, const Tensor& sum_squares, const Stream& s);
+  void step(double lr, int64_t step, const Tensor& sum_squares, const Tensor& loss, const Stream& s);
   /// What is enqueued on `s` from here on, captured or not, sees the newest weights of a unit (see Unit), or of all units.
   void wait(int stage, int64_t layer, const Stream& s) const;
   void wait(const Stream& s) const;

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "runtime/kernels/exact_sum.h"
+#include "runtime/kernels/ops.h"
 
 namespace r1::train {
 
@@ -57,6 +58,7 @@ Engine::Engine(const parallel::ModelConfig& config, const EngineOptions& o, comm
                                                plan_.row_tree ? comm::SumOrder::kTree : comm::SumOrder::kRank);
   norm_ = std::make_unique<optim::GradientNorm>(blocks, *groups_, o.device);
   adamw_ = std::make_unique<optim::AdamW>(blocks, o.adamw, *groups_, o.device);
+  loss_total_ = Buffer(o.device, sizeof(double));
   model_->set_after_update({.weights = [this](int stage, int64_t layer) { adamw_->wait(stage, layer, stream_); },
                             .gradients = [this] { adamw_->wait(stream_); }});
   // Alone in its dp group a rank has nothing to overlap, and its last backward may be a graph too.
@@ -75,10 +77,14 @@ double Engine::host_scalar(const Tensor& t) const {
 }
 
 /// The loss lives on the last stage, equal on its tp ranks, and is zero elsewhere: sum over dp and over pp, of integers.
-double Engine::global_loss_sum() {
+void Engine::reduce_loss() {
   const Tensor words = model_->loss_words();
   groups_->dp().all_reduce(words, comm::ReduceOp::kSum, stream_);
   groups_->pp().all_reduce(words, comm::ReduceOp::kSum, stream_);
+}
+
+double Engine::loss_sum() const {
+  const Tensor words = model_->loss_words();
   std::array<int64_t, kernels::kExactWords> host{};
   DeviceBackend& backend = backend_of(options_.device.kind);
   backend.copy(host.data(), words.data, sizeof host, stream_);
@@ -86,8 +92,8 @@ double Engine::global_loss_sum() {
   return kernels::exact_value(host.data());
 }
 
-double Engine::forward_backward(std::span<const models::HostBatch> batches, int64_t global_tokens,
-                                const parallel::ActionObserver& observe) {
+double Engine::enqueue_gradients(std::span<const models::HostBatch> batches, int64_t global_tokens,
+                                 const parallel::ActionObserver& observe) {
   R1_CHECK(static_cast<int>(batches.size()) == schedule_.microbatches, "{} micro-batches, planned {}", batches.size(),
            schedule_.microbatches);
   // A step without a single trained token has loss 0 and no gradient.
@@ -97,20 +103,33 @@ double Engine::forward_backward(std::span<const models::HostBatch> batches, int6
   model_->load(batches, static_cast<float>(scale), true, stream_);
   executor_->run(*model_, stream_, false, observe);
   sync_->finish(stream_);
-  return global_loss_sum() * scale;
+  reduce_loss();
+  return scale;
+}
+
+double Engine::forward_backward(std::span<const models::HostBatch> batches, int64_t global_tokens,
+                                const parallel::ActionObserver& observe) {
+  const double scale = enqueue_gradients(batches, global_tokens, observe);
+  return loss_sum() * scale;
+}
+
+Engine::StepResult Engine::train_step(std::span<const models::HostBatch> batches, int64_t global_tokens, double lr, int64_t step,
+                                      const parallel::ActionObserver& observe, const std::function<void()>& before_update) {
+  const double scale = enqueue_gradients(batches, global_tokens, observe);
+  if (before_update) before_update();
+  const Tensor loss{.data = loss_total_.data(), .dtype = DType::kF64, .shape = {1}, .device = options_.device};
+  kernels::exact_total(model_->loss_words(), loss, stream_);
+  const Tensor sum_squares = norm_->run(stream_);
+  adamw_->step(lr, step, sum_squares, loss, stream_);
+  return {.loss = loss_sum() * scale, .norm = std::sqrt(host_scalar(sum_squares))};
 }
 
 double Engine::forward_only(std::span<const models::HostBatch> batches, bool single) {
   model_->zero_loss(stream_);
   model_->load(batches, 0.0F, false, stream_);
   (single ? *single_executor_ : *executor_).run(*model_, stream_, true, {});
-  return global_loss_sum();
-}
-
-double Engine::optimizer_step(double lr, int64_t step, double loss) {
-  const Tensor sum_squares = norm_->run(stream_);
-  if (std::isfinite(loss)) adamw_->step(lr, step, sum_squares, stream_);
-  return std::sqrt(host_scalar(sum_squares));
+  reduce_loss();
+  return loss_sum();
 }
 
 void Engine::finish_update() {

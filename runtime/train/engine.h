@@ -1,6 +1,7 @@
-// One rank's training engine: model part, schedule, executor and optimizer behind two calls a step. Knows no files.
+// One rank's training engine: model part, schedule, executor and optimizer behind one call a step. Knows no files.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -52,14 +53,19 @@ class Engine {
   /// loss over `global_tokens` trained tokens are complete (with zero = 1 and dp > 1: those of this rank's shard). Returns that mean loss (the same on every rank). Collective.
   double forward_backward(std::span<const models::HostBatch> batches, int64_t global_tokens,
                           const parallel::ActionObserver& observe = {});
+  struct StepResult {
+    double loss = 0;  ///< as forward_backward returns it
+    double norm = 0;  ///< of the gradient, global, before clipping
+  };
+  /// forward_backward, then the update of the weights, unless the loss or the norm is not finite: then they stay as they are on
+  /// every rank. `step` counts from 1; `before_update` is called between the two. The host waits once, at the end; on a GPU the
+  /// update may still run then: see finish_update. Collective.
+  StepResult train_step(std::span<const models::HostBatch> batches, int64_t global_tokens, double lr, int64_t step,
+                        const parallel::ActionObserver& observe = {}, const std::function<void()>& before_update = {});
   /// Sum of token losses over all dp ranks without gradients. Collective. `single`: one micro-batch instead of a step's.
   double forward_only(std::span<const models::HostBatch> batches, bool single = false);
-  /// Global gradient norm before clipping; updates the weights unless it or `loss`, as forward_backward returned it, is not
-  /// finite: then they stay as they are on every rank. step counts from 1. Collective.
-  /// On a GPU the update may still run when this returns: see finish_update.
-  double optimizer_step(double lr, int64_t step, double loss = 0);
-  /// What is enqueued on stream() from here on sees the newest weights and optimizer state. forward_backward and forward_only
-  /// need no such call.
+  /// What is enqueued on stream() from here on sees the newest weights and optimizer state. The engine's own passes need no such
+  /// call.
   void finish_update();
   /// Off: graphs are suspended and updates run on stream(), so that operations can be timed one by one.
   void set_overlap(bool on);
@@ -79,8 +85,11 @@ class Engine {
   void close();
 
  private:
+  /// Enqueues all of forward_backward and returns what the sum of losses is to be multiplied with.
+  double enqueue_gradients(std::span<const models::HostBatch> batches, int64_t global_tokens, const parallel::ActionObserver& observe);
+  void reduce_loss();
+  [[nodiscard]] double loss_sum() const;
   [[nodiscard]] double host_scalar(const Tensor& t) const;
-  [[nodiscard]] double global_loss_sum();
 
   EngineOptions options_;
   parallel::ModelSpec spec_;
@@ -96,6 +105,7 @@ class Engine {
   std::unique_ptr<optim::GradientSync> sync_;
   std::unique_ptr<optim::GradientNorm> norm_;
   std::unique_ptr<optim::AdamW> adamw_;
+  Buffer loss_total_;
 };
 
 /// The plan of one rank for these options, without allocating anything. Pure.

@@ -549,14 +549,17 @@ ExitCode Job::run() {
     }
     trained = reduce(engine_->groups().dp(), trained, comm::ReduceOp::kSum);
     profile.before_step();
-    const double loss = engine_->forward_backward(batches, trained, [&](const parallel::Action& a) {
-      ctx_.status.set_phase(phase_of(a));
-      record_action(flight, a);
-    });
-    ctx_.status.set_phase("optimizer");
-    flight.action(Operation::kOptimizer, -1, -1);
     const double lr = lr_schedule.at(progress_.step);
-    const double norm = engine_->optimizer_step(lr, progress_.step + 1, loss);
+    const auto [loss, norm] = engine_->train_step(
+        batches, trained, lr, progress_.step + 1,
+        [&](const parallel::Action& a) {
+          ctx_.status.set_phase(phase_of(a));
+          record_action(flight, a);
+        },
+        [&] {
+          ctx_.status.set_phase("optimizer");
+          flight.action(Operation::kOptimizer, -1, -1);
+        });
     flight.end_action();
     profile.after_step(seconds_since(start));
     ++progress_.step;

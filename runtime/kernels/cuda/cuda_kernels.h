@@ -60,7 +60,7 @@ void adamw_step(const Tensor& p, const Tensor& master, const Tensor& g, const Te
 void sum_of_squares(std::span<const Tensor> matrices, const Tensor& words, const Stream& s);
 void sum_into(const Tensor& x, const Tensor& words, const Stream& s);
 void exact_total(const Tensor& words, const Tensor& out, const Stream& s);
-void clip_factor(const Tensor& sum_squares, float max_norm, const Tensor& factor, const Stream& s);
+void clip_factor(const Tensor& sum_squares, const Tensor& loss, float max_norm, const Tensor& factor, const Stream& s);
 void add_into(const Tensor& dst, const Tensor& src, const Stream& s);
 void add(const Tensor& a, const Tensor& b, const Tensor& out, const Stream& s);
 void cast(const Tensor& src, const Tensor& dst, const Stream& s);

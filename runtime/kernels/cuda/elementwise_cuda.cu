@@ -159,10 +159,11 @@ __global__ void __launch_bounds__(kWarp* kSumLanes)
   }
 }
 
-__global__ void clip_factor_kernel(const double* __restrict__ sum_squares, float max_norm, float* __restrict__ factor) {
+__global__ void clip_factor_kernel(const double* __restrict__ sum_squares, const double* __restrict__ loss, float max_norm,
+                                   float* __restrict__ factor) {
   const double norm = sqrt(sum_squares[0]);
   float f = 1.0F;
-  if (!isfinite(norm)) f = 0.0F;
+  if (!isfinite(norm) || !isfinite(loss[0])) f = 0.0F;
   else if (max_norm > 0) f = static_cast<float>(fmin(1.0, static_cast<double>(max_norm) / (norm + 1e-6)));
   factor[0] = f;
 }
@@ -283,9 +284,9 @@ void bias_backward(const Tensor& dy, const Tensor& db, const Stream& s) {
   add_partial_sums(partial, slabs, cols, db, l.stream);
 }
 
-void clip_factor(const Tensor& sum_squares, float max_norm, const Tensor& factor, const Stream& s) {
+void clip_factor(const Tensor& sum_squares, const Tensor& loss, float max_norm, const Tensor& factor, const Stream& s) {
   const Launch l(s);
-  clip_factor_kernel<<<1, 1, 0, l.stream>>>(sum_squares.ptr<double>(), max_norm, factor.ptr<float>());
+  clip_factor_kernel<<<1, 1, 0, l.stream>>>(sum_squares.ptr<double>(), loss.ptr<double>(), max_norm, factor.ptr<float>());
   CUDA_LAUNCH_CHECK();
 }
 

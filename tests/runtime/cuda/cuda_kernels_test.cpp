@@ -747,6 +747,19 @@ TEST_F(CudaKernels, SumOfSquares) {
     }
 }
 
+TEST_F(CudaKernels, ClipFactor) {
+  const double nan = std::numeric_limits<double>::quiet_NaN(), inf = std::numeric_limits<double>::infinity();
+  for (const double squares : {0.0, 16.0, 1e-30, nan, inf})
+    for (const double loss : {0.0, 12.5, nan, -inf})
+      for (const float most : {0.0F, 1.0F, 8.0F}) {
+        SCOPED_TRACE(fmt::format("{} {} {}", squares, loss, most));
+        const auto q = Both::doubles({1}, {squares}), l = Both::doubles({1}, {loss});
+        const auto factor = Both::output({1}, DType::kF32);
+        both([&](Side s, const Stream& stream) { kernels::clip_factor(q(s), l(s), most, factor(s), stream); });
+        EXPECT_EQ(static_cast<float>(factor.gpu()[0]), factor.cpu()[0]);
+      }
+}
+
 TEST_F(CudaKernels, SumOfSquaresOfAList) {
   // More than a launch takes; wide, narrow and unaligned rows, of both dtypes.
   enum class Values { kOrdinary, kDenormal, kLarge, kInfinite };

@@ -161,6 +161,21 @@ double value_of(const Block<int64_t>& words) {
   return out[0];
 }
 
+TEST(ClipFactor, IsTheReferencesAndZeroWhereLossOrNormIsNotFinite) {
+  const double nan = std::numeric_limits<double>::quiet_NaN(), inf = std::numeric_limits<double>::infinity();
+  struct Case {
+    double squares, loss;
+    float most, want;
+  };
+  for (const Case& c : {Case{16, 3, 0, 1}, Case{16, 3, 8, 1}, Case{16, 3, 1, static_cast<float>(1 / (4 + 1e-6))}, Case{0, 0, 1, 1},
+                        Case{nan, 3, 1, 0}, Case{inf, 3, 1, 0}, Case{16, nan, 1, 0}, Case{16, -inf, 0, 0}}) {
+    const Block<double> squares({1}, std::vector<double>{c.squares}), loss({1}, std::vector<double>{c.loss});
+    Floats factor({1});
+    clip_factor(squares, loss, c.most, factor, {});
+    EXPECT_EQ(factor[0], c.want) << c.squares << " " << c.loss << " " << c.most;
+  }
+}
+
 TEST(SumOfSquares, AddsRowsWithoutRounding) {
   for (const int64_t n : kCounts) {
     const Floats x = normal("x", {n, 3}, 100);

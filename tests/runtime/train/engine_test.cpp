@@ -142,8 +142,7 @@ Outcome train(const parallel::ModelConfig& c, EngineOptions o, const std::vector
     std::vector<models::HostBatch> batches(rows.begin() + mine.begin, rows.begin() + mine.end);
     while (static_cast<int>(batches.size()) < o.microbatches) append_masked_row(batches.emplace_back(), o.tokens, 0);
     for (int step = 1; step <= steps; ++step) {
-      const double loss = engine.forward_backward(batches, trained);
-      const double norm = engine.optimizer_step(1e-2, step);
+      const auto [loss, norm] = engine.train_step(batches, trained, 1e-2, step);
       if (world.rank() != 0) continue;
       out.losses.push_back(loss);
       out.norms.push_back(norm);
@@ -235,11 +234,8 @@ TEST(Engine, ALossThatIsNotFiniteLeavesTheWeights) {
         for (const Tensor& t : {p.weights(), p.exp_avg(), p.exp_avg_sq()}) all.insert(all.end(), t.ptr<float>(), t.ptr<float>() + t.numel());
       return all;
     };
-    const auto step = [&](int64_t n) {
-      const double loss = engine.forward_backward({rows.begin() + mine, rows.begin() + mine + 2}, 40);
-      return std::pair{loss, engine.optimizer_step(1e-2, n, loss)};
-    };
-    EXPECT_TRUE(std::isfinite(step(1).second));
+    const auto step = [&](int64_t n) { return engine.train_step({rows.begin() + mine, rows.begin() + mine + 2}, 40, 1e-2, n); };
+    EXPECT_TRUE(std::isfinite(step(1).norm));
     // One infinite element of one gradient on one rank of one replica: every rank must skip.
     const std::vector<float> before = state();
     float* infinite = nullptr;
@@ -252,7 +248,7 @@ TEST(Engine, ALossThatIsNotFiniteLeavesTheWeights) {
     if (infinite != nullptr) *infinite = saved;
     EXPECT_FALSE(std::isfinite(loss) && std::isfinite(norm));
     EXPECT_TRUE(state() == before);
-    EXPECT_TRUE(std::isfinite(step(3).second));
+    EXPECT_TRUE(std::isfinite(step(3).norm));
     EXPECT_FALSE(state() == before) << "training goes on";
     engine.close();
   });
@@ -268,7 +264,7 @@ TEST(Engine, RanksWithoutTokensTakePart) {
     comm::run_ranks(tp, [&](comm::Communicator& world) {
       Engine engine(c, {.mesh = {.tp = tp}, .tokens = 3}, world);
       initialise(engine, 3);
-      const double l = engine.forward_backward({&batch, 1}, batch.trained_tokens), n = engine.optimizer_step(0.0, 1);
+      const auto [l, n] = engine.train_step({&batch, 1}, batch.trained_tokens, 0.0, 1);
       if (world.rank() == 0) {
         loss[tp == 1 ? 0 : 1] = l;
         norm[tp == 1 ? 0 : 1] = n;
