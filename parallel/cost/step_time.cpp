@@ -241,17 +241,20 @@ StepTime step_time(const ModelSpec& spec, const JobShape& job, const Schedule& s
   for (const int rank : {0, job.mesh.pp - 1}) params = std::max(params, rank_params(spec, job, rank));
   const double g = d(dtype_bytes(job.format.gradients)), w = d(dtype_bytes(job.format.weights));
   const double state = 4 * d(dtype_bytes(job.format.moments)) + (job.format.master ? 8 : 0);
-  // Gradients: zeroed, read for the norm, read by the update; weights written (and read where there is no master copy).
+  // Gradients: read for the norm, read by the update (written by the first backward; cleared before only for a tree over rows);
+  // weights written (and read where there is no master copy). What a GPU hides of the update under the next forward is not
+  // taken off: both want the memory.
+  const double passes = job.tree_rows > 0 ? 2 : 1;
   const double share = job.zero > 0 ? 1.0 / job.mesh.dp : 1.0;
   const double update = share * (g + w + (job.format.master ? 0 : w));
   double waiting = 0;  // of the update for its state
   if (job.offload_optimizer) {
     // The update reads and writes its state where it lies: half of the bytes in each direction.
-    out.optimizer = copy_s(params * (update + 2 * g), rates);
+    out.optimizer = copy_s(params * (update + passes * g), rates);
     waiting = std::max(0.0, host_s(params * share * state / 2, rates) - copy_s(params * update, rates));
     out.offload += waiting;
   } else {
-    out.optimizer = copy_s(params * (update + share * state + 2 * g), rates);
+    out.optimizer = copy_s(params * (update + share * state + passes * g), rates);
   }
   if (job.mesh.dp > 1) {
     const double part = (job.mesh.dp - 1.0) / job.mesh.dp;
@@ -260,10 +263,10 @@ StepTime step_time(const ModelSpec& spec, const JobShape& job, const Schedule& s
   }
   if (job.tree_rows > 0) {
     // Each merge reads two and writes one gradient; each row that begins a partial sum clears one.
-    double passes = 0;
+    double moved = 0;
     for (const RowTree::Step& step : row_tree(job.tree_rows, job.mesh.dp, job.mesh.dp - 1).steps)
-      passes += 3.0 * step.merges + (step.slot > 0 ? 1.0 : 0.0);
-    out.row_sums = copy_s(params * g * passes, rates);
+      moved += 3.0 * step.merges + (step.slot > 0 ? 1.0 : 0.0);
+    out.row_sums = copy_s(params * g * moved, rates);
   }
   out.total = sim.makespan + out.dp_comm + out.optimizer + waiting + out.row_sums;
   const double tokens = d(job.batch) * d(job.seq_len);
