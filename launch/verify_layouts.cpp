@@ -132,8 +132,10 @@ LayoutResults run_layouts(const Request& request, const std::vector<parallel::Me
                             i == 0 ? Announce::kYes : Announce::kNo);
     if (request.config.dry_run) continue;
     if (code != 0 && *verdict == 0) *verdict = code;
-    if (json result = result_in(out, layout, code); !result.is_null())
+    if (json result = result_in(out, layout, code); !result.is_null()) {
+      result["exit_code"] = code;
       results.emplace_back(layout, std::move(result));
+    }
   }
   return results;
 }
@@ -141,12 +143,15 @@ LayoutResults run_layouts(const Request& request, const std::vector<parallel::Me
 void print_table(const LayoutResults& results, size_t layouts, bool pass) {
   std::printf("%-12s %14s %14s %14s  %-6s %s\n", "pp x dp x tp", "loss rel", "logits abs",
               "worst grad", "pass", "in");
-  for (const auto& [layout, r] : results)
+  for (const auto& [layout, r] : results) {
     std::printf(
         "%-12s %14.3g %14.3g %14.3g  %-6s %s\n", layout.c_str(), number_of(r["loss_rel_err"]),
         number_of(r["logits_max_abs_err"]), number_of(r["worst_grad"]["rel_l2"]),
         r["pass"].get<bool>() ? "yes" : "NO",
         r["worst_grad"].contains("name") ? r["worst_grad"]["name"].get<std::string>().c_str() : "");
+    if (r["pass"].get<bool>() && r["exit_code"] != 0)
+      std::printf("%-12s gave this result, but its job ended with code %d: see what it said above\n", "", r["exit_code"].get<int>());
+  }
   std::printf("%s: %zu of %zu layouts gave a result\n", pass ? "pass" : "FAIL", results.size(),
               layouts);
 }
