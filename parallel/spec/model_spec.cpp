@@ -249,10 +249,11 @@ int64_t head_chunk_tokens(const ModelSpec& spec, int tp_rank, int64_t tokens, in
   static_cast<void>(tp_rank);
   const int64_t most = std::clamp<int64_t>(budget_elems / std::max<int64_t>(vocab, 1), std::min<int64_t>(64, tokens), tokens);
   if (tokens == 0) return most;
-  // Equal chunks, of whole tiles where there is room: a short last one is a product of its own shape, and a slow one.
+  // Chunks as equal as can be, of whole tiles where that makes them equal too: a short last one is a product of its own shape,
+  // and a slow one.
   constexpr int64_t kTile = 128;
   const int64_t chunks = (tokens + most - 1) / most, even = (tokens + chunks - 1) / chunks, tiles = (even + kTile - 1) / kTile * kTile;
-  return tiles <= most ? tiles : even;
+  return tiles <= most && tokens % tiles == 0 ? tiles : even;
 }
 
 SlotLayout slot_layout(const ModelSpec& spec, int stage, int tp_rank, int64_t tokens, Recompute recompute, DType act,

@@ -1,6 +1,8 @@
 // The step-time model against measured training rates, and what must hold of it everywhere.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "parallel/cost/step_time.h"
 
 namespace r1::parallel {
@@ -50,6 +52,25 @@ void expect_near(const Measured& m) {
 }
 
 // r1run itself on one H200: benchmarks/results/2026-11-23-h200-training.md.
+TEST(HeadChunk, CoversTheTokensInAsFewAndEqualChunksAsCanBe) {
+  for (const int tp : {1, 4})
+    for (const int64_t budget : {int64_t{1} << 20, int64_t{8} << 20, int64_t{320} << 20}) {
+      const ModelSpec spec(kQwen15B, tp, 1);
+      const int64_t vocab = (kQwen15B.vocab + tp - 1) / tp;
+      for (const int64_t tokens : {1, 11, 63, 64, 100, 512, 1000, 2048, 4096, 5000, 8192, 16384, 32768}) {
+        SCOPED_TRACE(fmt::format("tp {} budget {} tokens {}", tp, budget, tokens));
+        const int64_t chunk = head_chunk_tokens(spec, 0, tokens, budget);
+        const int64_t most = std::max(budget / vocab, std::min<int64_t>(64, tokens)), chunks = (tokens + chunk - 1) / chunk;
+        EXPECT_GE(chunk, 1);
+        EXPECT_LE(chunk, std::min(most, tokens));
+        EXPECT_EQ(chunks, (tokens + most - 1) / most);
+        EXPECT_GT(tokens - chunk * (chunks - 1), chunk - chunks) << "the last one";
+      }
+    }
+  // 16k tokens of the 1.5B, as on a GPU: whole tiles.
+  EXPECT_EQ(head_chunk_tokens(ModelSpec(kQwen15B, 1, 1), 0, 16384, int64_t{320} << 20), 2048);
+}
+
 TEST(StepTime, AgreesWithMeasuredStepsOnOneH200) {
   const Recompute none = Recompute::kNone, full = Recompute::kFull;
   for (const Measured& m : {
