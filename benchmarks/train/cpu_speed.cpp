@@ -198,7 +198,7 @@ Timed train_steps(comm::Communicator& world, const train::EngineOptions& o, cons
     double pipeline = 0;
     static_cast<void>(engine.train_step(
         rows, trained, 1e-4, i + 1, [&](const parallel::Action& a) { actions.observe(a); },
-        [&] {
+        [&](train::Engine::StepPart) {
           actions.stop();
           pipeline = seconds_since(start);
         }));

@@ -903,7 +903,7 @@ const std::vector<Option>& table() {
        .fallback = "0",
        .range = at_least(0),
        .metavar = "STEPS",
-       .help = "time each operation over this many steps, and print the table, the pipeline's bubble and exposed communication; 0: off",
+       .help = "time each operation over this many steps, after three to warm up, and print the table, the pipeline's bubble and exposed communication; 0: off",
        .group = Group::kMachine,
        .commands = kJob},
       {.name = "no-graphs",

@@ -34,7 +34,7 @@ StageParameters::StageParameters(const parallel::ModelSpec& spec, int stage, int
     if (!holds.offload) return make(buffer, dtype, state_layout_.elems);
     offloaded_.emplace_back(device.kind, static_cast<size_t>(state_layout_.elems * dtype_bytes(dtype)));
     const PinnedBuffer& host = offloaded_.back();
-    if (host.bytes() > 0) std::memset(host.data(), 0, host.bytes());
+    backend_of(DeviceKind::kCpu).fill_zero(host.data(), host.bytes(), {});
     return Tensor{.data = host.data(), .dtype = dtype, .shape = {state_layout_.elems}, .device = device};
   };
   weights_ = make(weight_buffer_, format.weights, layout_.elems);

@@ -58,7 +58,7 @@ Engine::Engine(const parallel::ModelConfig& config, const EngineOptions& o, comm
                                                plan_.row_tree ? comm::SumOrder::kTree : comm::SumOrder::kRank);
   norm_ = std::make_unique<optim::GradientNorm>(blocks, *groups_, o.device);
   adamw_ = std::make_unique<optim::AdamW>(blocks, o.adamw, *groups_, o.device);
-  loss_total_ = Buffer(o.device, sizeof(double));
+  scalars_ = Buffer(o.device, 2 * sizeof(double));
   model_->set_after_update({.weights = [this](int stage, int64_t layer) { adamw_->wait(stage, layer, stream_); },
                             .gradients = [this] { adamw_->wait(stream_); }});
   // Alone in its dp group a rank has nothing to overlap, and its last backward may be a graph too.
@@ -67,14 +67,6 @@ Engine::Engine(const parallel::ModelConfig& config, const EngineOptions& o, comm
 }
 
 Engine::~Engine() { backend_of(options_.device.kind).destroy_stream(stream_); }
-
-double Engine::host_scalar(const Tensor& t) const {
-  double v = 0;
-  DeviceBackend& backend = backend_of(options_.device.kind);
-  backend.copy(&v, t.data, sizeof v, stream_);
-  backend.synchronize(stream_);
-  return v;
-}
 
 /// The loss lives on the last stage, equal on its tp ranks, and is zero elsewhere: sum over dp and over pp, of integers.
 void Engine::reduce_loss() {
@@ -114,14 +106,22 @@ double Engine::forward_backward(std::span<const models::HostBatch> batches, int6
 }
 
 Engine::StepResult Engine::train_step(std::span<const models::HostBatch> batches, int64_t global_tokens, double lr, int64_t step,
-                                      const parallel::ActionObserver& observe, const std::function<void()>& before_update) {
+                                      const parallel::ActionObserver& observe, const std::function<void(StepPart)>& part) {
   const double scale = enqueue_gradients(batches, global_tokens, observe);
-  if (before_update) before_update();
-  const Tensor loss{.data = loss_total_.data(), .dtype = DType::kF64, .shape = {1}, .device = options_.device};
-  kernels::exact_total(model_->loss_words(), loss, stream_);
+  if (part) part(StepPart::kUpdate);
+  DeviceBackend& backend = backend_of(options_.device.kind);
+  const auto scalar = [&](int i) {
+    return Tensor{.data = static_cast<double*>(scalars_.data()) + i, .dtype = DType::kF64, .shape = {1}, .device = options_.device};
+  };
+  kernels::exact_total(model_->loss_words(), scalar(0), stream_);
   const Tensor sum_squares = norm_->run(stream_);
-  adamw_->step(lr, step, sum_squares, loss, stream_);
-  return {.loss = loss_sum() * scale, .norm = std::sqrt(host_scalar(sum_squares))};
+  backend.copy(scalar(1).data, sum_squares.data, sum_squares.bytes(), stream_);
+  adamw_->step(lr, step, sum_squares, scalar(0), stream_);
+  if (part && options_.device.kind != DeviceKind::kCpu) part(StepPart::kWait);
+  std::array<double, 2> host{};
+  backend.copy(host.data(), scalars_.data(), sizeof host, stream_);
+  backend.synchronize(stream_);
+  return {.loss = host[0] * scale, .norm = std::sqrt(host[1])};
 }
 
 double Engine::forward_only(std::span<const models::HostBatch> batches, bool single) {

@@ -57,11 +57,13 @@ class Engine {
     double loss = 0;  ///< as forward_backward returns it
     double norm = 0;  ///< of the gradient, global, before clipping
   };
+  /// What the host does beside the actions of the schedule.
+  enum class StepPart : uint8_t { kUpdate, kWait };
   /// forward_backward, then the update of the weights, unless the loss or the norm is not finite: then they stay as they are on
-  /// every rank. `step` counts from 1; `before_update` is called between the two. The host waits once, at the end; on a GPU the
-  /// update may still run then: see finish_update. Collective.
+  /// every rank. `step` counts from 1. The host waits once, when all is enqueued (kWait, on a GPU only); the update may still run
+  /// on a GPU when this returns: see finish_update. Collective.
   StepResult train_step(std::span<const models::HostBatch> batches, int64_t global_tokens, double lr, int64_t step,
-                        const parallel::ActionObserver& observe = {}, const std::function<void()>& before_update = {});
+                        const parallel::ActionObserver& observe = {}, const std::function<void(StepPart)>& part = {});
   /// Sum of token losses over all dp ranks without gradients. Collective. `single`: one micro-batch instead of a step's.
   double forward_only(std::span<const models::HostBatch> batches, bool single = false);
   /// What is enqueued on stream() from here on sees the newest weights and optimizer state. The engine's own passes need no such
@@ -89,7 +91,6 @@ class Engine {
   double enqueue_gradients(std::span<const models::HostBatch> batches, int64_t global_tokens, const parallel::ActionObserver& observe);
   void reduce_loss();
   [[nodiscard]] double loss_sum() const;
-  [[nodiscard]] double host_scalar(const Tensor& t) const;
 
   EngineOptions options_;
   parallel::ModelSpec spec_;
@@ -105,7 +106,7 @@ class Engine {
   std::unique_ptr<optim::GradientSync> sync_;
   std::unique_ptr<optim::GradientNorm> norm_;
   std::unique_ptr<optim::AdamW> adamw_;
-  Buffer loss_total_;
+  Buffer scalars_;  ///< [2] fp64: a step's sum of losses, sum of squares
 };
 
 /// The plan of one rank for these options, without allocating anything. Pure.

@@ -25,6 +25,7 @@ struct WaitingTime {
 class StepProfile {
  public:
   using Metrics = std::function<void(nlohmann::ordered_json)>;
+  static constexpr int64_t kWarmupSteps = 3;  ///< before the first step that is profiled
   /// `gemm_rate`: FLOP/s of this rank's device alone, measured. `metrics` takes lines of metrics.jsonl on the first rank.
   StepProfile(const RankContext& ctx, Engine& engine, int64_t steps, double gemm_rate, Metrics metrics);
   /// Around each step; the profile begins after three steps of warm-up. Collective when it ends.
@@ -36,7 +37,6 @@ class StepProfile {
   /// Bubble and exposed communication of all ranks: the line for people; the metrics go out. Collective.
   [[nodiscard]] std::string report_waiting(std::span<const kernels::OpProfile> ops, std::span<const comm::CommTime> times);
 
-  static constexpr int64_t kWarmupSteps = 3;
   const RankContext& ctx_;
   Engine& engine_;
   int64_t steps_, seen_ = 0;

@@ -460,9 +460,10 @@ void Job::conclude_save(const SaveOutcome& o) {
 void Job::begin_save() {
   const auto start = Clock::now();
   if (saver_->busy()) {
-    ctx_.status.set_phase("waiting for the previous checkpoint to be written");
+    const bool of_this_step = saver_->step() == progress_.step;
+    ctx_.status.set_phase(of_this_step ? "writing a checkpoint" : "waiting for the previous checkpoint to be written");
     conclude_save(saver_->finish());
-    if (ctx_.first() && seconds_since(start) > 0.5 * seconds_per_step_)
+    if (ctx_.first() && !of_this_step && seconds_since(start) > 0.5 * seconds_per_step_)
       log::warn("training waited {} for the previous checkpoint: writing one takes longer than --save-every {} steps",
                 human_duration(seconds_since(start)), cfg_.save_every);
   }
@@ -528,6 +529,9 @@ ExitCode Job::run() {
   StepHealth health(ctx_, *data_, [this](nlohmann::ordered_json line) { metrics_line(std::move(line)); });
   double first_loss = std::nan(""), last_loss = std::nan("");
   const int64_t begun_at = progress_.step;
+  if (const int64_t needed = cfg_.profile + StepProfile::kWarmupSteps; cfg_.profile > 0 && total_steps_ - progress_.step < needed && ctx_.first())
+    log::warn("--profile {} prints nothing: it takes {} steps, {} of them to warm up, and this job has {} to do", cfg_.profile, needed,
+              StepProfile::kWarmupSteps, total_steps_ - progress_.step);
   StepProfile profile(ctx_, *engine_, cfg_.profile, gemm_rate_ / ctx_.world.size(),
                       [this](nlohmann::ordered_json line) { metrics_line(std::move(line)); });
   const auto job_start = Clock::now();
@@ -556,11 +560,12 @@ ExitCode Job::run() {
           ctx_.status.set_phase(phase_of(a));
           record_action(flight, a);
         },
-        [&] {
-          ctx_.status.set_phase("optimizer");
-          flight.action(Operation::kOptimizer, -1, -1);
+        [&](Engine::StepPart part) {
+          ctx_.status.set_phase(part == Engine::StepPart::kUpdate ? "optimizer" : "waiting for the device");
+          if (part == Engine::StepPart::kUpdate) flight.action(Operation::kOptimizer, -1, -1);
         });
     flight.end_action();
+    ctx_.status.set_phase("end of the step");
     profile.after_step(seconds_since(start));
     ++progress_.step;
     progress_.position_rows += rows_.batch;

@@ -10,6 +10,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -303,7 +304,11 @@ class Backend final : public Api {
     const int mine = sched_getaffinity(0, sizeof cpus, &cpus) == 0 ? CPU_COUNT(&cpus) : 1;
     {
       std::vector<std::jthread> threads;
-      for (int i = 1; i < std::min(mine, kMostThreads); ++i) threads.emplace_back(touch);
+      try {
+        for (int i = 1; i < std::min(mine, kMostThreads); ++i) threads.emplace_back(touch);
+      } catch (const std::system_error&) {
+        // Fewer threads then.
+      }
       touch();
     }
     if (cudaHostRegister(p, bytes, cudaHostRegisterPortable | cudaHostRegisterMapped) != cudaSuccess) {

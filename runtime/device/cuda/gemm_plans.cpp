@@ -148,8 +148,8 @@ void GemmPlans::choose(const GemmShape& s, Plan& plan, const void* a, const void
     cache_ = read_cache();
     cache_read_from_ = cache_path();
   }
-  // A sum differs from its product by one more operand: what is best for one is best for the other, and the trials are
-  // most of a first step.
+  // A sum differs from its product by one more operand; the choice for one serves the other, since the trials are most of a
+  // first step.
   GemmShape twin = s;
   twin.accumulate = !s.accumulate;
   if (timed)

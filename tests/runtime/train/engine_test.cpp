@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <map>
 #include <mutex>
@@ -129,7 +130,9 @@ struct Outcome {
   friend bool operator==(const Outcome&, const Outcome&) = default;
 };
 
-Outcome train(const parallel::ModelConfig& c, EngineOptions o, const std::vector<models::HostBatch>& rows, int steps = 3) {
+/// `before_step` is called with each virtual stage's parameters.
+Outcome train(const parallel::ModelConfig& c, EngineOptions o, const std::vector<models::HostBatch>& rows, int steps = 3,
+              const std::function<void(const models::StageParameters&)>& before_step = {}) {
   Outcome out;
   std::mutex mutex;
   o.adamw = {.weight_decay = 0.1, .clip = 0.5};
@@ -142,6 +145,8 @@ Outcome train(const parallel::ModelConfig& c, EngineOptions o, const std::vector
     std::vector<models::HostBatch> batches(rows.begin() + mine.begin, rows.begin() + mine.end);
     while (static_cast<int>(batches.size()) < o.microbatches) append_masked_row(batches.emplace_back(), o.tokens, 0);
     for (int step = 1; step <= steps; ++step) {
+      if (before_step)
+        for (const models::StageParameters& p : engine.model().parameters()) before_step(p);
       const auto [loss, norm] = engine.train_step(batches, trained, 1e-2, step);
       if (world.rank() != 0) continue;
       out.losses.push_back(loss);
@@ -178,6 +183,41 @@ TEST(Engine, ShardedOptimizerIsBitEqualToAWholeOne) {
         EXPECT_GT(whole.losses.front(), whole.losses.back()) << "nothing was learnt";
         EXPECT_GT(whole.norms.front(), 0.5) << "nothing was clipped";
       }
+}
+
+TEST(Engine, NothingIsLeftOfAnEarlierStepsGradients) {
+  // Every gradient is written or cleared before anything is added to it: what was there before does not count.
+  const auto poison = [](const models::StageParameters& p) {
+    const auto fill = [](const Tensor& t) { std::fill_n(t.ptr<float>(), t.numel(), std::numeric_limits<float>::quiet_NaN()); };
+    for (size_t k = 0; k < p.gradient_slots(); ++k) {
+      for (size_t i = 0; i < p.specs().size(); ++i) fill(p.part(p.gradient_slot(k), i));
+      if (p.tied_head_gradient(k).data != nullptr) fill(p.tied_head_gradient(k));
+    }
+  };
+  struct Case {
+    parallel::MeshShape mesh;
+    const char* schedule;
+    int64_t tree_rows;
+  };
+  for (const bool tied : {false, true})
+    for (const Case& k : {Case{{1, 1, 1}, "1f1b", 0}, Case{{2, 1, 1}, "zb-h1", 0}, Case{{2, 1, 1}, "interleaved", 0},
+                          Case{{2, 2, 2}, "1f1b", 0}, Case{{1, 1, 4}, "gpipe", 0}, Case{{2, 2, 1}, "interleaved", 4}}) {
+      SCOPED_TRACE(fmt::format("{} {} tied {} tree {}", k.mesh.str(), k.schedule, tied, k.tree_rows));
+      const parallel::ModelConfig c = tiny("Qwen3ForCausalLM", tied);
+      std::vector<models::HostBatch> rows;
+      for (uint64_t r = 0; r < static_cast<uint64_t>(2 * k.mesh.dp); ++r) rows.push_back(make_batch(c, 1, 11, 20 + r));
+      // The first micro-batch of every replica trains nothing.
+      for (int d = 0; d < k.mesh.dp; ++d) {
+        models::HostBatch& b = rows[static_cast<size_t>(2 * d)];
+        b.trained_tokens = 0;
+        std::fill(b.targets.begin(), b.targets.end(), -1);
+      }
+      const EngineOptions o{.mesh = k.mesh, .schedule = k.schedule, .virtual_stages = std::string(k.schedule) == "interleaved" ? 2 : 1,
+                            .microbatches = 2, .tokens = 11, .tree_rows = k.tree_rows};
+      const Outcome plain = train(c, o, rows);
+      EXPECT_TRUE(train(c, o, rows, 3, poison) == plain);
+      EXPECT_GT(plain.losses.front(), plain.losses.back()) << "nothing was learnt";
+    }
 }
 
 TEST(Engine, DeterministicIsBitEqualOverLayouts) {
