@@ -21,9 +21,8 @@ bool is_product(const StageParameters& params, const parallel::ParamSpec& p) {
     case ParamRole::kQBias: case ParamRole::kKBias: case ParamRole::kVBias: return false;
     // A tied head that has no gradient of its own writes the embedding's before anything is added to it.
     case ParamRole::kEmbedding: {
-      const bool last_stage = std::ranges::any_of(params.specs(), [](const auto& q) { return q.role == ParamRole::kFinalNorm; }),
-                 own_head = std::ranges::any_of(params.specs(), [](const auto& q) { return q.role == ParamRole::kHead; });
-      return last_stage && !own_head && params.tied_head_gradient(0).data == nullptr;
+      const auto has = [&](ParamRole role) { return std::ranges::any_of(params.specs(), [&](const auto& q) { return q.role == role; }); };
+      return has(ParamRole::kFinalNorm) && !has(ParamRole::kHead) && params.tied_head_gradient(0).data == nullptr;
     }
     default: return true;
   }

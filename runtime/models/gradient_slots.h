@@ -19,11 +19,12 @@ class GradientSlots {
  public:
   /// Micro-batch i holds row i of this rank; those beyond the tree's rows are filling and do not count.
   GradientSlots(const StageParameters& params, std::optional<parallel::RowTree> tree);
-  /// Before a step's first gradients: zeroes what its micro-batches accumulate from the first on. Without a tree those are norms,
+  /// Before a step's first gradients of the stage: zeroes what its micro-batches accumulate from the first on. Without a tree those are norms,
   /// biases and the embedding; the first micro-batch writes the others (nn::MatrixGradients).
   void clear(const Stream& s) const;
-  /// The first micro-batch writes the gradients of matrices.
-  [[nodiscard]] bool first_writes() const { return !tree_.has_value(); }
+  /// Whether a micro-batch writes the gradients of matrices: the first one of a step, without a tree. A stage runs its
+  /// micro-batches in order.
+  [[nodiscard]] bool writes(int microbatch) const { return microbatch == 0 && !tree_; }
   /// Where the gradients of a micro-batch go: index of StageParameters::gradient_slot.
   [[nodiscard]] size_t slot(int microbatch) const;
   /// Before a micro-batch's gradients of a layer's group are accumulated (-1 embedding, the number of layers: norm and head).

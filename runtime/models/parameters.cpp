@@ -1,6 +1,5 @@
 #include "runtime/models/parameters.h"
 
-#include <cstring>
 
 #include "runtime/core/rng.h"
 #include "runtime/device/cpu/thread_pool.h"

@@ -221,30 +221,23 @@ GraphCache::Key RankModel::graph_key(Chunk& c, ActionKind kind, int microbatch, 
   };
   const kernels::AttentionClass k = kernels::attention_class(b.host_cu, b.max_segment, b.tokens);
   const int64_t work = 8 * static_cast<int64_t>(kind) +
-                       (kind == ActionKind::kForward ? 0 : static_cast<int64_t>(matrix_gradients(c, kind)));
+                       (kind == ActionKind::kForward ? 0 : static_cast<int64_t>(matrix_gradients(c, kind, microbatch)));
   return {c.stage, work, entry(c.slot_of), entry(c.stash_of),
           kind == ActionKind::kForward ? -1 : entry(c.ring_of), int64_t{k.equal}, k.segments, k.longest};
 }
 
-void RankModel::begin_gradients() {
-  new_gradients_ = true;
-  for (Chunk& c : chunks_) c.layers_written = c.head_written = false;
-}
-
-void RankModel::open_gradients() {
-  if (!new_gradients_) return;
-  new_gradients_ = false;
+void RankModel::open_gradients(const Chunk& c) {
   if (after_update_.gradients) after_update_.gradients();
-  for (const Chunk& c : chunks_) c.gradients->clear(stream_);
+  c.gradients->clear(stream_);
 }
 
 void RankModel::weights_needed(int stage, int64_t layer) const {
   if (after_update_.weights) after_update_.weights(stage, layer);
 }
 
-nn::MatrixGradients RankModel::matrix_gradients(const Chunk& c, ActionKind kind) {
+nn::MatrixGradients RankModel::matrix_gradients(const Chunk& c, ActionKind kind, int microbatch) {
   if (kind == ActionKind::kBackwardInput) return nn::MatrixGradients::kLater;
-  return c.accumulates(c.layers_written) ? nn::MatrixGradients::kAccumulate : nn::MatrixGradients::kWrite;
+  return c.gradients->writes(microbatch) ? nn::MatrixGradients::kWrite : nn::MatrixGradients::kAccumulate;
 }
 
 void RankModel::zero_loss(const Stream& s) { backend_of(device_.kind).fill_zero(loss_words_.data, loss_words_.bytes(), s); }
@@ -409,15 +402,14 @@ void RankModel::forward(int stage, int microbatch) {
   if (!c.heads.empty()) {
     const int64_t last = spec_.config().layers;
     weights_needed(stage, last);
-    if (want_gradients_) open_gradients();
+    if (want_gradients_ && microbatch == 0) open_gradients(c);
     const Tensor gradient = want_gradients_ ? output_gradient(stage, microbatch) : Tensor{};
     nn::LogitsSink sink;
     if (sink_) sink = [this, microbatch](int64_t first, const Tensor& logits) { sink_(microbatch, first, logits); };
     if (want_gradients_) c.gradients->begin(last, GradientGroup::kAll, microbatch, stream_);
     c.heads[want_gradients_ ? c.gradients->slot(microbatch) : 0].forward(layer_input(c, microbatch, c.depth()), b, loss_scale_, loss_words_, want_gradients_, gradient,
-                    c.accumulates(c.head_written), sink, stream_);
+                    !c.gradients->writes(microbatch), sink, stream_);
     if (!want_gradients_) return;
-    c.head_written = true;
     c.gradients->end(last, GradientGroup::kAll, microbatch, stream_);
     gradients_ready(stage, last, microbatch);
   }
@@ -440,8 +432,9 @@ void RankModel::backward(int stage, int microbatch, ActionKind kind) {
   const bool split = kind != ActionKind::kBackward;
   const GradientSlots& gradients = *c.gradients;
   const std::vector<nn::DecoderLayer>& layers = c.layers[gradients.slot(microbatch)];
-  open_gradients();
-  const nn::MatrixGradients matrices = matrix_gradients(c, kind);
+  const nn::MatrixGradients matrices = matrix_gradients(c, kind, microbatch);
+  // Where there is a head, its forward came first; a weight gradient comes after the input's.
+  if (microbatch == 0 && c.heads.empty() && kind != ActionKind::kBackwardWeight) open_gradients(c);
   if (kind == ActionKind::kBackwardWeight) {
     run_layers(graph_key(c, kind, microbatch, b), microbatch, [&] {
       for (size_t i = layers.size(); i-- > 0;) {
@@ -452,7 +445,6 @@ void RankModel::backward(int stage, int microbatch, ActionKind kind) {
         gradients_ready(stage, layer, microbatch);
       }
     });
-    c.layers_written = true;
     return;
   }
   if (split)
@@ -469,7 +461,6 @@ void RankModel::backward(int stage, int microbatch, ActionKind kind) {
   const Tensor out = scratch("input gradient " + std::to_string(ring));
   const nn::Batch lb = layer_batch(microbatch);
   run_layers(graph_key(c, kind, microbatch, lb), microbatch, [&] { backward_layers(c, microbatch, lb, matrices, out); });
-  if (!split) c.layers_written = true;
   if (c.spec.embedding) {
     const StageParameters& p = params_[c.params];
     gradients.begin(-1, GradientGroup::kAll, microbatch, stream_);

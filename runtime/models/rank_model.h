@@ -48,8 +48,6 @@ class RankModel : public parallel::StageRunner {
   /// Sees the logits of micro-batches as they are made (verification, sampling): (micro-batch, first token, logits [C, V]).
   using Sink = std::function<void(int microbatch, int64_t first_token, const Tensor& logits)>;
   void set_logits_sink(Sink sink) { sink_ = std::move(sink); }
-  /// The next gradients are a new step's.
-  void begin_gradients();
   void zero_loss(const Stream& s);
   /// Graphs of the decoder layers, one a (stage, direction, slot, class of segments); none where the plan has no graphs.
   [[nodiscard]] GraphCache& graphs() { return graphs_; }
@@ -60,7 +58,7 @@ class RankModel : public parallel::StageRunner {
   using GradientsReady = std::function<void(int stage, int64_t layer)>;
   void set_gradients_ready(GradientsReady ready) { ready_ = std::move(ready); }
   /// What orders the model after an update that runs beside it: `weights` is called before a unit's weights are read (also while
-  /// a graph is captured), `gradients` before a step's first gradient is written.
+  /// a graph is captured), `gradients` before a step's first gradient of a stage is written.
   struct AfterUpdate {
     std::function<void(int stage, int64_t layer)> weights;
     std::function<void()> gradients;
@@ -92,8 +90,6 @@ class RankModel : public parallel::StageRunner {
     std::vector<HostSlot> host_slots;  ///< beside `slots`, where block inputs are offloaded
     std::map<int, size_t> slot_of, stash_of;  ///< micro-batch -> slot, stash
     std::map<int, size_t> ring_of;            ///< micro-batch -> gradient ring entry of its input gradient
-    bool layers_written = false, head_written = false;  ///< in this step: what follows is accumulated
-    [[nodiscard]] bool accumulates(bool written) const { return written || !gradients->first_writes(); }
   };
   [[nodiscard]] Chunk& chunk(int stage);
   [[nodiscard]] Arena& slot(Chunk& c, int microbatch);
@@ -105,9 +101,9 @@ class RankModel : public parallel::StageRunner {
   [[nodiscard]] nn::Batch layer_batch(int microbatch) const;
   [[nodiscard]] GraphCache::Key graph_key(Chunk& c, parallel::ActionKind kind, int microbatch, const nn::Batch& b) const;
   void weights_needed(int stage, int64_t layer) const;
-  /// Before any gradient is written.
-  void open_gradients();
-  [[nodiscard]] static nn::MatrixGradients matrix_gradients(const Chunk& c, parallel::ActionKind kind);
+  /// Before a stage's first gradients of a step.
+  void open_gradients(const Chunk& c);
+  [[nodiscard]] static nn::MatrixGradients matrix_gradients(const Chunk& c, parallel::ActionKind kind, int microbatch);
   /// Schedules run the micro-batches of a stage in order: the last one completes its gradients.
   void gradients_ready(int stage, int64_t layer, int microbatch) const;
   /// Where the offloaded input of a layer lies for a micro-batch; nullptr: it stays on the device.
@@ -131,7 +127,7 @@ class RankModel : public parallel::StageRunner {
   Tensor loss_words_;
   size_t ring_next_ = 0;
   float loss_scale_ = 0;
-  bool want_gradients_ = false, new_gradients_ = false;
+  bool want_gradients_ = false;
   std::vector<nn::Batch> batches_;
   std::unique_ptr<BlockInputOffload> offload_;
   GraphCache graphs_;

@@ -213,7 +213,7 @@ void GradientSync::finish(const Stream& s) {
 
 GradientNorm::GradientNorm(const std::vector<ParamBlock>& blocks, parallel::ProcessGroups& groups, Device device)
     : group_(blocks.front().shards > 1 ? groups.world() : groups.replica()),
-      words_(device, kernels::kExactWords * sizeof(int64_t)), total_(device, sizeof(double)) {
+      words_(device, kernels::kExactWords * sizeof(int64_t)) {
   for (const ParamBlock& b : blocks)
     for (size_t i = 0; i < b.specs->size(); ++i) {
       const ParamSpec& p = (*b.specs)[i];
@@ -234,15 +234,13 @@ GradientNorm::GradientNorm(const std::vector<ParamBlock>& blocks, parallel::Proc
     }
 }
 
-Tensor GradientNorm::run(const Stream& s) const {
+void GradientNorm::run(const Tensor& sum_squares, const Stream& s) const {
   DeviceBackend& backend = backend_of(s.device.kind);
   const Tensor words{.data = words_.data(), .dtype = DType::kI64, .shape = {kernels::kExactWords}, .device = words_.device()};
-  const Tensor total{.data = total_.data(), .dtype = DType::kF64, .shape = {1}, .device = total_.device()};
   backend.fill_zero(words.data, words.bytes(), s);
   kernels::sum_of_squares(owned_, words, s);
   group_.all_reduce(words, comm::ReduceOp::kSum, s);
-  kernels::exact_total(words, total, s);
-  return total;
+  kernels::exact_total(words, sum_squares, s);
 }
 
 }  // namespace r1::optim

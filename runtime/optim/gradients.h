@@ -108,14 +108,14 @@ class GradientSync {
 class GradientNorm {
  public:
   GradientNorm(const std::vector<ParamBlock>& blocks, parallel::ProcessGroups& groups, Device device);
-  /// Returns the device scalar [1] fp64 with the global sum of squares; NaN or infinite where a gradient is. Collective over the
-  /// world with shards, else over the replica group.
-  [[nodiscard]] Tensor run(const Stream& s) const;
+  /// sum_squares [1] fp64 = the global sum of squares; NaN or infinite where a gradient is. Collective over the world with shards,
+  /// else over the replica group.
+  void run(const Tensor& sum_squares, const Stream& s) const;
 
  private:
   std::vector<Tensor> owned_;  ///< the rows of gradients this rank counts, [rows, row elements] each
   comm::Communicator& group_;
-  Buffer words_, total_;
+  Buffer words_;
 };
 
 }  // namespace r1::optim

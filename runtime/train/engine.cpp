@@ -90,7 +90,6 @@ double Engine::enqueue_gradients(std::span<const models::HostBatch> batches, int
            schedule_.microbatches);
   // A step without a single trained token has loss 0 and no gradient.
   const double scale = global_tokens > 0 ? 1.0 / static_cast<double>(global_tokens) : 0.0;
-  model_->begin_gradients();
   model_->zero_loss(stream_);
   model_->load(batches, static_cast<float>(scale), true, stream_);
   executor_->run(*model_, stream_, false, observe);
@@ -114,9 +113,8 @@ Engine::StepResult Engine::train_step(std::span<const models::HostBatch> batches
     return Tensor{.data = static_cast<double*>(scalars_.data()) + i, .dtype = DType::kF64, .shape = {1}, .device = options_.device};
   };
   kernels::exact_total(model_->loss_words(), scalar(0), stream_);
-  const Tensor sum_squares = norm_->run(stream_);
-  backend.copy(scalar(1).data, sum_squares.data, sum_squares.bytes(), stream_);
-  adamw_->step(lr, step, sum_squares, scalar(0), stream_);
+  norm_->run(scalar(1), stream_);
+  adamw_->step(lr, step, scalar(1), scalar(0), stream_);
   if (part && options_.device.kind != DeviceKind::kCpu) part(StepPart::kWait);
   std::array<double, 2> host{};
   backend.copy(host.data(), scalars_.data(), sizeof host, stream_);
