@@ -101,7 +101,8 @@ std::unique_ptr<Communicator> make(const std::string& kind, Communicator& world,
   if (kind == "ipc" || kind == "ipc-copies")
     return make_ipc(std::move(host), make_ipc_hub(memory, {}),
                     {.slot_bytes = size_t{4} << 20,
-                     .message_slot_bytes = size_t{16} << 20,
+                     .message_slot_bytes = size_t{2} << 20,
+                     .most_message_slot_bytes = kMostMessageSlotBytes,
                      .kernels = kind == "ipc"});
   throw UsageError("--comm {}: allowed are nccl, nccl-threads, ipc, ipc-copies, mpi", kind);
 }
@@ -150,6 +151,9 @@ int run(MpiWorld& mpi, int argc, char** argv) {
   std::stringstream kind_list(kinds);
   for (std::string kind; std::getline(kind_list, kind, ',');) {
     const auto group = make(kind, *world, memory);
+    // As the stages of a pipeline do before their first step.
+    const ExpectedMessage expected[] = {{(world->rank() - 1 + world->size()) % world->size(), static_cast<size_t>(most)}};
+    group->expect_messages(expected);
     std::stringstream op_list(ops);
     for (std::string op; std::getline(op_list, op, ',');)
       for (int64_t bytes = least; bytes <= most; bytes *= 2) {

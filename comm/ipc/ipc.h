@@ -7,6 +7,7 @@
 
 #include "comm/communicator.h"
 #include "comm/ipc/ipc_memory.h"
+#include "runtime/core/comm_route.h"
 
 namespace r1::comm {
 
@@ -15,8 +16,11 @@ struct IpcOptions {
   /// Bytes of one slot of a collective, two a pair of ranks and direction; larger parts travel in
   /// pieces.
   size_t slot_bytes = size_t{1} << 20;
-  /// The same of send, recv and start. Each piece costs the host some 10 us.
-  size_t message_slot_bytes = size_t{4} << 20;
+  /// The same of send, recv and start, kMessageSlots a pair and direction.
+  size_t message_slot_bytes = size_t{2} << 20;
+  /// Up to this size the slots of a pair grow to what expect_messages names; 0: they never do. A message that takes
+  /// several pieces waits for the sender's host to come by again, which may be a whole forward later.
+  size_t most_message_slot_bytes = 0;
   /// Small and mid-sized collectives in one kernel, where every rank has a GPU of its own.
   bool kernels = true;
 };
@@ -41,6 +45,8 @@ void progress(IpcHub& hub);
 /// the receiver waits for the event on its stream and copies out; that both were enqueued is agreed
 /// through counters in host memory, so that no kernel spins and ranks may share a GPU. Waiting
 /// loops advance all messages of the process and call the hub's StopCheck.
+///
+/// expect_messages gives the pairs it names kMessageSlots slots of whole messages, in regions of their own.
 [[nodiscard]] std::unique_ptr<Communicator> make_ipc(std::unique_ptr<Communicator> host,
                                                      std::shared_ptr<IpcHub> hub,
                                                      const IpcOptions& options = {});

@@ -92,9 +92,11 @@ struct Router::State {
         // At most 80 MiB of slots a rank and group (of eight: 70).
         const size_t few = group_host.size() <= 2 ? 4 : group_host.size() <= 4 ? 2 : 1;
         const size_t mib = on_gpu() ? size_t{1} << 20 : size_t{128} << 10;
-        return make_ipc(
-            std::move(own), need_ipc(),
-            {.name = own->name(), .slot_bytes = few * mib, .message_slot_bytes = 4 * few * mib});
+        return make_ipc(std::move(own), need_ipc(),
+                        {.name = own->name(),
+                         .slot_bytes = few * mib,
+                         .message_slot_bytes = 2 * few * mib,
+                         .most_message_slot_bytes = on_gpu() ? kMostMessageSlotBytes : 0});
       }
       case CommBackend::kUcx: {
         const bool direct = on_gpu() && ucx_moves_cuda();
@@ -157,6 +159,10 @@ class Routed final : public Communicator {
       R1_CHECK(t.tensor.device.kind == transfers[0].tensor.device.kind,
                "start on {}: tensors of two devices", name());
     return (transfers.empty() ? *host_ : carrier(transfers[0].tensor)).start(transfers, s);
+  }
+  void expect_messages(std::span<const ExpectedMessage> from) override {
+    if (messages_) messages_->expect_messages(from);
+    else if (collectives_) collectives_->expect_messages(from);
   }
   std::unique_ptr<Pending> start_reduce_scatter(std::span<const ShardedTensor> xs, SumOrder order,
                                                 const Stream& s) override {

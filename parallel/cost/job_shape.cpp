@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <map>
 
+#include "runtime/core/comm_route.h"
 #include "runtime/core/error.h"
 
 namespace r1::parallel {
@@ -84,6 +85,7 @@ DeviceNeeds device_needs(bool gpu, const ModelConfig& model, int tp, int64_t tok
   if (!gpu) return needs;
   // With tp > 1 a layer's sums go through a communicator, which a graph cannot hold yet.
   needs.graphs = tp == 1;
+  needs.message_slots = static_cast<int>(kMessageSlots);
   // A chunk of the head large enough for full GEMM rate: 2048 tokens of a 152k vocabulary take 0.6 GB in bf16.
   needs.head_budget_elems = int64_t{320} << 20;
   const int64_t q = (model.heads + tp - 1) / tp, kv = std::min(q, (model.kv_heads + tp - 1) / tp + 1);
@@ -151,6 +153,7 @@ std::vector<MemoryItem> memory_items(const RankPlan& plan) {
     add_tensors(items, "activations", stash, c.stash);
   }
   for (const PlannedTensor& t : plan.scratch) add_tensors(items, scratch_category(t.name), {t}, 1);
+  if (b.messages > 0) items.push_back({"communication", "message slots", b.messages, plan.messages.slots});
   return items;
 }
 

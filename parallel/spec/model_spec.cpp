@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <limits>
+#include <set>
 
+#include "runtime/core/comm_route.h"
 #include "runtime/core/error.h"
 
 namespace r1::parallel {
@@ -370,8 +372,24 @@ RankPlan::Bytes RankPlan::bytes() const {
     b.activations += c.in_flight * laid_out_bytes(c.slot) + c.stash * laid_out_bytes(c.stash_slot);
   }
   b.scratch = laid_out_bytes(scratch);
+  b.messages = static_cast<int64_t>(messages.peers.size()) * messages.slots *
+               std::min(messages.bytes, static_cast<int64_t>(kMostMessageSlotBytes));
   return b;
 }
+
+namespace {
+
+/// The pp ranks that this one receives from.
+std::vector<int> senders_to(const Schedule& schedule, int pp_rank) {
+  std::set<int> peers;
+  for (const Action& a : schedule.ranks.at(static_cast<size_t>(pp_rank))) {
+    if (a.kind == ActionKind::kRecvForward) peers.insert((a.stage - 1) % schedule.pp);
+    if (a.kind == ActionKind::kRecvBackward) peers.insert((a.stage + 1) % schedule.pp);
+  }
+  return {peers.begin(), peers.end()};
+}
+
+}  // namespace
 
 RankPlan plan_rank(const ModelSpec& spec, const MeshShape& mesh, const MeshCoord& coord, const Schedule& schedule,
                    int64_t tokens, Recompute recompute, const NumericFormat& format, const DeviceNeeds& needs,
@@ -404,6 +422,7 @@ RankPlan plan_rank(const ModelSpec& spec, const MeshShape& mesh, const MeshCoord
 
   const LocalShape& local = spec.local(tp_rank);
   const int64_t ts = token_part(tokens, tp_rank, spec.tp()).size();
+  plan.messages = {.peers = senders_to(schedule, coord.pp), .bytes = ts * c.hidden * dtype_bytes(act), .slots = needs.message_slots};
   auto& scratch = plan.scratch;
   const auto add = [&](const char* name, std::vector<int64_t> shape, DType dtype) {
     scratch.push_back({name, std::move(shape), dtype});

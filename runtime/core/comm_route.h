@@ -2,6 +2,7 @@
 // prints it on a login node, the ranks act on it.
 #pragma once
 
+#include <cstddef>
 #include <string>
 #include <string_view>
 
@@ -30,6 +31,11 @@ struct CommRoute {
   CommBackend small_collectives = CommBackend::kNone;
   friend bool operator==(const CommRoute&, const CommRoute&) = default;
 };
+
+/// Whole messages that may be under way through ipc from one rank to another: the sender's host goes on meanwhile.
+inline constexpr size_t kMessageSlots = 4;
+/// The largest message on GPUs that travels in one piece: 8,192 tokens of a hidden size of 8,192 in 16 bits.
+inline constexpr size_t kMostMessageSlotBytes = size_t{128} << 20;
 
 /// kAuto on GPUs: one GPU a rank on one host: collectives over NCCL, small ones and messages over
 /// ipc (one kernel a rank; copies that take no multiprocessor); several ranks on a GPU of one host:

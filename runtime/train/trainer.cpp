@@ -316,8 +316,9 @@ void Job::print_start(double gemm_rate, int64_t total_steps) {
              cfg_.recompute == "auto" ? recompute_ + " (auto)" : recompute_);
   const auto h = [](int64_t n) { return human_bytes(static_cast<double>(n)); };
   const int64_t snapshot = saver_options_.snapshot ? snapshot_bytes(engine_->plan()) : 0;
-  fmt::print("memory     rank 0: {} (weights {}, gradients {}, optimizer {}, activations {}, scratch {}){}\n", h(b.total()),
+  fmt::print("memory     rank 0: {} (weights {}, gradients {}, optimizer {}, activations {}, scratch {}{}){}\n", h(b.total()),
              h(b.weights), h(b.gradients), h(b.optimizer), h(b.activations), h(b.scratch),
+             b.messages > 0 ? ", messages " + h(b.messages) : std::string(),
              snapshot > 0 ? fmt::format(", and {} on the host for checkpoints", h(snapshot)) : std::string());
   fmt::print("machine    {}, {} together in {} GEMM, {} thread(s) a rank\n",
              device_.kind == DeviceKind::kCuda ? "GPU" : "CPU", human_si(gemm_rate, "FLOP/s"),

@@ -533,6 +533,47 @@ void order_of_messages(Communicator& c) {
             "message {} differs", i);
 }
 
+// Rooms for messages are made, made larger and kept, for some pairs; what comes is right whether it was expected or not.
+void expected_messages(Communicator& c) {
+  const int n = c.size(), next = (c.rank() + 1) % n, previous = (c.rank() - 1 + n) % n;
+  const auto bytes = [](int64_t floats) { return static_cast<size_t>(floats) * sizeof(float); };
+  // Nothing, one neighbour, less than before, both with more on every other rank, and more than any backend keeps room for.
+  for (int round = 0; round < 5; ++round) {
+    const int64_t most = std::array<int64_t, 5>{0, 7001, 500, 20011, 200003}[static_cast<size_t>(round)];
+    std::vector<ExpectedMessage> from;
+    if (round > 0) from.push_back({previous, bytes(most)});
+    if (round == 3 && c.rank() % 2 == 0) from.insert(from.begin(), {next, bytes(most / 2)});
+    c.expect_messages(from);
+    // More messages than a backend has room for, both ways round the ring and across it, some larger than was said.
+    std::vector<int> peers{next};
+    for (const int p : {previous, n % 2 == 0 ? (c.rank() + n / 2) % n : previous})
+      if (std::find(peers.begin(), peers.end(), p) == peers.end()) peers.push_back(p);
+    constexpr int kMessages = 9;
+    std::vector<std::vector<Host>> in, out;
+    std::vector<std::unique_ptr<Pending>> sends;
+    const auto length = [&](int i) { return i == 4 ? 2 * most + 3 : most * (i % 3 + 1) / 3; };
+    const auto purpose = [&](int i) { return fmt::format("expected {} {}", round, i); };
+    for (const int peer : peers) {
+      out.emplace_back();
+      for (int i = 0; i < kMessages; ++i) out.back().push_back(filled(DType::kF32, length(i), purpose(i), c.rank() * 100 + peer));
+    }
+    for (size_t p = 0; p < peers.size(); ++p)
+      for (const Host& x : out[p]) {
+        const Transfer one[] = {{Transfer::Kind::kSend, x, peers[p]}};
+        sends.push_back(c.start(one, {}));
+      }
+    for (const int peer : peers)
+      for (int i = 0; i < kMessages; ++i) {
+        Host x(DType::kF32, length(i));
+        c.recv(x, peer, {});
+        require(x.same_bytes(filled(DType::kF32, length(i), purpose(i), peer * 100 + c.rank())), "round {}: message {} from rank {} differs",
+                round, i, peer);
+      }
+    for (auto& s : sends) s->wait();
+    c.barrier();
+  }
+}
+
 void messages_to_itself(Communicator& c) {
   Host a = filled(DType::kF64, 5, "a", c.rank()), b = filled(DType::kF64, 5, "b", c.rank());
   Host first(DType::kF64, 5), second(DType::kF64, 5), third(DType::kF64, 5);
@@ -779,6 +820,7 @@ const std::vector<Case>& conformance_cases() {
       {"send_recv", send_recv},
       {"start_exchange", start_exchange},
       {"order_of_messages", order_of_messages},
+      {"expected_messages", expected_messages},
       {"messages_to_itself", messages_to_itself},
       {"open_receive_during_collectives", open_receive_during_collectives},
       {"barrier", barrier},

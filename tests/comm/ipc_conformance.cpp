@@ -23,7 +23,8 @@ int main(int argc, char** argv) {
     args.erase(args.begin());
     IpcOptions options{
         .slot_bytes = 4096,
-        .message_slot_bytes = 4096};  // most of the suite's tensors then travel in several pieces
+        .message_slot_bytes = 4096,  // most of the suite's tensors then travel in several pieces
+        .most_message_slot_bytes = size_t{1} << 17};
     if (const auto it = std::find(args.begin(), args.end(), "--no-kernels"); it != args.end()) {
       options.kernels = false;
       args.erase(it);

@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "parallel/cost/job_shape.h"
+#include "runtime/core/comm_route.h"
 #include "runtime/data/default/default_job.h"
 #include "runtime/kernels/ops.h"
 
@@ -28,6 +29,41 @@ TEST(DeviceNeeds, WorkspaceIsTheKernels) {
                     static_cast<int64_t>(kernels::attention_workspace_bytes(DeviceKind::kCpu, tokens, q, k, c.head_dim)));
         }
     }
+}
+
+// Room for whole messages: of the neighbours that send to a rank, on GPUs, up to the largest that travels in one piece.
+TEST(DeviceNeeds, RoomForTheMessagesOfAPipeline) {
+  parallel::ModelConfig c;
+  c.layers = 8;
+  c.hidden = 512;
+  c.heads = c.kv_heads = 8;
+  c.head_dim = 64;
+  c.ffn = 1024;
+  c.vocab = 1000;
+  const auto messages = [&](int pp, int tp, const char* schedule, int v, int64_t seq_len, bool gpu, int rank) {
+    parallel::JobShape job;
+    job.mesh = {pp, 1, tp};
+    job.schedule = schedule;
+    job.virtual_stages = v;
+    job.batch = 8;
+    job.seq_len = seq_len;
+    job.gpu = gpu;
+    job.format = parallel::numeric_format(gpu, "", gpu ? "bf16" : "fp32");
+    const parallel::ModelSpec spec(c, tp, job.stages());
+    const auto plan = parallel::plan_rank(spec, job, parallel::schedule_of(job), {.pp = rank, .dp = 0, .tp = 0});
+    EXPECT_EQ(plan.messages.bytes, seq_len / tp * c.hidden * (gpu ? 2 : 4));
+    return std::pair(plan.messages.peers, plan.bytes().messages);
+  };
+  using Peers = std::vector<int>;
+  const int64_t one = int64_t{1024} * 512 * 2 * kMessageSlots;
+  EXPECT_EQ(messages(1, 1, "1f1b", 1, 1024, true, 0), std::pair(Peers{}, int64_t{0}));
+  EXPECT_EQ(messages(2, 1, "1f1b", 1, 1024, true, 0), std::pair(Peers{1}, one));
+  EXPECT_EQ(messages(2, 2, "1f1b", 1, 1024, true, 1), std::pair(Peers{0}, one / 2));
+  EXPECT_EQ(messages(4, 1, "1f1b", 1, 1024, true, 0), std::pair(Peers{1}, one));
+  EXPECT_EQ(messages(4, 1, "1f1b", 1, 1024, true, 2), std::pair((Peers{1, 3}), 2 * one));
+  EXPECT_EQ(messages(4, 1, "interleaved", 2, 1024, true, 0), std::pair((Peers{1, 3}), 2 * one));
+  EXPECT_EQ(messages(2, 1, "1f1b", 1, 1024, false, 0), std::pair(Peers{1}, int64_t{0}));
+  EXPECT_EQ(messages(2, 1, "1f1b", 1, 1 << 20, true, 0), std::pair(Peers{1}, static_cast<int64_t>(kMessageSlots * kMostMessageSlotBytes)));
 }
 
 TEST(ModelCatalogue, HasTheBuiltInModel) {
