@@ -119,7 +119,8 @@ struct BlockRow {
         for (int j = 0; j < kLoads; ++j) {
           if (i + j * kThreads >= width) break;
           const int id = begin + i + j * kThreads;
-          if (seen != nullptr && (seen[static_cast<uint32_t>(id) / 32] >> (id % 32) & 1) != 0) v[j] = penalised(v[j], r.penalty);
+          if (seen != nullptr && (seen[static_cast<uint32_t>(id) / 32] >> (id % 32) & 1) != 0)
+            v[j] = penalised(v[j], r.penalty);
           use(v[j], id);
         }
       }
@@ -128,18 +129,22 @@ struct BlockRow {
   __device__ double z_of(float logit) const {
     return (static_cast<double>(logit) - static_cast<double>(largest)) / r.temperature;
   }
-  /// use(order, z) of each candidate.
-  template <class F>
-  __device__ void each_candidate(F&& use) const {
+  /// use(order, z) of each candidate that is `wanted` (by its order: z costs a division in fp64).
+  template <class Wanted, class F>
+  __device__ void each_candidate(const Wanted& wanted, F&& use) const {
     if (listed) {
-      for (int i = static_cast<int>(threadIdx.x); i < s.candidates; i += kThreads)
-        use(s.list[i], z_of(ordered_logit(s.list[i])));
+      for (int i = static_cast<int>(threadIdx.x); i < s.candidates; i += kThreads) {
+        const uint64_t order = s.list[i];
+        if (wanted(order)) use(order, z_of(ordered_logit(order)));
+      }
       return;
     }
     each_logit([&](float logit, int id) {
       if (logit < lowest) return;
+      const uint64_t order = sample_order(logit, id);
+      if (!wanted(order)) return;
       const double z = z_of(logit);
-      if (z >= kLowestZ) use(sample_order(logit, id), z);
+      if (z >= kLowestZ) use(order, z);
     });
   }
 
@@ -162,7 +167,7 @@ struct BlockRow {
   __device__ void list_candidates() {
     if (threadIdx.x == 0) s.candidates = 0;
     __syncthreads();
-    each_candidate([&](uint64_t order, double) {
+    each_candidate([](uint64_t) { return true; }, [&](uint64_t order, double) {
       const int at = atomicAdd(&s.candidates, 1);
       if (at < kListed) s.list[at] = order;
     });
@@ -181,11 +186,11 @@ struct BlockRow {
       shift = end > kDigitBits ? end - kDigitBits : 0;
       for (int i = static_cast<int>(threadIdx.x); i < kBins; i += kThreads) s.low[i] = s.high[i] = 0;
       __syncthreads();
-      each_candidate([&](uint64_t order, double z) {
-        if (order < least || order >> end != prefix) return;
-        const uint64_t w = weight(z);
-        if (w != 0) add_to_bin(s, static_cast<int>(order >> shift & ((uint64_t{1} << (end - shift)) - 1)), w);
-      });
+      each_candidate([&](uint64_t order) { return order >= least && order >> end == prefix; },
+                     [&](uint64_t order, double z) {
+                       const uint64_t w = weight(z), digit = order >> shift & ((uint64_t{1} << (end - shift)) - 1);
+                       if (w != 0) add_to_bin(s, static_cast<int>(digit), w);
+                     });
       __syncthreads();
       // Each thread has neighbouring bins, the first thread the greatest.
       uint64_t bins[kBinsAThread], sum = 0;
@@ -242,8 +247,8 @@ struct BlockRow {
     if (threadIdx.x == 0) s.warp_best[0] = {score(0, word_of(likeliest)), likeliest};
     __syncthreads();
     Best best = s.warp_best[0];
-    each_candidate([&](uint64_t order, double z) {
-      if (order < least || z < r.least_z || z + kLargestGumbel < best.value) return;
+    each_candidate([&](uint64_t order) { return order >= least; }, [&](uint64_t order, double z) {
+      if (z < r.least_z || z + kLargestGumbel < best.value) return;
       const int32_t id = ordered_id(order);
       const uint32_t word = word_of(id);
       // -log(u) >= 1 - u: a token whose 1 - u is above exp(z - best) scores less than the best. In fp32, which errs by much

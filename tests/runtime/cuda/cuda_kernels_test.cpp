@@ -639,8 +639,9 @@ TEST_F(CudaKernels, Sample) {
             const auto score = [&](int32_t id) {
               const auto p = static_cast<size_t>(std::upper_bound(parts.begin(), parts.end(), id) - parts.begin() - 1);
               float l = logits.cpu()[static_cast<size_t>(c * parts[p] + r.row * (parts[p + 1] - parts[p]) + id - parts[p])];
-              const auto word = static_cast<uint32_t>(bits[static_cast<size_t>(std::max<int64_t>(r.seen, 0) * words + id / 32)]);
-              if (r.seen >= 0 && (word >> (id % 32) & 1) != 0) l = kernels::penalised(l, r.repetition_penalty);
+              const int64_t word = std::max<int64_t>(r.seen, 0) * words + id / 32;
+              if (r.seen >= 0 && (static_cast<uint32_t>(bits[static_cast<size_t>(word)]) >> (id % 32) & 1) != 0)
+                l = kernels::penalised(l, r.repetition_penalty);
               const uint32_t noise = kernels::draw_word(kernels::draw_key(r.seed), r.request, r.position, id);
               return static_cast<double>(l) / r.temperature - std::log(-std::log(kernels::draw_uniform(noise)));
             };

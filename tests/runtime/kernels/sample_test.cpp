@@ -315,7 +315,8 @@ TEST(SamplePieces, KeysOrderByLogitThenId) {
 TEST(SamplePieces, NoCandidateLiesBelowTheLowestLogit) {
   const Rng rng(1, "lowest");
   for (uint64_t i = 0; i < 20000; ++i) {
-    const auto largest = static_cast<float>(std::ldexp(2 * rng.uniform(4 * i) - 1, static_cast<int>(rng.below(4 * i + 1, 160)) - 80));
+    const int exponent = static_cast<int>(rng.below(4 * i + 1, 160)) - 80;
+    const auto largest = static_cast<float>(std::ldexp(2 * rng.uniform(4 * i) - 1, exponent));
     const double t = std::ldexp(1 + rng.uniform(4 * i + 2), static_cast<int>(rng.below(4 * i + 3, 200)) - 100);
     const float below = std::nextafter(lowest_logit(largest, t), -std::numeric_limits<float>::infinity());
     if (std::isinf(below)) continue;
