@@ -311,6 +311,27 @@ void rows(Bench& b, Pool& pool, const std::string& name, const Model& m, int64_t
   }
 }
 
+/// The draw of tokens from logits spread as a language model's are (some 3 around their mean) and from flat ones.
+void sampling(Bench& b, Pool& pool) {
+  const int64_t vocab = 151936;
+  const std::vector<int64_t> parts{0, vocab};
+  for (const bool flat : {false, true})
+    for (const int64_t n : {1, 16, 64}) {
+      const Tensor logits = pool.tensor(kB, {n * vocab});
+      if (!flat) kernels::scale(logits, 3.0F, b.s);
+      const Tensor tokens = pool.ints(std::vector<int32_t>(static_cast<size_t>(n)));
+      for (const int64_t top_k : {0, 20}) {
+        std::vector<kernels::SampleRow> rows;
+        for (int64_t r = 0; r < n; ++r)
+          rows.push_back({.row = r, .temperature = 0.6, .top_k = top_k, .top_p = 0.95, .request = static_cast<uint64_t>(r)});
+        b.report(fmt::format("sample {} rows{}{}", n, top_k > 0 ? fmt::format(" top_k {}", top_k) : "", flat ? " flat" : ""),
+                 0, static_cast<double>(logits.bytes()),
+                 [&] { kernels::sample(logits, parts, rows, {}, tokens, b.s); });
+      }
+      pool.clear();
+    }
+}
+
 /// The gradients of layers of the 1.5B's shapes, laid one after the other into g, as one list.
 void squares(Bench& b, const std::string& name, const Tensor& g, const Tensor& words) {
   constexpr int64_t kShapes[][2] = {{1536, 1536}, {256, 1536}, {256, 1536}, {1536, 1}, {256, 1}, {256, 1}, {1536, 1536},
@@ -452,6 +473,7 @@ int run(int argc, char** argv) {
   attention(b, pool, "1.5B attention T 32768", small, 32768, {32768}, kB);
   attention(b, pool, "1.5B attention fp32 (own kernel)", small, 4096, {4096}, kF);
   optimizer(b, pool);
+  sampling(b, pool);
   for (const cuda::GemmChoice& c : api.gemm_choices())
     std::printf("gemm %-62s candidate %2d: %9.1f us, first %9.1f us (%+.1f %%)\n", c.shape.c_str(),
                 c.algo_rank, c.best_us, c.first_us,

@@ -67,6 +67,8 @@ InferencePlan plan_inference(const ModelSpec& spec, const MeshShape& mesh, const
     add("head input", {rows, c.hidden}, shape.dtype);
     add("logits", {chunk, local.vocab.size()}, shape.dtype);
     add("all logits", {mesh.tp > 1 ? chunk * c.vocab : 0}, shape.dtype);
+    add("seen", {chunk, (c.vocab + 31) / 32}, DType::kI32);  // kernels::seen_words
+    add("sampled", {chunk}, DType::kI32);
     add("best", {2, chunk}, DType::kF32);
     add("all best", {mesh.tp, 2, chunk}, DType::kF32);
     add("targets", {chunk}, DType::kI32);

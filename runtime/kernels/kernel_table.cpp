@@ -33,6 +33,7 @@ constexpr KernelTable kCpuTable{
     .cross_entropy_combine = cpu::cross_entropy_combine,
     .cross_entropy_backward = cpu::cross_entropy_backward,
     .argmax = cpu::argmax,
+    .sample = cpu::sample,
     .adamw_step = cpu::adamw_step,
     .sum_of_squares = cpu::sum_of_squares,
     .sum_into = cpu::sum_into,

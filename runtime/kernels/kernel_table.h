@@ -18,8 +18,8 @@ namespace r1::kernels {
   X(embedding_forward) X(embedding_backward) X(rmsnorm_forward) X(add_rmsnorm_forward) X(rmsnorm_backward) \
   X(rope) X(qk_norm_forward) X(qk_norm_backward) X(attention_forward) X(attention_backward) \
   X(kv_cache_append) X(decode_attention) X(swiglu_forward) X(swiglu_backward) X(cross_entropy_stats) \
-  X(cross_entropy_combine) X(cross_entropy_backward) X(argmax) X(adamw_step) X(sum_of_squares) X(sum_into) \
-  X(exact_total) X(clip_factor) X(add_into) X(add) X(cast) X(scale) X(copy_columns)
+  X(cross_entropy_combine) X(cross_entropy_backward) X(argmax) X(sample) X(adamw_step) X(sum_of_squares) \
+  X(sum_into) X(exact_total) X(clip_factor) X(add_into) X(add) X(cast) X(scale) X(copy_columns)
 
 struct KernelTable {
   /// sizeof(KernelTable) as the library was built; a library built from other sources is refused.

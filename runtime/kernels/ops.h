@@ -147,6 +147,37 @@ void cross_entropy_backward(const Tensor& logits, const Tensor& targets, int64_t
 /// vocab_begin. logits [C, V].
 void argmax(const Tensor& logits, int64_t vocab_begin, const Tensor& best, const Stream& s);
 
+// ---------------------------------------------------------------- the draw of a token (op: sample)
+
+/// How the next token of one row is chosen; applied in this order (as transformers does): repetition penalty, temperature,
+/// top-k, top-p over what is left, min-p, draw.
+struct SampleRow {
+  int64_t row = 0;                 ///< of the logits
+  double temperature = 0;          ///< 0: the most likely token; the three below then have no effect
+  int64_t top_k = 0;               ///< among the k most likely tokens; 0: all
+  double top_p = 1;                ///< among the fewest most likely tokens that together reach this probability
+  double min_p = 0;                ///< leave out tokens less likely than this times the most likely one
+  double repetition_penalty = 1;   ///< logits of the tokens seen are divided by it (those that are not positive: times)
+  int64_t seen = -1;               ///< row of `seen`; -1: no token is punished
+  uint64_t seed = 0, request = 0;  ///< the noise of a token is keyed by (seed, request, position, token)
+  int64_t position = 0;
+};
+inline constexpr int64_t kMaxVocabParts = 128;
+/// Words of a row of `seen`: a bit a token.
+[[nodiscard]] constexpr int64_t seen_words(int64_t vocab) { return (vocab + 31) / 32; }
+/// tokens[i] = the token that rows[i] draws, or -1 where its logits hold NaN, +infinity or no finite value. Of equally likely
+/// tokens the smaller id stands first. The draw is a Gumbel maximum (Gumbel 1954; Maddison et al. 2014): the token with the
+/// largest log-probability plus its own Gumbel noise. Where logits differ in their last bits (another layout, another batch
+/// on a GPU), another token results only when two of these sums are that close, which is about as likely as the difference
+/// is large (1e-6), whatever the vocabulary; an inverse distribution function would add up the differences of all tokens
+/// before the drawn one. CPU and CUDA may differ where two sums differ in the last bits of fp64 (exp and log).
+/// A row's token depends on its logits and its SampleRow alone.
+/// logits [C * vocabulary]: the parts of all tp ranks one after the other, part p [C, vocab_begin[p + 1] - vocab_begin[p]];
+/// vocab_begin (host): 0, ..., the vocabulary. rows (host): N, read before the call returns. seen [S, seen_words] int32: bit
+/// id % 32 of word id / 32 says that token id was seen; may be empty. tokens [N] int32.
+void sample(const Tensor& logits, std::span<const int64_t> vocab_begin, std::span<const SampleRow> rows,
+            const Tensor& seen, const Tensor& tokens, const Stream& s);
+
 // ---------------------------------------------------------------- optimizer and small helpers (op: optim)
 
 /// One AdamW step (Loshchilov & Hutter 2019, decoupled decay) over n elements of flat ranges.

@@ -5,6 +5,7 @@
 
 #include "runtime/core/error.h"
 #include "runtime/core/host.h"
+#include "runtime/kernels/ops.h"
 
 namespace r1::serve {
 
@@ -46,10 +47,10 @@ int64_t Engine::add(Request request) {
         request.number, length, context);
   R1_CHECK(request.max_new_tokens >= 1, "request {}: max_new_tokens {}", request.number, request.max_new_tokens);
   request.max_new_tokens = std::min(request.max_new_tokens, context - length);
-  State state{.tokens = request.prompt, .seen = {}, .in_seen = {}};
+  State state{.tokens = request.prompt, .seen = {}};
   state.request = std::move(request);
   if (state.request.sampling.repetition_penalty != 1) {
-    state.in_seen.assign(static_cast<size_t>(vocab), false);
+    state.seen.assign(static_cast<size_t>(kernels::seen_words(vocab)), 0);
     for (const int32_t id : state.tokens) note_seen(state, id);
   }
   state.sequence = planner_.add(length, length + state.request.max_new_tokens - 1);  // the last token is never computed
@@ -60,9 +61,7 @@ int64_t Engine::add(Request request) {
 }
 
 void Engine::note_seen(State& state, int32_t token) {
-  if (state.in_seen.empty() || state.in_seen[static_cast<size_t>(token)]) return;
-  state.in_seen[static_cast<size_t>(token)] = true;
-  state.seen.push_back(token);
+  if (!state.seen.empty()) state.seen[static_cast<size_t>(token) / 32] |= 1U << (token % 32);
 }
 
 models::HostPass Engine::host_pass(const Pass& pass) const {
@@ -99,7 +98,8 @@ void Engine::start(Pass pass) {
       rows.push_back({.row = row - 1,
                       .params = &r.sampling,
                       .seen = state.seen,
-                      .key = {.seed = r.sampling.seed, .request = r.number, .position = p.begin + p.count}});
+                      .request = r.number,
+                      .position = p.begin + p.count});
     }
     u.chosen = chooser_.choose(rows);
     send_tokens(u.chosen);

@@ -55,8 +55,7 @@ class Engine {
   struct State {
     Request request;
     std::vector<int32_t> tokens;  ///< prompt and completion
-    std::vector<int32_t> seen;    ///< distinct ids of `tokens`, kept where a penalty needs them
-    std::vector<bool> in_seen;
+    std::vector<uint32_t> seen;   ///< bits of the ids of `tokens` (kernels::sample), kept where a penalty needs them
     int64_t sequence = -1;
   };
   struct UnderWay {

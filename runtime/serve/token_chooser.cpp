@@ -82,24 +82,43 @@ void TokenChooser::sampled(std::span<const RowToChoose> rows, const Tensor& logi
     all = front(model_.scratch("all logits"), {c * vocab});
     groups_.tp().all_gather(logits.view({logits.numel()}), all, counts, s);
   }
-  std::vector<int32_t> tokens(static_cast<size_t>(c), -1);
-  if (groups_.tp().rank() == 0) {
-    host_ = models::host_floats(all, s);
-    row_.resize(static_cast<size_t>(vocab));
-    for (size_t i = 0; i < rows.size(); ++i) {
-      if (plain(rows[i])) {
-        tokens[i] = out[i].token;
-        continue;
-      }
-      for (size_t r = 0; r < tp; ++r) {  // parts of all ranks one after the other, each [C, its vocabulary]
-        const int64_t begin = vocab_begin_[r], width = vocab_begin_[r + 1] - begin;
-        std::copy_n(host_.begin() + c * begin + static_cast<int64_t>(i) * width, width, row_.begin() + begin);
-      }
-      tokens[i] = sample_token(row_, *rows[i].params, rows[i].seen, rows[i].key, scratch_);
+  std::vector<kernels::SampleRow> wanted;
+  std::vector<size_t> index;  // of each of them among `rows`
+  seen_.clear();
+  const int64_t words = kernels::seen_words(vocab);
+  for (size_t i = 0; i < rows.size(); ++i) {
+    if (plain(rows[i])) continue;
+    const SamplingParams& p = *rows[i].params;
+    kernels::SampleRow r{.row = static_cast<int64_t>(i),
+                         .temperature = p.temperature,
+                         .top_k = p.top_k,
+                         .top_p = p.top_p,
+                         .min_p = p.min_p,
+                         .repetition_penalty = p.repetition_penalty,
+                         .seed = p.seed,
+                         .request = rows[i].request,
+                         .position = rows[i].position};
+    if (p.repetition_penalty != 1) {
+      R1_CHECK(static_cast<int64_t>(rows[i].seen.size()) == words, "{} words of tokens seen", rows[i].seen.size());
+      r.seen = static_cast<int64_t>(seen_.size()) / words;
+      seen_.insert(seen_.end(), rows[i].seen.begin(), rows[i].seen.end());
     }
+    wanted.push_back(r);
+    index.push_back(i);
   }
-  groups_.tp().broadcast({.data = tokens.data(), .dtype = DType::kI32, .shape = {c}, .device = {}}, 0, s);
-  for (size_t i = 0; i < rows.size(); ++i) out[i].token = tokens[i];
+  const auto n = static_cast<int64_t>(wanted.size());
+  std::vector<int32_t> tokens(wanted.size());
+  if (groups_.tp().rank() == 0) {
+    DeviceBackend& backend = backend_of(s.device.kind);
+    const Tensor seen = front(model_.scratch("seen"), {static_cast<int64_t>(seen_.size()) / words, words});
+    const Tensor chosen = front(model_.scratch("sampled"), {n});
+    backend.copy(seen.data, seen_.data(), seen.bytes(), s);
+    kernels::sample(all.view({all.numel()}), vocab_begin_, wanted, seen, chosen, s);
+    backend.copy(tokens.data(), chosen.data, chosen.bytes(), s);
+    backend.synchronize(s);
+  }
+  groups_.tp().broadcast({.data = tokens.data(), .dtype = DType::kI32, .shape = {n}, .device = {}}, 0, s);
+  for (size_t i = 0; i < index.size(); ++i) out[index[i]].token = tokens[i];
 }
 
 void TokenChooser::add_logprobs(const Tensor& logits, std::span<ChosenToken> out) {

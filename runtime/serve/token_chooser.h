@@ -1,6 +1,6 @@
-// From vocabulary-parallel logits to tokens, on the last stage. Greedy rows exchange one (value, id) pair a rank; rows
-// that are sampled or penalised are gathered whole, and tp rank 0 decides for all (processors of other makes may round
-// exp differently).
+// From vocabulary-parallel logits to tokens, on the last stage. Greedy rows exchange one (value, id) pair a rank; logits of
+// rows that are sampled or penalised are gathered whole on the device, and tp rank 0 decides for all (processors of other
+// makes may round exp differently). Tokens alone travel to the host.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "runtime/models/paged_model.h"
-#include "runtime/serve/sampler.h"
+#include "runtime/serve/request.h"
 
 namespace r1::serve {
 
@@ -22,8 +22,9 @@ struct ChosenToken {
 struct RowToChoose {
   int64_t row = 0;  ///< token of the pass
   const SamplingParams* params = nullptr;
-  std::span<const int32_t> seen;
-  DrawKey key;
+  std::span<const uint32_t> seen;  ///< bits of the tokens seen (kernels::sample), where the penalty needs them
+  uint64_t request = 0;
+  int64_t position = 0;  ///< of the token chosen: tokens before it
 };
 
 class TokenChooser {
@@ -43,8 +44,7 @@ class TokenChooser {
   parallel::ProcessGroups& groups_;
   bool logprobs_;
   std::vector<int64_t> vocab_begin_;  ///< of each tp rank, and the vocabulary at the end
-  SampleScratch scratch_;
-  std::vector<float> host_, row_;
+  std::vector<uint32_t> seen_;  ///< of the rows of a chunk, on their way to the device
 };
 
 }  // namespace r1::serve

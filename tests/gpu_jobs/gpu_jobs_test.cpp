@@ -148,6 +148,30 @@ TEST_F(GpuJob, OffloadGivesTheSameBits) {
   }
 }
 
+TEST_F(GpuJob, DrawsTheTokensThatTheCpuDraws) {
+  std::ofstream prompts(dir_ / "prompts.jsonl");
+  for (int i = 0; i < 40; ++i) prompts << json{{"prompt_ids", {5 + i % 4, 17, 200, 31}}}.dump() << '\n';
+  prompts.close();
+  for (const std::vector<std::string>& how : {std::vector<std::string>{"--temperature", "0.6", "--top-p", "0.95"},
+                                              {"--temperature", "1.2", "--top-k", "20", "--min-p", "0.01", "--repetition-penalty", "1.3"}}) {
+    std::vector<std::vector<json>> ids;
+    for (const char* device : {"cpu", "cuda"}) {
+      SCOPED_TRACE(device);
+      std::vector<std::string> args{"generate", "--model", data("hf/qwen2-8layers"), "--chat", dir_ / "prompts.jsonl", "--max-new-tokens", "24", "--ignore-eos",
+                                    "--seed", "3", "--dtype", "fp32", "--device", device, "--json", dir_ / "out.jsonl"};
+      args.insert(args.end(), how.begin(), how.end());
+      const Result r = run(front_door(args), 120);
+      ASSERT_EQ(r.code, 0) << r.output;
+      std::ifstream in(dir_ / "out.jsonl");
+      ids.emplace_back();
+      for (std::string line; std::getline(in, line);) ids.back().push_back(json::parse(line)["ids"]);
+      ASSERT_EQ(ids.back().size(), 40u);
+    }
+    EXPECT_EQ(ids[0], ids[1]) << how[1];
+    EXPECT_NE(ids[0][0], ids[0][4]) << "the same prompt is another request";
+  }
+}
+
 TEST_F(GpuJob, StepsThatAreNotFiniteEndTheJobWith76) {
   fs::copy(data("hf/qwen2-untied"), dir_ / "model");
   std::string bytes = bytes_of(dir_ / "model" / "model.safetensors");

@@ -55,6 +55,8 @@ void cross_entropy_combine(const Tensor& all_stats, const Tensor& targets, const
 void cross_entropy_backward(const Tensor& logits, const Tensor& targets, int64_t vocab_begin,
                             const Tensor& lse, float scale, const Stream& s);
 void argmax(const Tensor& logits, int64_t vocab_begin, const Tensor& best, const Stream& s);
+void sample(const Tensor& logits, std::span<const int64_t> vocab_begin, std::span<const SampleRow> rows,
+            const Tensor& seen, const Tensor& tokens, const Stream& s);
 void adamw_step(const Tensor& p, const Tensor& master, const Tensor& g, const Tensor& m,
                 const Tensor& v, const Tensor& grad_scale, const AdamWArgs& args, const Stream& s);
 void sum_of_squares(std::span<const Tensor> matrices, const Tensor& words, const Stream& s);

@@ -27,6 +27,7 @@ constexpr KernelTable kCudaTable{
     .cross_entropy_combine = cuda::cross_entropy_combine,
     .cross_entropy_backward = cuda::cross_entropy_backward,
     .argmax = cuda::argmax,
+    .sample = cuda::sample,
     .adamw_step = cuda::adamw_step,
     .sum_of_squares = cuda::sum_of_squares,
     .sum_into = cuda::sum_into,

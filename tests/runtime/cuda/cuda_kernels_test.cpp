@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "runtime/kernels/exact_sum.h"
+#include "runtime/kernels/sample.h"
 #include "tests/runtime/cuda/support.h"
 
 namespace r1::cuda::test {
@@ -537,6 +538,143 @@ TEST_F(CudaKernels, Argmax) {
   const Both logits({1, 3}, DType::kF32, {1, std::nanf(""), 9}), best = Both::output({2, 1}, DType::kF32);
   gpu([&](Side s, const Stream& stream) { kernels::argmax(logits(s), 0, best(s), stream); });
   EXPECT_TRUE(std::isnan(best.gpu()[0]));
+}
+
+// ---------------------------------------------------------------- sample
+
+/// Logits of one kind each, for rows that draw from them in many ways.
+std::vector<float> logits_to_sample(int kind, int64_t rows, int64_t vocab) {
+  const Rng rng(11, "logits to sample " + std::to_string(kind));
+  std::vector<float> v(static_cast<size_t>(rows * vocab));
+  for (size_t i = 0; i < v.size(); ++i) {
+    const double normal = rng.normal(i);
+    switch (kind) {
+      case 0:  // like a language model's
+        v[i] = static_cast<float>(3 * normal + (rng.below(i, 2000) == 0 ? 15 : 0));
+        break;
+      case 1:  // flat: more candidates than fit shared memory, where the vocabulary is large
+        v[i] = static_cast<float>(0.3 * normal);
+        break;
+      case 2:  // many ties and -infinity
+        v[i] = i % 3 == 1 ? -std::numeric_limits<float>::infinity() : std::round(static_cast<float>(2 * normal));
+        break;
+      default:  // all equal, zeros of both signs
+        v[i] = i % 2 == 0 ? -0.0F : 0.0F;
+    }
+  }
+  return v;
+}
+
+TEST_F(CudaKernels, Sample) {
+  using kernels::SampleRow;
+  const float nan = std::nanf(""), inf = std::numeric_limits<float>::infinity();
+  int64_t draws = 0, close = 0, none = 0;
+  for (const DType t : kTypes)
+    for (const auto& [c, vocab] : {std::array<int64_t, 2>{1, 1}, {40, 7}, {9, 1000}, {16, 32000}, {5, 151936}})
+      for (int kind = 0; kind < 4; ++kind)
+        for (const bool in_parts : {false, true}) {
+          SCOPED_TRACE(text(t, {c, vocab}) + fmt::format(" kind {}{}", kind, in_parts ? " in parts" : ""));
+          const Rng rng(12, fmt::format("rows {} {} {}", vocab, kind, in_parts));
+          uint64_t next = 0;
+          const auto below = [&](int64_t n) { return static_cast<int64_t>(rng.below(next++, static_cast<uint64_t>(n))); };
+          const auto uniform = [&] { return rng.uniform(next++); };
+          std::vector<int64_t> parts{0, vocab};
+          if (in_parts) parts = {0, vocab / 3, vocab / 3, vocab - vocab / 4, vocab};
+          const int64_t width = parts[1];  // of the first part, where row r of it begins at r * width
+          std::vector<float> values = logits_to_sample(kind, c, vocab);
+          if (c > 4 && width > 0) {
+            values[static_cast<size_t>(1 * width)] = nan;
+            values[static_cast<size_t>(2 * width)] = inf;
+            if (!in_parts) std::fill_n(values.begin() + 3 * vocab, vocab, -inf);
+          }
+          const Both logits({c * vocab}, t, values);
+          const int64_t words = kernels::seen_words(vocab);
+          std::vector<int32_t> bits(static_cast<size_t>(3 * words));
+          for (int32_t& w : bits) w = static_cast<int32_t>(rng.bits(next++));
+          const Both seen = Both::ints({3, words}, bits);
+          std::vector<SampleRow> rows;
+          for (int64_t i = 0; i < (vocab > 1000 ? 40 : 200); ++i) {
+            constexpr double kTemperatures[] = {0, 1e-300, 1e-5, 100, 1e300};
+            SampleRow r{.row = i % c,
+                        .temperature = below(4) == 0 ? kTemperatures[below(5)] : 0.1 + 1.5 * uniform(),
+                        .seed = rng.bits(next++),
+                        .request = rng.bits(next++),
+                        .position = below(1 << 20)};
+            if (below(2) == 0) r.top_k = 1 + (below(2) == 0 ? below(50) : below(2 * vocab));
+            if (below(2) == 0) r.top_p = below(5) == 0 ? 1e-9 : uniform();
+            if (below(3) == 0) r.min_p = 0.3 * uniform();
+            if (below(3) == 0) r.repetition_penalty = 0.5 + 2 * uniform(), r.seen = below(3);
+            rows.push_back(r);
+          }
+          const auto n = static_cast<int64_t>(rows.size());
+          const auto draw = [&](std::span<const SampleRow> some, Side side, const Stream& stream, const Both& tokens) {
+            kernels::sample(logits(side), parts, some, seen(side), tokens(side), stream);
+          };
+          const auto poisoned = [](int64_t count) {
+            return Both::ints({count}, std::vector<int32_t>(static_cast<size_t>(count), -77));
+          };
+          const Both tokens = poisoned(n), again = poisoned(n);
+          both([&](Side s, const Stream& stream) { draw(rows, s, stream, tokens); });
+          gpu([&](Side s, const Stream& stream) { draw(rows, s, stream, again); });
+          EXPECT_EQ(tokens.bytes(), again.bytes()) << "another run";
+          std::vector<int32_t> got(rows.size());
+          std::memcpy(got.data(), tokens.bytes().data(), 4 * got.size());
+          for (int64_t i = 0; i < n; i += 13) {
+            const Both alone = poisoned(1);
+            gpu([&](Side s, const Stream& stream) { draw({&rows[static_cast<size_t>(i)], 1}, s, stream, alone); });
+            int32_t token;
+            std::memcpy(&token, alone.bytes().data(), 4);
+            EXPECT_EQ(token, got[static_cast<size_t>(i)]) << "row " << i << " alone";
+          }
+          for (size_t i = 0; i < rows.size(); ++i) {
+            const SampleRow& r = rows[i];
+            const int32_t want = tokens(Side::kCpu).ptr<int32_t>()[i];
+            ++draws;
+            none += want < 0 ? 1 : 0;
+            if (got[i] == want) continue;
+            const std::string what =
+                fmt::format("row {} temperature {} top_k {} top_p {} min_p {} penalty {}: {}, expected {}", i, r.temperature,
+                            r.top_k, r.top_p, r.min_p, r.repetition_penalty, got[i], want);
+            ASSERT_TRUE(got[i] >= 0 && want >= 0 && r.temperature > 0) << what;
+            const auto score = [&](int32_t id) {
+              const auto p = static_cast<size_t>(std::upper_bound(parts.begin(), parts.end(), id) - parts.begin() - 1);
+              float l = logits.cpu()[static_cast<size_t>(c * parts[p] + r.row * (parts[p + 1] - parts[p]) + id - parts[p])];
+              const int64_t word = std::max<int64_t>(r.seen, 0) * words + id / 32;
+              if (r.seen >= 0 && (static_cast<uint32_t>(bits[static_cast<size_t>(word)]) >> (id % 32) & 1) != 0)
+                l = kernels::penalised(l, r.repetition_penalty);
+              const uint32_t noise = kernels::draw_word(kernels::draw_key(r.seed), r.request, r.position, id);
+              return static_cast<double>(l) / r.temperature - std::log(-std::log(kernels::draw_uniform(noise)));
+            };
+            EXPECT_NEAR(score(got[i]), score(want), 1e-9) << what;
+            ++close;
+          }
+        }
+  EXPECT_GT(none, 20);
+  EXPECT_LE(close, draws / 1000) << "of " << draws << " draws, where two scores were within 1e-9";
+}
+
+TEST_F(CudaKernels, SampleIsCapturedWithItsRows) {
+  const int64_t vocab = 5000;
+  const auto logits = Both::normal("logits", {2 * vocab}, DType::kBF16, 2.0);
+  const std::vector<int64_t> parts{0, vocab};
+  std::vector<kernels::SampleRow> rows{{.row = 1, .temperature = 1, .top_p = 0.9, .seed = 3},
+                                       {.row = 0, .temperature = 1, .top_k = 20, .seed = 3}};
+  const auto tokens = Both::ints({2}, {-7, -7}), none = Both::ints({0}, {});
+  kernels::sample(logits(Side::kCpu), parts, rows, {}, tokens(Side::kCpu), {});
+  DeviceBackend& backend = backend_of(DeviceKind::kCuda);
+  const int64_t allocations = api_->allocation_count();
+  backend.begin_capture(stream_);
+  kernels::sample(logits(Side::kGpu), parts, {}, {}, none(Side::kGpu), stream_);
+  kernels::sample(logits(Side::kGpu), parts, rows, {}, tokens(Side::kGpu), stream_);
+  const Graph graph = backend.end_capture(stream_);
+  rows.assign(2, {});  // they were read when the call returned
+  backend.launch(graph, stream_);
+  backend.synchronize(stream_);
+  EXPECT_EQ(api_->allocation_count(), allocations);
+  backend.destroy_graph(graph);
+  int32_t got[2];
+  std::memcpy(got, tokens.bytes().data(), sizeof got);
+  for (size_t i = 0; i < 2; ++i) EXPECT_EQ(got[i], tokens(Side::kCpu).ptr<int32_t>()[i]);
 }
 
 // ---------------------------------------------------------------- cross-entropy

@@ -141,6 +141,7 @@ std::vector<Request> sampled_requests(const Fixture& f) {
     Request r{.number = i, .prompt = f.greedy[i % 3].prompt, .max_new_tokens = 30};
     r.sampling = {.temperature = 1, .seed = 11};
     if (i % 3 == 1) r.sampling = {.temperature = 0.8, .top_p = 0.9, .repetition_penalty = 1.2, .seed = 11};
+    if (i == 2) r.sampling = {.temperature = 1.1, .top_k = 40, .min_p = 0.01, .seed = 11};
     if (i == 5) r.sampling = {.repetition_penalty = 1.3};
     if (i == 6) r.sampling = {};
     out.push_back(std::move(r));
@@ -185,8 +186,9 @@ TEST(Engine, GreedyCompletionsAreTransformersOnAGpu) {
   }
   const Fixture f("qwen3");
   const std::vector<Request> requests = sampled_requests(f);
-  EXPECT_EQ(run(f, {.mesh = {}, .exact = false, .device = DeviceKind::kCuda}, requests).ids,
-            run(f, {.mesh = {}}, requests).ids);
+  const std::vector<std::vector<int32_t>> on_cpu = run(f, {.mesh = {}}, requests).ids;
+  for (const parallel::MeshShape& mesh : {parallel::MeshShape{1, 1, 1}, {1, 1, 3}, {2, 1, 2}})
+    EXPECT_EQ(run(f, {.mesh = mesh, .exact = false, .device = DeviceKind::kCuda}, requests).ids, on_cpu) << mesh.str();
 }
 
 TEST(Engine, ChunksBlocksAndSlicesOfAnySizeGiveTheSame) {
