@@ -403,26 +403,26 @@ class IpcGroup final : public ComposedCommunicator {
     std::memcpy(mine.data() + sizeof handle, wanted.data(), n * sizeof(uint64_t));
     gather(mine, all);
     std::string failed;
-    for (size_t r = 0; r < n; ++r) {
-      std::vector<uint64_t> theirs(n);
-      std::memcpy(theirs.data(), all.data() + r * row + sizeof handle, n * sizeof(uint64_t));
-      if (r == own || theirs[own] == 0) continue;
-      size_t bytes = 0, before = 0;  // of r's region, and ahead of what this rank fills
-      for (size_t s = 0; s < n; bytes += kMessageSlots * theirs[s++])
-        if (s == own) before = bytes;
-      IpcHandle region{};
-      std::memcpy(region.data(), all.data() + r * row, sizeof region);
-      try {
+    try {
+      for (size_t s = 0, before = 0; s < n; before += kMessageSlots * wanted[s++])
+        if (wanted[s] != 0)
+          use_slots(in(Channel::kMessages, static_cast<int>(s)), own_message_regions_.back().data + before, wanted[s], &Mail::sent);
+      for (size_t r = 0; r < n; ++r) {
+        std::vector<uint64_t> theirs(n);
+        std::memcpy(theirs.data(), all.data() + r * row + sizeof handle, n * sizeof(uint64_t));
+        if (r == own || theirs[own] == 0) continue;
+        size_t bytes = 0, before = 0;  // of r's region, and ahead of what this rank fills
+        for (size_t s = 0; s < n; bytes += kMessageSlots * theirs[s++])
+          if (s == own) before = bytes;
+        IpcHandle region{};
+        std::memcpy(region.data(), all.data() + r * row, sizeof region);
         message_regions_.push_back({static_cast<char*>(m.open(region, bytes)), bytes});
         use_slots(out(Channel::kMessages, static_cast<int>(r)), message_regions_.back().data + before, theirs[own],
                   &Mail::received);
-      } catch (const Error& e) {
-        failed = e.what();
       }
+    } catch (const Error& e) {
+      failed = e.what();
     }
-    for (size_t s = 0, before = 0; s < n; before += kMessageSlots * wanted[s++])
-      if (wanted[s] != 0)
-        use_slots(in(Channel::kMessages, static_cast<int>(s)), own_message_regions_.back().data + before, wanted[s], &Mail::sent);
     agree(failed);
     if (own_bytes != 0) m.forget(handle);
   }

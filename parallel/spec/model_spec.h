@@ -123,7 +123,7 @@ struct DeviceNeeds {
   bool offload_optimizer = false;                ///< master weights and moments in pinned host memory
   bool offload_activations = false;              ///< inputs of all blocks but a stage's first likewise (recompute full)
   bool graphs = false;                           ///< layers are captured: positions and segments need memory of their own
-  int message_slots = 0;                         ///< whole messages kept room for, of each rank along the pipeline that sends here
+  int message_slots = 0;                         ///< whole messages to keep room for, of each pp rank that sends here
 };
 
 /// Everything one rank allocates, in order, by category.
@@ -154,14 +154,14 @@ struct RankPlan {
   /// What comes along the pipeline: [Ts, H] from each of `peers` (pp ranks, rising).
   struct Messages {
     std::vector<int> peers;
-    int64_t bytes = 0;  ///< of one
-    int slots = 0;      ///< that the communicator keeps room for, a peer
+    int64_t bytes = 0;  ///< of one message
+    int slots = 0;      ///< messages of each peer that there is room for
   };
   Messages messages;
   /// Bytes by category: weights, gradients, optimizer, activations, scratch. Each tensor rounded up to 256 bytes.
   struct Bytes {
     int64_t weights = 0, gradients = 0, optimizer = 0, activations = 0, scratch = 0;
-    int64_t messages = 0;  ///< room for messages, which the communicator allocates
+    int64_t messages = 0;  ///< room for messages, which the communicator allocates where they travel through ipc
     int64_t host = 0;      ///< pinned memory beside the device: what is offloaded; not in total()
     [[nodiscard]] int64_t total() const { return weights + gradients + optimizer + activations + scratch + messages; }
   };
