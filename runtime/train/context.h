@@ -1,6 +1,7 @@
 // What every command of a rank shares, built once in main and passed by reference.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <string>
 #include <string_view>
@@ -51,8 +52,16 @@ void send_text(comm::Communicator& group, std::string text, int peer);
 /// Reductions of host values. Collective.
 [[nodiscard]] int64_t reduce(comm::Communicator& group, int64_t value, comm::ReduceOp op);
 [[nodiscard]] double reduce(comm::Communicator& group, double value, comm::ReduceOp op);
-/// Every rank's value, in rank order. Collective.
+/// Every rank's value or values, in rank order. Collective.
 [[nodiscard]] std::vector<int64_t> gather(comm::Communicator& group, int64_t value);
+template <size_t N>
+[[nodiscard]] std::vector<std::array<int64_t, N>> gather(comm::Communicator& group, std::array<int64_t, N> values) {
+  const auto n = static_cast<size_t>(group.size());
+  std::vector<std::array<int64_t, N>> all(n);
+  const std::vector<int64_t> counts(n, N);
+  group.all_gather(host_tensor(values.data(), N, DType::kI64), host_tensor(all.data(), static_cast<int64_t>(N * n), DType::kI64), counts, {});
+  return all;
+}
 /// A hash of the host name of every rank, in rank order. Collective over the world.
 [[nodiscard]] std::vector<int64_t> host_of_rank(comm::Communicator& world);
 /// Ranks on the same host as this one (this one included). Collective over the world.

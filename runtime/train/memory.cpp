@@ -15,17 +15,6 @@
 namespace r1::train {
 namespace {
 
-/// All ranks' values of one array, in rank order. Collective.
-template <size_t N>
-std::vector<std::array<int64_t, N>> gather(comm::Communicator& world, std::array<int64_t, N> mine) {
-  const auto n = static_cast<size_t>(world.size());
-  std::vector<std::array<int64_t, N>> all(n);
-  const std::vector<int64_t> counts(n, N);
-  world.all_gather({.data = mine.data(), .dtype = DType::kI64, .shape = {static_cast<int64_t>(N)}},
-                   {.data = all.data(), .dtype = DType::kI64, .shape = {static_cast<int64_t>(N * n)}}, counts, {});
-  return all;
-}
-
 /// The machine the ranks run on, for comparing changes: what memory there is was found, how fast it is need only be right in
 /// proportion.
 class FoundMachine final : public parallel::Machine {

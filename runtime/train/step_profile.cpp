@@ -1,5 +1,6 @@
 #include "runtime/train/step_profile.h"
 
+#include <array>
 #include <chrono>
 
 namespace r1::train {
@@ -17,6 +18,19 @@ int64_t nanoseconds(double seconds) { return static_cast<int64_t>(1e9 * seconds)
 WaitingTime waiting_time(std::span<const comm::CommTime> times) {
   WaitingTime out;
   for (const comm::CommTime& t : times) (along_the_pipeline(t.group) ? out.bubble : out.exposed) += t.seconds;
+  return out;
+}
+
+ComputeTime compute_time(std::span<const kernels::OpProfile> ops) {
+  ComputeTime out;
+  for (const kernels::OpProfile& p : ops) {
+    if (!p.name.starts_with("linear_")) {
+      out.others += p.seconds;
+      continue;
+    }
+    out.products += p.seconds;
+    out.product_flops += p.flops;
+  }
   return out;
 }
 
@@ -68,20 +82,32 @@ void StepProfile::report() {
   }
   table += fmt::format("{:<26}{:>8}{:>11.3f}{:>8.1f}%  (transfers, host, gaps between operations)", "everything else", "",
                        1e3 * (seconds_ - sum) / n, 100 * (seconds_ - sum) / seconds_);
-  say(ctx_, table + report_waiting(ops, times));
+  say(ctx_, table + report_ranks(ops, times));
 }
 
-std::string StepProfile::report_waiting(std::span<const kernels::OpProfile> ops, std::span<const comm::CommTime> times) {
-  const WaitingTime mine = waiting_time(times);
+std::string StepProfile::report_ranks(std::span<const kernels::OpProfile> ops, std::span<const comm::CommTime> times) {
+  const WaitingTime waiting = waiting_time(times);
+  const ComputeTime computing = compute_time(ops);
   const auto n = static_cast<double>(steps_);
-  const std::vector<int64_t> seconds = gather(ctx_.world, nanoseconds(seconds_)), bubble = gather(ctx_.world, nanoseconds(mine.bubble)),
-                             exposed = gather(ctx_.world, nanoseconds(mine.exposed));
-  double all = 0, all_bubble = 0, all_exposed = 0;
+  struct Rank {
+    double seconds, bubble, exposed, products, others, product_rate;
+    [[nodiscard]] double rest() const { return seconds - bubble - exposed - products - others; }
+  };
+  std::vector<Rank> all;
+  for (const auto& v : gather(ctx_.world, std::array<int64_t, 6>{nanoseconds(seconds_ / n), nanoseconds(waiting.bubble / n),
+                                                                 nanoseconds(waiting.exposed / n), nanoseconds(computing.products / n),
+                                                                 nanoseconds(computing.others / n),
+                                                                 static_cast<int64_t>(computing.product_flops / n)})) {
+    const auto seconds = [&](size_t i) { return 1e-9 * static_cast<double>(v[i]); };
+    all.push_back({.seconds = seconds(0), .bubble = seconds(1), .exposed = seconds(2), .products = seconds(3), .others = seconds(4),
+                   .product_rate = v[3] > 0 ? static_cast<double>(v[5]) / seconds(3) : 0});
+  }
+  double total = 0, bubble = 0, exposed = 0;
   nlohmann::ordered_json ranks = nlohmann::ordered_json::array(), operations = nlohmann::ordered_json::array();
-  for (size_t r = 0; r < seconds.size(); ++r) {
-    const auto a_step = [&](const std::vector<int64_t>& ns) { return 1e-9 * static_cast<double>(ns[r]) / n; };
-    all += a_step(seconds), all_bubble += a_step(bubble), all_exposed += a_step(exposed);
-    ranks.push_back({{"seconds", a_step(seconds)}, {"bubble_seconds", a_step(bubble)}, {"exposed_seconds", a_step(exposed)}});
+  for (const Rank& r : all) {
+    total += r.seconds, bubble += r.bubble, exposed += r.exposed;
+    ranks.push_back({{"seconds", r.seconds}, {"bubble_seconds", r.bubble}, {"exposed_seconds", r.exposed}, {"product_seconds", r.products},
+                     {"product_flops_per_second", r.product_rate}, {"other_compute_seconds", r.others}});
   }
   for (const kernels::OpProfile& p : ops)
     operations.push_back({{"name", p.name}, {"calls", static_cast<double>(p.calls) / n}, {"seconds", p.seconds / n},
@@ -89,12 +115,23 @@ std::string StepProfile::report_waiting(std::span<const kernels::OpProfile> ops,
   for (const comm::CommTime& t : times)
     operations.push_back({{"name", name_of(t)}, {"calls", static_cast<double>(t.calls) / n}, {"seconds", t.seconds / n},
                           {"bytes", t.bytes / n}});
-  const auto count = static_cast<double>(seconds.size());
-  metrics_({{"type", "profile"}, {"steps", steps_}, {"seconds", all / count}, {"bubble", all_bubble / all},
-            {"exposed_communication", all_exposed / all}, {"ranks", std::move(ranks)}, {"operations_of_rank_0", std::move(operations)}});
-  if (seconds.size() == 1) return {};
-  return fmt::format("\nbubble {:.1f} % of the step, exposed communication {:.1f} % ({:.3f} and {:.3f} ms), mean of {} ranks", 100 * all_bubble / all,
-                     100 * all_exposed / all, 1e3 * all_bubble / count, 1e3 * all_exposed / count, seconds.size());
+  const auto count = static_cast<double>(all.size());
+  metrics_({{"type", "profile"}, {"steps", steps_}, {"seconds", total / count}, {"bubble", bubble / total},
+            {"exposed_communication", exposed / total}, {"ranks", std::move(ranks)}, {"operations_of_rank_0", std::move(operations)}});
+  if (all.size() == 1) return {};
+  std::string text = fmt::format("\n{:<26}{:>12}{:>12}{:>12}{:>12}{:>12}{:>12}\n", "ms a step of a rank", "products", "GFLOP/s", "others",
+                                 "bubble", "exposed", "rest");
+  // Of many ranks, those that differ by their work: one a stage.
+  constexpr size_t kMostRows = 16;
+  for (size_t r = 0; r < all.size(); ++r) {
+    const parallel::MeshCoord at = parallel::coord_of(engine_.groups().mesh(), static_cast<int>(r));
+    if (all.size() > kMostRows && (at.dp != 0 || at.tp != 0)) continue;
+    const Rank& k = all[r];
+    text += fmt::format("{:<26}{:>12.3f}{:>12.1f}{:>12.3f}{:>12.3f}{:>12.3f}{:>12.3f}\n", fmt::format("  {}: pp {} dp {} tp {}", r, at.pp, at.dp, at.tp),
+                        1e3 * k.products, 1e-9 * k.product_rate, 1e3 * k.others, 1e3 * k.bubble, 1e3 * k.exposed, 1e3 * k.rest());
+  }
+  return text + fmt::format("bubble {:.1f} % of the step, exposed communication {:.1f} % ({:.3f} and {:.3f} ms), mean of {} ranks",
+                            100 * bubble / total, 100 * exposed / total, 1e3 * bubble / count, 1e3 * exposed / count, all.size());
 }
 
 double measure_copy_rate(const Device& device) {

@@ -1,5 +1,5 @@
 // `--profile N`: the time of every operation over N steps, against the ceilings measured on this device, and what each rank
-// spends waiting: the pipeline's bubble and exposed communication.
+// spends computing and waiting: the pipeline's bubble and exposed communication.
 #pragma once
 
 #include <functional>
@@ -22,6 +22,14 @@ struct WaitingTime {
 };
 [[nodiscard]] WaitingTime waiting_time(std::span<const comm::CommTime> times);
 
+/// What a rank computes: matrix products, whose rate tells a slow card from a large share of the work, and everything else.
+struct ComputeTime {
+  double products = 0;       ///< seconds
+  double product_flops = 0;
+  double others = 0;         ///< seconds
+};
+[[nodiscard]] ComputeTime compute_time(std::span<const kernels::OpProfile> ops);
+
 class StepProfile {
  public:
   using Metrics = std::function<void(nlohmann::ordered_json)>;
@@ -34,8 +42,8 @@ class StepProfile {
 
  private:
   void report();
-  /// Bubble and exposed communication of all ranks: the line for people; the metrics go out. Collective.
-  [[nodiscard]] std::string report_waiting(std::span<const kernels::OpProfile> ops, std::span<const comm::CommTime> times);
+  /// What each rank computes and waits for: the lines for people; the metrics go out. Collective.
+  [[nodiscard]] std::string report_ranks(std::span<const kernels::OpProfile> ops, std::span<const comm::CommTime> times);
 
   const RankContext& ctx_;
   Engine& engine_;

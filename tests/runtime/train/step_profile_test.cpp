@@ -1,4 +1,4 @@
-// What --profile takes for the pipeline's bubble and what for exposed communication.
+// What --profile takes for the pipeline's bubble, for exposed communication and for products.
 #include "runtime/train/step_profile.h"
 
 #include <gtest/gtest.h>
@@ -16,6 +16,17 @@ TEST(StepProfile, WaitingAlongThePipelineIsTheBubble) {
   const WaitingTime w = waiting_time(times);
   EXPECT_DOUBLE_EQ(w.bubble, 3);
   EXPECT_DOUBLE_EQ(w.exposed, 0.875);
+}
+
+TEST(StepProfile, ProductsAreToldFromTheRest) {
+  const std::vector<kernels::OpProfile> ops{{.name = "linear_forward", .calls = 2, .seconds = 2, .flops = 6e12},
+                                            {.name = "linear_backward_weight", .calls = 2, .seconds = 1, .flops = 3e12},
+                                            {.name = "attention_forward", .calls = 2, .seconds = 0.5, .flops = 1e12},
+                                            {.name = "rmsnorm_forward", .calls = 4, .seconds = 0.25, .bytes = 1e9}};
+  const ComputeTime c = compute_time(ops);
+  EXPECT_DOUBLE_EQ(c.products, 3);
+  EXPECT_DOUBLE_EQ(c.product_flops, 9e12);
+  EXPECT_DOUBLE_EQ(c.others, 0.75);
 }
 
 }  // namespace
