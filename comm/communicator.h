@@ -80,8 +80,8 @@ class Communicator {
   [[nodiscard]] virtual std::unique_ptr<Pending> start(std::span<const Transfer> transfers, const Stream& s) = 0;
   /// What this rank is going to receive (recv, start): lets a backend keep room for whole messages, made now and not in the
   /// midst of a step. Other messages arrive as well, perhaps in pieces. Collective, while no message is under way; a peer not
-  /// named keeps the room it had. The base class needs none.
-  virtual void expect_messages(std::span<const ExpectedMessage> from);
+  /// named keeps the room it had. Returns the bytes of this rank's device that it took. The base class needs none.
+  virtual int64_t expect_messages(std::span<const ExpectedMessage> from);
   /// Starts, in place: parts[rank()] of each tensor becomes the sum of that part over all ranks, formed in `order`; the other
   /// parts hold nothing of use afterwards. wait() returns when the sums may be read and the parts written (on a device: orders `s`
   /// after them). Tensors and views must stay until then; `xs` itself need not. Operations started on a group run in that order

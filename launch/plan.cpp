@@ -137,6 +137,8 @@ Decision decide(const JobConfig& cfg, const parallel::ModelConfig& model, const 
   JobShape job = shape_of(cfg, model, cluster);
   const parallel::SearchSpace space = space_of(cfg, machine_given(cfg));
   job.mesh = {.pp = std::max(1, cfg.pp), .dp = std::max(1, cfg.dp), .tp = std::max(1, cfg.tp)};
+  if (job.gpu && messages_through_ipc(cluster.comm))
+    job.ipc_ranks_a_host = space.mesh() ? cluster.devices_per_host : cluster.ranks_per_host(job.mesh);
   // A search picks full by itself; --recompute auto does not when the job runs, and is refused there too.
   if (job.offload_activations && (cfg.recompute == "auto" || (job.recompute_of(0) != parallel::Recompute::kFull && !space.recompute)))
     throw UsageError("--offload activations goes with --recompute full, where the inputs of the blocks are all that is kept");

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <deque>
 #include <numeric>
+#include <optional>
 
 #include "comm/arguments.h"
 #include "comm/composed.h"
@@ -76,9 +77,16 @@ struct Box {
   char* slots = nullptr;  // slot_count of slot_bytes in the receiver's memory, as mapped here
   uint64_t count = 0;     // pieces so far
   size_t slot_count = 0, slot_bytes = 0;
+  size_t expected_bytes = 0;  // of a slot that expect_messages made
   void* full[kMostSlots] = {};   // recorded by the sender when a slot is filled
   void* empty[kMostSlots] = {};  // recorded by the receiver when it is copied out
   std::deque<Op> open;
+
+  // From now on. The old slots stay: copies to and from them may not be over yet.
+  void use(char* to, size_t bytes) {
+    slots = to;
+    slot_bytes = expected_bytes = bytes;
+  }
 };
 
 }  // namespace
@@ -184,18 +192,18 @@ class IpcGroup final : public ComposedCommunicator {
     whole.shape = {x.numel()};
     if (x.numel() != 0) kernels_->all_gather(own, whole, counts_, s);
   }
-  void expect_messages(std::span<const ExpectedMessage> from) override {
+  int64_t expect_messages(std::span<const ExpectedMessage> from) override {
     check_open("expect_messages");
-    if (size() == 1 || options_.most_message_slot_bytes == 0) return;
-    std::vector<uint64_t> wanted(ranks(), 0);  // bytes of a slot; 0: those there are suffice
+    if (size() == 1 || options_.most_message_slot_bytes == 0) return 0;
+    std::vector<uint64_t> wanted(ranks(), 0);  // bytes of a slot; 0: what there is suffices
     for (const ExpectedMessage& e : from) {
       check_peer(*this, "expect_messages", e.peer);
+      if (e.peer == rank()) continue;
       const size_t bytes = align(std::min(e.bytes, options_.most_message_slot_bytes));
       uint64_t& slot = wanted[static_cast<size_t>(e.peer)];
-      if (e.peer != rank() && bytes > in(Channel::kMessages, e.peer).slot_bytes)
-        slot = std::max<uint64_t>(slot, bytes);
+      if (bytes > in(Channel::kMessages, e.peer).expected_bytes) slot = std::max<uint64_t>(slot, bytes);
     }
-    grow_message_slots(wanted);
+    return make_message_slots(wanted);
   }
   void barrier() override {
     check_open("barrier");
@@ -389,49 +397,65 @@ class IpcGroup final : public ComposedCommunicator {
       }
   }
   // wanted[s]: bytes of a slot for what rank s sends here.
-  void grow_message_slots(const std::vector<uint64_t>& wanted) {
+  int64_t make_message_slots(const std::vector<uint64_t>& wanted) {
     const size_t n = ranks(), own = static_cast<size_t>(rank());
     IpcMemory& m = *hub_->memory;
+    const auto bytes_until = [](std::span<const uint64_t> slots) {
+      return kMessageSlots * std::accumulate(slots.begin(), slots.end(), size_t{0});
+    };
+    const size_t own_bytes = bytes_until(wanted);
+    IpcHandle handle{};
+    std::string failed;
+    std::optional<MemoryError> too_little;
+    try {
+      if (own_bytes != 0)
+        own_message_regions_.push_back({static_cast<char*>(m.allocate_shared(own_bytes, handle)), own_bytes});
+    } catch (const MemoryError& e) {
+      too_little = e;
+      failed = e.what();
+    }
+    try {
+      agree(failed);
+    } catch (const CommError&) {
+      if (too_little) throw *too_little;
+      throw;
+    }
+    for (size_t r = 0; r < n; ++r)  // all ranks have come: what they were to receive is received
+      if (r != own) check_idle(static_cast<int>(r));
     // Of every rank: its region's handle, then wanted.
     const size_t row = sizeof(IpcHandle) + n * sizeof(uint64_t);
     std::vector<char> mine(row), all(row * n);
-    size_t own_bytes = 0;
-    for (const uint64_t w : wanted) own_bytes += kMessageSlots * w;
-    IpcHandle handle{};
-    if (own_bytes != 0) own_message_regions_.push_back({static_cast<char*>(m.allocate_shared(own_bytes, handle)), own_bytes});
     std::memcpy(mine.data(), handle.data(), sizeof handle);
     std::memcpy(mine.data() + sizeof handle, wanted.data(), n * sizeof(uint64_t));
     gather(mine, all);
-    std::string failed;
+    for (size_t s = 0; s < n; ++s)
+      if (wanted[s] != 0)
+        in(Channel::kMessages, static_cast<int>(s))
+            .use(own_message_regions_.back().data + bytes_until(std::span(wanted).first(s)), wanted[s]);
     try {
-      for (size_t s = 0, before = 0; s < n; before += kMessageSlots * wanted[s++])
-        if (wanted[s] != 0)
-          use_slots(in(Channel::kMessages, static_cast<int>(s)), own_message_regions_.back().data + before, wanted[s], &Mail::sent);
       for (size_t r = 0; r < n; ++r) {
         std::vector<uint64_t> theirs(n);
         std::memcpy(theirs.data(), all.data() + r * row + sizeof handle, n * sizeof(uint64_t));
         if (r == own || theirs[own] == 0) continue;
-        size_t bytes = 0, before = 0;  // of r's region, and ahead of what this rank fills
-        for (size_t s = 0; s < n; bytes += kMessageSlots * theirs[s++])
-          if (s == own) before = bytes;
         IpcHandle region{};
         std::memcpy(region.data(), all.data() + r * row, sizeof region);
+        const size_t bytes = bytes_until(theirs);
         message_regions_.push_back({static_cast<char*>(m.open(region, bytes)), bytes});
-        use_slots(out(Channel::kMessages, static_cast<int>(r)), message_regions_.back().data + before, theirs[own],
-                  &Mail::received);
+        out(Channel::kMessages, static_cast<int>(r))
+            .use(message_regions_.back().data + bytes_until(std::span(theirs).first(own)), theirs[own]);
       }
     } catch (const Error& e) {
       failed = e.what();
     }
     agree(failed);
     if (own_bytes != 0) m.forget(handle);
+    return static_cast<int64_t>(own_bytes);
   }
-  // The old slots stay mapped: copies to and from them may not be over yet.
-  void use_slots(Box& b, char* slots, size_t bytes, std::atomic<uint64_t> Mail::* other_end) {
-    R1_CHECK(b.open.empty() && b.count == (b.mail->*other_end).load(std::memory_order_acquire),
-             "expect_messages on {} while messages are under way", name());
-    b.slots = slots;
-    b.slot_bytes = bytes;
+  void check_idle(int peer) {
+    const Box &sent = out(Channel::kMessages, peer), &received = in(Channel::kMessages, peer);
+    R1_CHECK(sent.open.empty() && received.open.empty() && sent.count == sent.mail->received.load(std::memory_order_acquire) &&
+                 received.count == received.mail->sent.load(std::memory_order_acquire),
+             "expect_messages on {} while messages between ranks {} and {} are under way", name(), rank(), peer);
   }
   void gather(std::span<char> mine, std::span<char> all) {
     const Tensor in{.data = mine.data(),

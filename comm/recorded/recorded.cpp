@@ -82,7 +82,7 @@ class RecordedCommunicator : public Communicator {
     return std::make_unique<RecordedPending>(std::move(pending), recorder_, Operation::kWait, group_, bytes,
                                              world_rank(transfers.front().peer), 0);
   }
-  void expect_messages(std::span<const ExpectedMessage> from) override { inner_->expect_messages(from); }
+  int64_t expect_messages(std::span<const ExpectedMessage> from) override { return inner_->expect_messages(from); }
   [[nodiscard]] std::unique_ptr<Pending> start_reduce_scatter(std::span<const ShardedTensor> xs, SumOrder order,
                                                               const Stream& s) override {
     return started(Operation::kReduceScatter, [&] { return inner_->start_reduce_scatter(xs, order, s); });

@@ -89,7 +89,7 @@ struct Router::State {
             std::move(own), need_nccl(),
             {.name = own->name(), .messages = messages && group_host.size() <= kMostMessageRanks});
       case CommBackend::kIpc: {
-        // At most 80 MiB of slots a rank and group (of eight: 70).
+        // 64 MiB of slots a rank for collectives and messages that nobody said to expect (groups of up to eight).
         const size_t few = group_host.size() <= 2 ? 4 : group_host.size() <= 4 ? 2 : 1;
         const size_t mib = on_gpu() ? size_t{1} << 20 : size_t{128} << 10;
         return make_ipc(std::move(own), need_ipc(),
@@ -160,9 +160,8 @@ class Routed final : public Communicator {
                "start on {}: tensors of two devices", name());
     return (transfers.empty() ? *host_ : carrier(transfers[0].tensor)).start(transfers, s);
   }
-  void expect_messages(std::span<const ExpectedMessage> from) override {
-    if (messages_) messages_->expect_messages(from);
-    else if (collectives_) collectives_->expect_messages(from);
+  int64_t expect_messages(std::span<const ExpectedMessage> from) override {
+    return messages_ ? messages_->expect_messages(from) : collectives_ ? collectives_->expect_messages(from) : 0;
   }
   std::unique_ptr<Pending> start_reduce_scatter(std::span<const ShardedTensor> xs, SumOrder order,
                                                 const Stream& s) override {
@@ -253,6 +252,9 @@ class Router::World final : public Communicator {
   void recv(const Tensor& x, int peer, const Stream& s) override { host().recv(x, peer, s); }
   std::unique_ptr<Pending> start(std::span<const Transfer> transfers, const Stream& s) override {
     return host().start(transfers, s);
+  }
+  int64_t expect_messages(std::span<const ExpectedMessage> from) override {
+    return host().expect_messages(from);
   }
   std::unique_ptr<Pending> start_reduce_scatter(std::span<const ShardedTensor> xs, SumOrder order,
                                                 const Stream& s) override {

@@ -147,6 +147,7 @@ class StagedCommunicator : public Communicator {
   [[nodiscard]] std::unique_ptr<Pending> start_all_gather(std::span<const ShardedTensor> xs, const Stream& s) override {
     return sharded(xs, s, false, [&](std::span<const ShardedTensor> host) { return inner_->start_all_gather(host, {}); });
   }
+  int64_t expect_messages(std::span<const ExpectedMessage> from) override { return inner_->expect_messages(from); }
   void barrier() override { inner_->barrier(); }
   [[nodiscard]] std::unique_ptr<Communicator> split(int color, int key, std::string name) override {
     return std::make_unique<StagedCommunicator>(inner_->split(color, key, std::move(name)), buffers_);

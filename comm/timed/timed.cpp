@@ -124,7 +124,7 @@ class TimedCommunicator final : public Communicator {
     const Operation op = transfers.front().kind == Transfer::Kind::kSend ? Operation::kSend : Operation::kRecv;
     return pending(time(op, 0, s, [&] { return inner_.start(transfers, s); }), Operation::kWait, s);
   }
-  void expect_messages(std::span<const ExpectedMessage> from) override { inner_.expect_messages(from); }
+  int64_t expect_messages(std::span<const ExpectedMessage> from) override { return inner_.expect_messages(from); }
   [[nodiscard]] std::unique_ptr<Pending> start_reduce_scatter(std::span<const ShardedTensor> xs, SumOrder order,
                                                               const Stream& s) override {
     return pending(time(Operation::kReduceScatter, 0, s, [&] { return inner_.start_reduce_scatter(xs, order, s); }),

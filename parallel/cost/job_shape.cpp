@@ -83,9 +83,8 @@ NumericFormat numeric_format(bool gpu, const std::string& dtype, const std::stri
 DeviceNeeds device_needs(bool gpu, const ModelConfig& model, int tp, int64_t tokens) {
   DeviceNeeds needs;
   if (!gpu) return needs;
-  // With tp > 1 a layer's sums go through a communicator, which a graph cannot hold yet.
+  // With tp > 1 a layer's sums go through a communicator, which no graph holds (DECISIONS.md).
   needs.graphs = tp == 1;
-  needs.message_slots = static_cast<int>(kMessageSlots);
   // A chunk of the head large enough for full GEMM rate: 2048 tokens of a 152k vocabulary take 0.6 GB in bf16.
   needs.head_budget_elems = int64_t{320} << 20;
   const int64_t q = (model.heads + tp - 1) / tp, kv = std::min(q, (model.kv_heads + tp - 1) / tp + 1);
@@ -125,6 +124,9 @@ RankPlan plan_rank(const ModelSpec& spec, const JobShape& job, const Schedule& s
   DeviceNeeds needs = device_needs(job.gpu, spec.config(), job.mesh.tp, job.tokens());
   needs.offload_optimizer = job.offload_optimizer;
   needs.offload_activations = job.offload_activations;
+  const int here = job.ipc_ranks_a_host;
+  const auto host_of = [&](int pp) { return rank_of(job.mesh, {.pp = pp, .dp = coord.dp, .tp = coord.tp}) / here; };
+  if (here > 0 && host_of(0) == host_of(job.mesh.pp - 1)) needs.message_slots = static_cast<int>(kMessageSlots);
   return plan_rank(spec, job.mesh, coord, schedule, job.tokens(), job.recompute_of(coord.pp), job.format, needs, job.training, job.zero,
                    std::move(tree));
 }
@@ -153,7 +155,8 @@ std::vector<MemoryItem> memory_items(const RankPlan& plan) {
     add_tensors(items, "activations", stash, c.stash);
   }
   for (const PlannedTensor& t : plan.scratch) add_tensors(items, scratch_category(t.name), {t}, 1);
-  if (b.messages > 0) items.push_back({"communication", "message slots", b.messages, plan.messages.slots});
+  if (b.messages > 0)
+    items.push_back({"communication", "message slots", b.messages, plan.messages.slots * static_cast<int>(plan.messages.peers.size())});
   return items;
 }
 

@@ -34,6 +34,7 @@ struct JobShape {
   int zero = 1;                                        ///< 1: optimizer state cut over dp, 0: not
   int64_t tree_rows = 0;  ///< --deterministic: rows of a step whose gradients are summed in a tree; 0: not. micro_batch is 1 then
   bool gpu = true;
+  int ipc_ranks_a_host = 0;  ///< ranks of a host, whose messages to each other go through ipc; 0: no messages do
   bool training = true;
   bool offload_optimizer = false;    ///< master weights and moments in pinned host memory
   bool offload_activations = false;  ///< inputs of the blocks likewise; recompute is full then

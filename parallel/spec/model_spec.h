@@ -161,7 +161,7 @@ struct RankPlan {
   /// Bytes by category: weights, gradients, optimizer, activations, scratch. Each tensor rounded up to 256 bytes.
   struct Bytes {
     int64_t weights = 0, gradients = 0, optimizer = 0, activations = 0, scratch = 0;
-    int64_t messages = 0;  ///< room for messages, which the communicator allocates where they travel through ipc
+    int64_t messages = 0;  ///< room for messages, which the communicator allocates
     int64_t host = 0;      ///< pinned memory beside the device: what is offloaded; not in total()
     [[nodiscard]] int64_t total() const { return weights + gradients + optimizer + activations + scratch + messages; }
   };

@@ -32,6 +32,11 @@ struct CommRoute {
   friend bool operator==(const CommRoute&, const CommRoute&) = default;
 };
 
+/// Whether messages within a host go through ipc on GPUs.
+[[nodiscard]] constexpr bool messages_through_ipc(CommChoice choice) {
+  return choice == CommChoice::kAuto || choice == CommChoice::kIpc;
+}
+
 /// Whole messages that may be under way through ipc from one rank to another: the sender's host goes on meanwhile.
 inline constexpr size_t kMessageSlots = 4;
 /// The largest message on GPUs that travels in one piece: 8,192 tokens of a hidden size of 8,192 in 16 bits.

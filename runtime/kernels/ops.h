@@ -169,8 +169,9 @@ inline constexpr int64_t kMaxVocabParts = 128;
 /// tokens the smaller id stands first. The draw is a Gumbel maximum (Gumbel 1954; Maddison et al. 2014): the token with the
 /// largest log-probability plus its own Gumbel noise. Where logits differ in their last bits (another layout, another batch
 /// on a GPU), another token results only when two of these sums are that close, which is about as likely as the difference
-/// is large (1e-6), whatever the vocabulary; an inverse distribution function would add up the differences of all tokens
-/// before the drawn one. CPU and CUDA may differ where two sums differ in the last bits of fp64 (exp and log).
+/// is large (1e-6 in fp32), whatever the vocabulary; an inverse distribution function would add up the differences of all tokens
+/// before the drawn one. CPU and CUDA may differ where two sums differ in the last bits of fp64 (exp and log),
+/// or a share of top-p is reached to the last unit of 2^-44.
 /// A row's token depends on its logits and its SampleRow alone.
 /// logits [C * vocabulary]: the parts of all tp ranks one after the other, part p [C, vocab_begin[p + 1] - vocab_begin[p]];
 /// vocab_begin (host): 0, ..., the vocabulary. rows (host): N, read before the call returns. seen [S, seen_words] int32: bit

@@ -128,7 +128,6 @@ parallel::RankPlan::Bytes RankModel::allocated() const {
   for (const Chunk& c : chunks_)
     for (const HostSlot& h : c.host_slots) b.host += static_cast<int64_t>(h.bytes());
   b.scratch = static_cast<int64_t>(scratch_.bytes());
-  b.messages = plan_.bytes().messages;  // the pipeline's communicator has them
   return b;
 }
 

@@ -45,7 +45,7 @@ Engine::Engine(const parallel::ModelConfig& config, const EngineOptions& o, comm
   if (plan_.messages.slots > 0) {
     std::vector<comm::ExpectedMessage> expected;
     for (const int peer : plan_.messages.peers) expected.push_back({peer, static_cast<size_t>(plan_.messages.bytes)});
-    groups_->pp().expect_messages(expected);
+    message_bytes_ = groups_->pp().expect_messages(expected);
   }
   executor_ = std::make_unique<parallel::PipelineExecutor>(groups_->pp(), schedule_, parallel::kGradientSendRing);
   single_executor_ =
@@ -69,6 +69,12 @@ Engine::Engine(const parallel::ModelConfig& config, const EngineOptions& o, comm
   // Alone in its dp group a rank has nothing to overlap, and its last backward may be a graph too.
   if (groups_->dp().size() > 1)
     model_->set_gradients_ready([this](int stage, int64_t layer) { sync_->ready(stage, layer, stream_); });
+}
+
+parallel::RankPlan::Bytes Engine::allocated() const {
+  parallel::RankPlan::Bytes b = model_->allocated();
+  b.messages = message_bytes_;
+  return b;
 }
 
 Engine::~Engine() { backend_of(options_.device.kind).destroy_stream(stream_); }

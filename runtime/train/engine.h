@@ -78,6 +78,8 @@ class Engine {
   [[nodiscard]] const std::vector<comm::RoutedGroup>& routes() const { return router_->groups(); }
   [[nodiscard]] const parallel::ModelSpec& spec() const { return spec_; }
   [[nodiscard]] const parallel::RankPlan& plan() const { return plan_; }
+  /// What was allocated, by the plan's categories.
+  [[nodiscard]] parallel::RankPlan::Bytes allocated() const;
   [[nodiscard]] const parallel::Schedule& schedule() const { return schedule_; }
   [[nodiscard]] const Stream& stream() const { return stream_; }
   /// Times what passes between ranks; null without EngineOptions::time_comm.
@@ -100,6 +102,7 @@ class Engine {
   std::unique_ptr<parallel::ProcessGroups> groups_;
   parallel::Schedule schedule_, single_schedule_;
   parallel::RankPlan plan_;
+  int64_t message_bytes_ = 0;  ///< of the pipeline's communicator, for whole messages
   Stream stream_;
   std::unique_ptr<models::RankModel> model_;
   std::unique_ptr<parallel::PipelineExecutor> executor_, single_executor_;

@@ -81,7 +81,7 @@ ExitCode run_eval(const RankContext& ctx) {
   }
   std::vector<data::Dataset> sets = open_sets(ctx, source.config, tokenizer ? &*tokenizer : nullptr);
   const BatchLayout rows{.batch = cfg.batch, .micro_batch = cfg.micro_batch, .seq_len = sets.front().seq_len(), .dp = mesh.dp};
-  EngineOptions options = engine_options(cfg, source.config, mesh, rows, choose_device(ctx, {}), false);
+  EngineOptions options = engine_options(ctx.world, cfg, source.config, mesh, rows, choose_device(ctx, {}), false);
   options.stop = ctx.stop;
   check_memory(ctx, source.config, options);
   Engine engine(source.config, options, ctx.world);

@@ -10,6 +10,7 @@
 #include "runtime/device/cuda/cuda_api.h"
 #include "runtime/device/cuda_library.h"
 #include "runtime/kernels/ops.h"
+#include "runtime/kernels/sample.h"
 #include "runtime/train/weights_io.h"
 
 namespace r1::train {
@@ -72,6 +73,14 @@ InferenceSession::InferenceSession(const RankContext& ctx)
     file = serve::parse_generation_config(file_text(dir / "generation_config.json"),
                                           (dir / "generation_config.json").string());
   sampling_ = serve::resolve_sampling(file, wishes_of(ctx.config), &sampling_shown_);
+  if (!sampling_.greedy() || sampling_.repetition_penalty != 1) {
+    constexpr const char* kGreedy = "--temperature 0 --repetition-penalty 1 works";
+    if (source_.config.vocab > kernels::kMaxSampleVocab)
+      throw UsageError("sampling needs a vocabulary of at most {} tokens, {} has {}; {}", kernels::kMaxSampleVocab, dir.string(),
+                       source_.config.vocab, kGreedy);
+    if (mesh_.tp > kernels::kMaxVocabParts)
+      throw UsageError("--tp {}: sampling works on at most {}; {}", mesh_.tp, kernels::kMaxVocabParts, kGreedy);
+  }
   for (const int64_t id : file.eos_ids.empty() ? source_.config.eos_ids : file.eos_ids)
     eos_ids_.push_back(static_cast<int32_t>(id));
 }

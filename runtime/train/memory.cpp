@@ -110,6 +110,7 @@ parallel::JobShape job_shape(const JobConfig& cfg, const EngineOptions& o) {
   job.recompute = o.stage_recompute.empty() ? std::vector{o.recompute} : o.stage_recompute;
   job.format = o.format;
   job.gpu = o.device.kind == DeviceKind::kCuda;
+  job.ipc_ranks_a_host = o.needs.message_slots > 0 ? o.mesh.world() : 0;  // as in this rank's pipeline
   job.training = o.training;
   job.zero = o.zero;
   job.tree_rows = o.tree_rows;
@@ -198,7 +199,7 @@ void check_memory(const RankContext& ctx, const parallel::ModelConfig& config, c
 
 std::vector<RankMemory> gather_memory(const RankContext& ctx, Engine& engine, int64_t late_allocations) {
   std::vector<RankMemory> out;
-  const std::array<int64_t, 4> mine{engine.plan().bytes().total(), engine.model().allocated().total(), peak_rss_bytes(), late_allocations};
+  const std::array<int64_t, 4> mine{engine.plan().bytes().total(), engine.allocated().total(), peak_rss_bytes(), late_allocations};
   for (const auto& v : gather(ctx.world, mine)) out.push_back({v[0], v[1], v[2], v[3]});
   return out;
 }

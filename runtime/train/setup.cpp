@@ -124,7 +124,17 @@ parallel::NumericFormat numeric_format(const JobConfig& cfg, const Device& devic
   return parallel::numeric_format(device.kind == DeviceKind::kCuda, cfg.dtype, cfg.state_dtype);
 }
 
-EngineOptions engine_options(const JobConfig& cfg, const parallel::ModelConfig& model, const parallel::MeshShape& mesh,
+/// Whole messages that this rank keeps room for, a peer along the pipeline. Equal within a pipeline. Collective over the world.
+static int message_slots(comm::Communicator& world, const parallel::MeshShape& mesh, const EngineOptions& o) {
+  const std::vector<int64_t> hosts = host_of_rank(world);
+  if (o.device.kind != DeviceKind::kCuda || !messages_through_ipc(o.comm)) return 0;
+  parallel::MeshCoord c = parallel::coord_of(mesh, world.rank());
+  for (c.pp = 0; c.pp < mesh.pp; ++c.pp)
+    if (hosts.at(static_cast<size_t>(parallel::rank_of(mesh, c))) != hosts[static_cast<size_t>(world.rank())]) return 0;
+  return static_cast<int>(kMessageSlots);
+}
+
+EngineOptions engine_options(comm::Communicator& world, const JobConfig& cfg, const parallel::ModelConfig& model, const parallel::MeshShape& mesh,
                              const BatchLayout& rows, const Device& device, bool training) {
   EngineOptions o;
   o.mesh = mesh;
@@ -143,6 +153,7 @@ EngineOptions engine_options(const JobConfig& cfg, const parallel::ModelConfig& 
   o.comm = parse_comm_choice(cfg.comm);
   o.needs = parallel::device_needs(device.kind == DeviceKind::kCuda, model, mesh.tp, rows.tokens());
   if (cfg.no_graphs) o.needs.graphs = false;
+  o.needs.message_slots = message_slots(world, mesh, o);
   const auto offloads = [&](const char* what) { return std::find(cfg.offload.begin(), cfg.offload.end(), what) != cfg.offload.end(); };
   if (!cfg.offload.empty() && training) {
     if (device.kind == DeviceKind::kCpu) throw UsageError("--offload needs a GPU: on a CPU everything is in host memory already");

@@ -27,8 +27,8 @@ int setup_threads(const RankContext& ctx);
 [[nodiscard]] int ranks_on_this_device(comm::Communicator& world, const Device& device);
 /// Storage, accumulation and reduction dtypes of --dtype and --state-dtype on a device. Throws UsageError.
 [[nodiscard]] parallel::NumericFormat numeric_format(const JobConfig& cfg, const Device& device);
-/// Engine options of a training job.
-[[nodiscard]] EngineOptions engine_options(const JobConfig& cfg, const parallel::ModelConfig& model,
+/// Engine options of a training job. Collective over the world.
+[[nodiscard]] EngineOptions engine_options(comm::Communicator& world, const JobConfig& cfg, const parallel::ModelConfig& model,
                                            const parallel::MeshShape& mesh, const BatchLayout& rows, const Device& device,
                                            bool training);
 /// Whether the ranks of each host fit into its memory together with their copies of the state (see save.h). Collective over the

@@ -182,7 +182,7 @@ void Job::open() {
            .dp = mesh.dp};
   begin("opening the device");
   device_ = choose_device(ctx_, cache);
-  EngineOptions options = engine_options(cfg_, source_->config, mesh, rows_, device_, true);
+  EngineOptions options = engine_options(ctx_.world, cfg_, source_->config, mesh, rows_, device_, true);
   options.stop = ctx_.stop;
   if (cfg_.recompute == "auto") choose_recompute(ctx_, source_->config, &options);
   recompute_ = job_shape(cfg_, options).recompute_text();

@@ -199,7 +199,7 @@ class Verifier {
 
 std::unique_ptr<Engine> Verifier::make_engine(const Case& c, const BatchLayout& rows) {
   const parallel::ModelConfig& config = source_->config;
-  EngineOptions options = engine_options(cfg_, config, mesh_, rows, device_, true);
+  EngineOptions options = engine_options(ctx_.world, cfg_, config, mesh_, rows, device_, true);
   options.stop = ctx_.stop;
   options.zero = 0;  // every replica needs all gradients to compare them
   options.schedule = c.schedule;

@@ -12,6 +12,44 @@
 #include "on_device.h"
 #include "rank_main.h"
 
+namespace r1::comm {
+namespace {
+
+// kMessageSlots expected messages are under way at once: they arrive although the sender's host does not come by again, which is
+// what they are expected for. Their room is what was asked for and no more.
+void whole_messages(Communicator& world, Communicator& ipc, size_t most) {
+  std::vector<ExpectedMessage> from;
+  const int last = world.size() - 1;
+  if (world.rank() == last) from = {{0, most - 1000}};
+  const auto room = static_cast<int64_t>(kMessageSlots * (most - 1000 + 255) / 256 * 256);
+  const int64_t took = ipc.expect_messages(from);
+  R1_CHECK(took == (world.rank() == last ? room : 0), "{} bytes of room", took);
+  R1_CHECK(ipc.expect_messages(from) == 0, "room for the same messages again");
+  std::vector<char> bytes(most - 1000, static_cast<char>(world.rank() == 0 ? 7 : 0));
+  const Tensor x{.data = bytes.data(), .dtype = DType::kU8, .shape = {static_cast<int64_t>(bytes.size())}, .device = {}};
+  std::vector<std::unique_ptr<Pending>> sends;
+  const Transfer one[] = {{Transfer::Kind::kSend, x, last}};
+  if (world.rank() == 0)
+    for (size_t i = 0; i < kMessageSlots; ++i) sends.push_back(ipc.start(one, {}));
+  world.barrier();
+  if (world.rank() == last)
+    for (size_t i = 0; i < kMessageSlots; ++i) {
+      std::fill(bytes.begin(), bytes.end(), '\0');
+      ipc.recv(x, 0, {});
+      R1_CHECK(bytes.front() == 7 && bytes.back() == 7, "message {} differs", i);
+    }
+  world.barrier();
+  for (auto& p : sends) p->wait();
+  world.barrier();
+  // More than the most: in pieces, in the room for the most.
+  if (world.rank() == last) from = {{0, 2 * most}};
+  const int64_t more = ipc.expect_messages(from);
+  R1_CHECK(more == (world.rank() == last ? static_cast<int64_t>(kMessageSlots * most) : 0), "{} bytes of room", more);
+}
+
+}  // namespace
+}  // namespace r1::comm
+
 int main(int argc, char** argv) {
   using namespace r1;
   using namespace r1::comm;
@@ -42,6 +80,11 @@ int main(int argc, char** argv) {
     const auto device_view = where == "cpu" ? nullptr : test::on_device(*ipc, device);
     const size_t passed = test::run_conformance(device_view ? *device_view : *ipc, args);
     ipc->close();
+    if (where == "cpu" && world.size() > 1 && args.empty()) {
+      const auto group = make_ipc(world.split(0, world.rank(), "whole"), make_ipc_hub(memory, stop), options);
+      whole_messages(world, *group, options.most_message_slot_bytes);
+      group->close();
+    }
     return passed;
   });
 }

@@ -172,7 +172,7 @@ class OnDevice final : public Communicator {
     inner_.recv(c.view(), peer, s());
     c.finish(true);
   }
-  void expect_messages(std::span<const ExpectedMessage> from) override { inner_.expect_messages(from); }
+  int64_t expect_messages(std::span<const ExpectedMessage> from) override { return inner_.expect_messages(from); }
   std::unique_ptr<Pending> start(std::span<const Transfer> transfers, const Stream&) override {
     std::vector<std::pair<Copy, bool>> copies;
     std::vector<Transfer> device;

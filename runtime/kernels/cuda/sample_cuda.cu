@@ -8,7 +8,8 @@
 //      top-p masses in fixed point (sample_mass): atomic additions of integers give the same sums in any order;
 //   4. the largest z + Gumbel noise among the candidates kept. No variate is formed for a token that cannot win.
 //
-// z, exp and log are fp64. Bytes: the logits once or twice where the candidates fit, up to 13 times (from L2) where not.
+// z, exp and log are fp64. Bytes: the logits once or twice where the candidates fit, up to 13 times (from L2) where not. H200,
+// 1 to 64 rows of 151,936 logits, top-p 0.95, too many candidates: 341 us.
 #include <algorithm>
 #include <cmath>
 

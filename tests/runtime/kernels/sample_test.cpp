@@ -238,6 +238,15 @@ TEST(Sample, SaysWhenThereIsNoChoice) {
   }
 }
 
+TEST(Sample, ManyUnlikelyTokensAreLikelyTogether) {
+  std::vector<float> logits(400000, -13.0F);  // e^-13 each: 0.90 of the likeliest's mass together
+  logits[0] = 0;
+  int others = 0;
+  for (int64_t i = 0; i < 60; ++i) others += sample_one(logits, {.temperature = 1, .seed = 2, .position = i}) != 0 ? 1 : 0;
+  EXPECT_GT(others, 15);
+  EXPECT_LT(others, 45);
+}
+
 TEST(Sample, ExtremeTemperatures) {
   const std::vector<float> logits{-3, 5, 4.9999995F, -1e30F};
   for (const double t : {1e-300, 1e-30, 1e-9})
@@ -354,6 +363,9 @@ TEST(Sample, RefusesWhatDoesNotFit) {
   EXPECT_THROW(sample(t, fits, std::vector<SampleRow>{{.row = 3}}, {}, out, {}), InternalError);
   EXPECT_THROW(sample(t, fits, std::vector<SampleRow>{{.seen = 0}}, {}, out, {}), InternalError);
   EXPECT_THROW(sample(t, fits, std::vector<SampleRow>{}, {}, out, {}), InternalError);
+  EXPECT_THROW(sample(t, fits, std::vector<SampleRow>{{.temperature = -1}}, {}, out, {}), InternalError);
+  const Tensor none{.data = logits.data(), .shape = {0}};
+  EXPECT_THROW(sample(none, std::vector<int64_t>{0, kMaxSampleVocab + 1}, rows, {}, out, {}), InternalError);
 }
 
 }  // namespace

@@ -31,7 +31,7 @@ TEST(DeviceNeeds, WorkspaceIsTheKernels) {
     }
 }
 
-// Room for whole messages: of the neighbours that send to a rank, on GPUs, up to the largest that travels in one piece.
+// Room for whole messages of the neighbours that send to a rank, where they go through ipc, up to the largest that travels in one piece.
 TEST(DeviceNeeds, RoomForTheMessagesOfAPipeline) {
   parallel::ModelConfig c;
   c.layers = 8;
@@ -40,7 +40,8 @@ TEST(DeviceNeeds, RoomForTheMessagesOfAPipeline) {
   c.head_dim = 64;
   c.ffn = 1024;
   c.vocab = 1000;
-  const auto messages = [&](int pp, int tp, const char* schedule, int v, int64_t seq_len, bool gpu, int rank) {
+  const auto messages = [&](int pp, int tp, const char* schedule, int v, int64_t seq_len, int ipc_ranks_a_host, int rank) {
+    const bool gpu = ipc_ranks_a_host >= 0;
     parallel::JobShape job;
     job.mesh = {pp, 1, tp};
     job.schedule = schedule;
@@ -48,6 +49,7 @@ TEST(DeviceNeeds, RoomForTheMessagesOfAPipeline) {
     job.batch = 8;
     job.seq_len = seq_len;
     job.gpu = gpu;
+    job.ipc_ranks_a_host = std::max(0, ipc_ranks_a_host);
     job.format = parallel::numeric_format(gpu, "", gpu ? "bf16" : "fp32");
     const parallel::ModelSpec spec(c, tp, job.stages());
     const auto plan = parallel::plan_rank(spec, job, parallel::schedule_of(job), {.pp = rank, .dp = 0, .tp = 0});
@@ -55,15 +57,19 @@ TEST(DeviceNeeds, RoomForTheMessagesOfAPipeline) {
     return std::pair(plan.messages.peers, plan.bytes().messages);
   };
   using Peers = std::vector<int>;
-  const int64_t one = int64_t{1024} * 512 * 2 * kMessageSlots;
-  EXPECT_EQ(messages(1, 1, "1f1b", 1, 1024, true, 0), std::pair(Peers{}, int64_t{0}));
-  EXPECT_EQ(messages(2, 1, "1f1b", 1, 1024, true, 0), std::pair(Peers{1}, one));
-  EXPECT_EQ(messages(2, 2, "1f1b", 1, 1024, true, 1), std::pair(Peers{0}, one / 2));
-  EXPECT_EQ(messages(4, 1, "1f1b", 1, 1024, true, 0), std::pair(Peers{1}, one));
-  EXPECT_EQ(messages(4, 1, "1f1b", 1, 1024, true, 2), std::pair((Peers{1, 3}), 2 * one));
-  EXPECT_EQ(messages(4, 1, "interleaved", 2, 1024, true, 0), std::pair((Peers{1, 3}), 2 * one));
-  EXPECT_EQ(messages(2, 1, "1f1b", 1, 1024, false, 0), std::pair(Peers{1}, int64_t{0}));
-  EXPECT_EQ(messages(2, 1, "1f1b", 1, 1 << 20, true, 0), std::pair(Peers{1}, static_cast<int64_t>(kMessageSlots * kMostMessageSlotBytes)));
+  const int64_t one = 1024 * 512 * 2 * static_cast<int64_t>(kMessageSlots);
+  EXPECT_EQ(messages(1, 1, "1f1b", 1, 1024, 8, 0), std::pair(Peers{}, int64_t{0}));
+  EXPECT_EQ(messages(2, 1, "1f1b", 1, 1024, 8, 0), std::pair(Peers{1}, one));
+  EXPECT_EQ(messages(2, 2, "1f1b", 1, 1024, 4, 1), std::pair(Peers{0}, one / 2));
+  EXPECT_EQ(messages(4, 1, "1f1b", 1, 1024, 4, 0), std::pair(Peers{1}, one));
+  EXPECT_EQ(messages(4, 1, "1f1b", 1, 1024, 4, 2), std::pair((Peers{1, 3}), 2 * one));
+  EXPECT_EQ(messages(4, 1, "interleaved", 2, 1024, 4, 0), std::pair((Peers{1, 3}), 2 * one));
+  EXPECT_EQ(messages(2, 1, "1f1b", 1, 77, 2, 0), std::pair(Peers{1}, 77 * 512 * 2 * static_cast<int64_t>(kMessageSlots)));
+  EXPECT_EQ(messages(2, 1, "1f1b", 1, 1024, -1, 0), std::pair(Peers{1}, int64_t{0}));            // on CPUs
+  EXPECT_EQ(messages(2, 1, "1f1b", 1, 1024, 0, 0), std::pair(Peers{1}, int64_t{0}));             // over NCCL
+  EXPECT_EQ(messages(2, 2, "1f1b", 1, 1024, 2, 1), std::pair(Peers{0}, int64_t{0}));             // the stages on two hosts
+  EXPECT_EQ(messages(4, 1, "1f1b", 1, 1024, 3, 1), std::pair((Peers{0, 2}), int64_t{0}));        // one of four stages elsewhere
+  EXPECT_EQ(messages(2, 1, "1f1b", 1, 1 << 20, 8, 0), std::pair(Peers{1}, static_cast<int64_t>(kMessageSlots * kMostMessageSlotBytes)));
 }
 
 TEST(ModelCatalogue, HasTheBuiltInModel) {
