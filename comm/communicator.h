@@ -49,7 +49,7 @@ class Pending {
 /// Messages of up to `bytes` that will come from `peer`.
 struct ExpectedMessage {
   int peer = 0;
-  size_t bytes = 0;
+  size_t bytes = 0;  ///< 0: of sizes that are not known
 };
 
 class Communicator {
@@ -78,9 +78,10 @@ class Communicator {
   virtual void recv(const Tensor& x, int peer, const Stream& s) = 0;
   /// Starts all transfers together (they must be able to progress together) and returns at once.
   [[nodiscard]] virtual std::unique_ptr<Pending> start(std::span<const Transfer> transfers, const Stream& s) = 0;
-  /// What this rank is going to receive (recv, start): lets a backend keep room for whole messages, made now and not in the
-  /// midst of a step. Other messages arrive as well, perhaps in pieces. Collective, while no message is under way; a peer not
-  /// named keeps the room it had. Returns the bytes of this rank's device that it took. The base class needs none.
+  /// What this rank is going to receive (recv, start): lets a backend make connections and keep room for whole messages, now
+  /// and not in the midst of a step. Other messages arrive as well, perhaps in pieces or one after the other. Collective, while
+  /// no message is under way; a peer not named keeps what it had. Returns the bytes of this rank's device that the backend
+  /// itself took (not a library). The base class needs none.
   virtual int64_t expect_messages(std::span<const ExpectedMessage> from);
   /// Starts, in place: parts[rank()] of each tensor becomes the sum of that part over all ranks, formed in `order`; the other
   /// parts hold nothing of use afterwards. wait() returns when the sums may be read and the parts written (on a device: orders `s`

@@ -51,9 +51,15 @@ std::vector<parallel::MemoryItem> PlannedCluster::beside_plan(const parallel::Me
       {"graphs", "CUDA graphs of the layers", kGraphs, 1}};
   if (comm != CommChoice::kAuto && comm != CommChoice::kNccl) return out;
   std::set<std::string> kinds;  // a rank is in one group of each
-  for (const PlannedGroup& g : planned_groups(mesh, false, comm, [&](int r) { return spot(mesh, r); }))
+  bool messages = false;
+  for (const PlannedGroup& g : planned_groups(mesh, false, comm, [&](int r) { return spot(mesh, r); })) {
+    messages = messages || (g.kind == "pp" && g.route.messages == CommBackend::kNccl);
     if (g.kind != "replica" && (g.route.collectives == CommBackend::kNccl || g.route.messages == CommBackend::kNccl))
       kinds.insert(g.kind);
+  }
+  if (messages)
+    out.push_back({"NCCL messages", "to and from the neighbours of a stage",
+                   parallel::kNcclMessageBytes * parallel::message_directions(mesh.pp), 1});
   if (!kinds.empty())
     out.push_back({"NCCL buffers", fmt::format("of {}, estimated", fmt::join(kinds, ", ")),
                    parallel::kNcclCommunicatorBytes * static_cast<int64_t>(kinds.size()), 1});

@@ -170,6 +170,19 @@ class NcclGroup final : public Communicator {
     const Transfer t{Transfer::Kind::kRecv, x, peer};
     start({&t, 1}, s)->wait();
   }
+  int64_t expect_messages(std::span<const ExpectedMessage> from) override {
+    check_open("expect_messages");
+    if (size() == 1) return 0;
+    const auto n = static_cast<size_t>(size());
+    std::vector<char> mine(n), all(n * n);  // [receiver][sender]
+    for (const ExpectedMessage& e : from) {
+      check_peer(*this, "expect_messages", e.peer);
+      mine[static_cast<size_t>(e.peer)] = 1;
+    }
+    gather_on_host<char>(mine, all);
+    connect_pairs([&](size_t a, size_t b) { return all[b * n + a] != 0; });
+    return 0;  // what NCCL allocates it does not say; see parallel/spec/communicator_memory.h
+  }
   std::unique_ptr<Pending> start(std::span<const Transfer> transfers, const Stream& s) override {
     for (const Transfer& t : transfers) {
       check("start", t.tensor);
@@ -195,6 +208,7 @@ class NcclGroup final : public Communicator {
       if (!open) api.group_begin();
       open = true;
       Channel* c = channels_.empty() ? nullptr : &channel(is_send, t.peer);
+      if (c != nullptr && !c->connected) c = nullptr;
       if (c != nullptr && std::find(used.begin(), used.end(), c) == used.end()) {
         memory_.wait(c->stream, begin_);
         used.push_back(c);
@@ -310,6 +324,7 @@ class NcclGroup final : public Communicator {
   struct Channel {
     NcclApi::Comm comm = nullptr;
     Stream stream;
+    bool connected = false;
   };
 
   [[nodiscard]] Channel& channel(bool is_send, int peer) {
@@ -493,45 +508,59 @@ class NcclGroup final : public Communicator {
     settle("start", comm);
     return comm;
   }
-  // One identifier for the group, one for each ordered pair; all communicators are started, then
-  // awaited together.
   void connect() {
-    const auto n = static_cast<size_t>(size()), own = static_cast<size_t>(rank());
-    std::vector<NcclApi::Id> mine(n), all(n * n);  // [sender][receiver]; the group's is [0][0]
-    for (size_t r = 0; r < n; ++r)
-      if (r != own ? options_.messages : own == 0) mine[r] = hub_->api.unique_id();
-    const auto bytes = static_cast<int64_t>(n * sizeof(NcclApi::Id));
+    std::vector<NcclApi::Id> mine(1), all(static_cast<size_t>(size()));
+    if (rank() == 0) mine[0] = hub_->api.unique_id();
+    gather_on_host<NcclApi::Id>(mine, all);
+    comm_ = make_comm(all[0], size(), rank());
+    side_ = memory_.create_stream();
+    if (options_.messages) connect_pairs([](size_t, size_t) { return true; });
+  }
+  template <class T>
+  void gather_on_host(std::vector<T>& mine, std::vector<T>& all) {
+    const auto bytes = static_cast<int64_t>(mine.size() * sizeof(T));
     host_->all_gather(
         {.data = mine.data(), .dtype = DType::kU8, .shape = {bytes}, .device = {}},
         {.data = all.data(), .dtype = DType::kU8, .shape = {bytes * size()}, .device = {}},
-        std::vector<int64_t>(n, bytes), {});
-    comm_ = make_comm(all[0], size(), rank());
-    side_ = memory_.create_stream();
-    if (!options_.messages) return;
+        std::vector<int64_t>(static_cast<size_t>(size()), bytes), {});
+  }
+  // A communicator of its own for messages from a to b, for all pairs that are wanted(a, b) and have none. The same answers on
+  // all ranks.
+  template <class Wanted>
+  void connect_pairs(const Wanted& wanted) {
+    const auto n = static_cast<size_t>(size()), own = static_cast<size_t>(rank());
     channels_.resize(2 * n);
-    for (size_t a = 0; a < n; ++a)  // the same order of pairs everywhere
-      for (size_t b = 0; b < n; ++b) {
-        if (a == b || (a != own && b != own)) continue;
-        Channel& c = channel(a == own, static_cast<int>(a == own ? b : a));
-        c.comm = make_comm(all[a * n + b], 2, a == own ? 0 : 1);
-        c.stream = memory_.create_stream();
-      }
+    // Every rank goes through its pairs in the same order, and both ends of a pair have a channel or neither has.
+    const auto each_new_pair = [&](auto&& use) {
+      for (size_t a = 0; a < n; ++a)
+        for (size_t b = 0; b < n; ++b) {
+          if (a == b || (a != own && b != own) || !wanted(a, b)) continue;
+          Channel& c = channel(a == own, static_cast<int>(a == own ? b : a));
+          if (!c.connected) use(a, b, c);
+        }
+    };
+    std::vector<NcclApi::Id> mine(n), all(n * n);  // [sender][receiver]
+    each_new_pair([&](size_t a, size_t b, Channel&) {
+      if (a == own) mine[b] = hub_->api.unique_id();
+    });
+    gather_on_host<NcclApi::Id>(mine, all);
+    each_new_pair([&](size_t a, size_t b, Channel& c) {
+      c.comm = make_comm(all[a * n + b], 2, a == own ? 0 : 1);
+      c.stream = memory_.create_stream();
+    });
     // The first message of a pair makes the connection, for which both must come: here, once and
     // for all.
     char* word = scratch(256 * channels_.size());
-    for (size_t a = 0; a < n; ++a)
-      for (size_t b = 0; b < n; ++b) {
-        if (a == b || (a != own && b != own)) continue;
-        const auto peer = static_cast<int>(a == own ? b : a);
-        Channel& c = channel(a == own, peer);
-        char* p = word + 256 * (&c - channels_.data());
-        const NcclStatus s = a == own ? hub_->api.send(c.comm, p, 4, 1, c.stream)
-                                      : hub_->api.recv(c.comm, p, 4, 0, c.stream);
-        if (s.state == State::kFailed) fail("start", s.text);
-        settle("start", c.comm);
-      }
-    for (const Channel& c : channels_)
-      if (c.comm != nullptr) memory_.synchronize(c.stream);
+    each_new_pair([&](size_t a, size_t, Channel& c) {
+      char* p = word + 256 * (&c - channels_.data());
+      const NcclStatus s = a == own ? hub_->api.send(c.comm, p, 4, 1, c.stream) : hub_->api.recv(c.comm, p, 4, 0, c.stream);
+      if (s.state == State::kFailed) fail("start", s.text);
+      settle("start", c.comm);
+    });
+    each_new_pair([&](size_t, size_t, Channel& c) {
+      memory_.synchronize(c.stream);
+      c.connected = true;
+    });
   }
 
   std::unique_ptr<Communicator> host_;

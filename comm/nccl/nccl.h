@@ -11,10 +11,10 @@ namespace r1::comm {
 
 struct NcclOptions {
   std::string name = "nccl";
-  /// Prepare messages between any two ranks: a communicator and a stream for each direction of each
-  /// pair, so that messages to one rank never wait for those from another. Without it, messages go
-  /// through the group's own communicator in the order of the calls, and a batch (start) is one
-  /// group call.
+  /// Prepare messages between any two ranks, as expect_messages does for those it names: a communicator
+  /// and a stream for each direction of a pair, so that messages to one rank never wait for those from
+  /// another. Other messages go through the group's own communicator in the order of the calls, and a
+  /// batch (start) is one group call. A direction takes some 0.7 GiB.
   bool messages = true;
   /// Calls that return before NCCL has enqueued their work, in a thread each. Communicators are
   /// made without blocking either way.

@@ -19,10 +19,6 @@
 namespace r1::comm {
 namespace {
 
-// NCCL channels for messages are made for every pair: for the pipeline groups of a job over hosts,
-// which are small.
-constexpr int kMostMessageRanks = 16;
-
 // Where a rank is, as it travels.
 struct Place {
   int64_t host = 0;
@@ -81,13 +77,12 @@ struct Router::State {
     p.hosts = static_cast<int>(hosts.size());
     return p;
   }
-  std::unique_ptr<Communicator> make(CommBackend backend, Communicator& group_host, bool messages) {
+  std::unique_ptr<Communicator> make(CommBackend backend, Communicator& group_host) {
     auto own = group_host.split(0, group_host.rank(), group_host.name());
     switch (backend) {
       case CommBackend::kNccl:
-        return make_nccl(
-            std::move(own), need_nccl(),
-            {.name = own->name(), .messages = messages && group_host.size() <= kMostMessageRanks});
+        // Only pipelines send messages, and say which: a pair takes too much memory to prepare all.
+        return make_nccl(std::move(own), need_nccl(), {.name = own->name(), .messages = false});
       case CommBackend::kIpc: {
         // 64 MiB of slots a rank for collectives and messages that nobody said to expect (groups of up to eight).
         const size_t few = group_host.size() <= 2 ? 4 : group_host.size() <= 4 ? 2 : 1;
@@ -279,8 +274,8 @@ class Router::World final : public Communicator {
     state_->groups.push_back({group->name(), r});
     if (r.collectives == CommBackend::kMpi && r.messages == CommBackend::kMpi) return group;
     const bool one = r.collectives == r.messages;
-    auto collectives = state_->make(r.collectives, *group, one);
-    auto messages = one ? nullptr : state_->make(r.messages, *group, true);
+    auto collectives = state_->make(r.collectives, *group);
+    auto messages = one ? nullptr : state_->make(r.messages, *group);
     return std::make_unique<Routed>(
         std::move(group), state_->device.kind, std::move(collectives), std::move(messages),
         [this](std::unique_ptr<Communicator> g) { return route(std::move(g)); });

@@ -53,6 +53,10 @@ PagedModel::PagedModel(const parallel::ModelSpec& spec, const parallel::Inferenc
                             cache_.at(2 * layer + 1));
     chunks_.push_back(std::move(c));
   }
+  std::vector<comm::ExpectedMessage> expected;
+  if (std::ranges::any_of(chunks_, [](const Chunk& c) { return !c.spec.embedding; }))
+    expected.push_back({.peer = (plan.coord.pp + plan.mesh.pp - 1) % plan.mesh.pp});
+  groups.pp().expect_messages(expected);
 }
 
 PagedModel::~PagedModel() = default;

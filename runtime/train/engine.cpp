@@ -42,11 +42,9 @@ Engine::Engine(const parallel::ModelConfig& config, const EngineOptions& o, comm
       plan_(plan_of(spec_, o, groups_->coord(), schedule_)),
       stream_(backend_of(o.device.kind).create_stream(o.device)) {
   model_ = std::make_unique<models::RankModel>(spec_, plan_, *groups_, schedule_, o.device, stream_, o.training);
-  if (plan_.messages.slots > 0) {
-    std::vector<comm::ExpectedMessage> expected;
-    for (const int peer : plan_.messages.peers) expected.push_back({peer, static_cast<size_t>(plan_.messages.bytes)});
-    message_bytes_ = groups_->pp().expect_messages(expected);
-  }
+  std::vector<comm::ExpectedMessage> expected;
+  for (const int peer : plan_.messages.peers) expected.push_back({peer, static_cast<size_t>(plan_.messages.bytes)});
+  message_bytes_ = groups_->pp().expect_messages(expected);
   executor_ = std::make_unique<parallel::PipelineExecutor>(groups_->pp(), schedule_, parallel::kGradientSendRing);
   single_executor_ =
       std::make_unique<parallel::PipelineExecutor>(groups_->pp(), single_schedule_, parallel::kGradientSendRing);

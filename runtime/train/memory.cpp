@@ -68,10 +68,12 @@ constexpr int64_t kProcessBytes = int64_t{64} << 20;
 constexpr int64_t kGpuProcessBytes = int64_t{1100} << 20;
 
 /// What the communicators of a rank alone on its GPU take, as the plan counts it; ranks that share one have no NCCL.
-static int64_t communicator_bytes(const JobConfig& cfg) {
+static int64_t communicator_bytes(const JobConfig& cfg, bool one_host) {
   if (cfg.comm != "auto" && cfg.comm != "nccl") return 0;
+  const bool messages = cfg.comm == "nccl" || !one_host;
   const int64_t groups = int64_t{cfg.pp > 1} + int64_t{cfg.dp > 1} + int64_t{cfg.tp > 1};
-  return groups * parallel::kNcclCommunicatorBytes + (cfg.dp > 1 ? parallel::kExchangeBytes : 0);
+  return groups * parallel::kNcclCommunicatorBytes + (cfg.dp > 1 ? parallel::kExchangeBytes : 0) +
+         (messages ? parallel::message_directions(cfg.pp) * parallel::kNcclMessageBytes : 0);
 }
 
 std::vector<parallel::MemoryDomain> memory_domains(const RankContext& ctx, const Device& device) {
@@ -79,6 +81,8 @@ std::vector<parallel::MemoryDomain> memory_domains(const RankContext& ctx, const
   const int64_t capacity = static_cast<int64_t>(gpu ? cuda::api().device_info(device).free_bytes : available_host_bytes());
   const std::vector<int64_t> devices = device_of_rank(ctx.world, device);
   const auto found = gather(ctx.world, std::array<int64_t, 2>{gpu, capacity});
+  const std::vector<int64_t> hosts = host_of_rank(ctx.world);
+  const bool one_host = std::ranges::count(hosts, hosts.front()) == ctx.world.size();
   std::map<int64_t, size_t> index;
   std::vector<parallel::MemoryDomain> out;
   for (int r = 0; r < ctx.world.size(); ++r) {
@@ -93,7 +97,7 @@ std::vector<parallel::MemoryDomain> memory_domains(const RankContext& ctx, const
   }
   for (parallel::MemoryDomain& d : out) {
     int64_t each = gpu ? kGpuProcessBytes : kProcessBytes;
-    if (gpu && d.ranks.size() == 1) each += communicator_bytes(ctx.config);
+    if (gpu && d.ranks.size() == 1) each += communicator_bytes(ctx.config, one_host);
     d.capacity_bytes = std::max<int64_t>(0, d.capacity_bytes - each * static_cast<int64_t>(d.ranks.size()));
   }
   return out;
