@@ -3,6 +3,7 @@
 
 #include <span>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "comm/communicator.h"
@@ -38,6 +39,19 @@ struct SplitKey {
 };
 /// Ranks of the parent that share the color of `rank`, ordered by key, ties by rank.
 [[nodiscard]] std::vector<int> split_members(std::span<const SplitKey> keys, int rank);
+
+/// Every rank's `mine`, in rank order; as many elements on each. `host` carries host tensors. Collective over it.
+template <class T>
+[[nodiscard]] std::vector<T> gather_all(Communicator& host, std::span<const T> mine) {
+  static_assert(std::is_trivially_copyable_v<T>);
+  const auto n = static_cast<size_t>(host.size());
+  const auto bytes = static_cast<int64_t>(mine.size_bytes());
+  std::vector<T> all(mine.size() * n);
+  host.all_gather({.data = const_cast<T*>(mine.data()), .dtype = DType::kU8, .shape = {bytes}, .device = {}},
+                  {.data = all.data(), .dtype = DType::kU8, .shape = {bytes * host.size()}, .device = {}},
+                  std::vector<int64_t>(n, bytes), {});
+  return all;
+}
 
 /// x moved on by `elems` elements.
 [[nodiscard]] inline char* at_elem(const Tensor& x, int64_t elems) {

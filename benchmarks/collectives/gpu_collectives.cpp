@@ -101,7 +101,6 @@ std::unique_ptr<Communicator> make(const std::string& kind, Communicator& world,
   if (kind == "ipc" || kind == "ipc-copies")
     return make_ipc(std::move(host), make_ipc_hub(memory, {}),
                     {.slot_bytes = size_t{4} << 20,
-                     .message_slot_bytes = size_t{2} << 20,
                      .most_message_slot_bytes = kMostMessageSlotBytes,
                      .kernels = kind == "ipc"});
   throw UsageError("--comm {}: allowed are nccl, nccl-threads, ipc, ipc-copies, mpi", kind);

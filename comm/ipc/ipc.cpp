@@ -341,7 +341,7 @@ class IpcGroup final : public ComposedCommunicator {
     IpcMemory& m = *hub_->memory;
     choose_kernels();
     const size_t n = ranks(), own = static_cast<size_t>(rank()), boxes = n * kChannels * kMostSlots;
-    std::vector<char> mine(sizeof(Hello) + boxes * sizeof(Events)), all(mine.size() * n);
+    std::vector<char> mine(sizeof(Hello) + boxes * sizeof(Events));
     Hello hello;
     void* region = m.allocate_shared(region_bytes(), hello.region);
     std::memcpy(mine.data(), &hello, sizeof hello);
@@ -355,7 +355,7 @@ class IpcGroup final : public ComposedCommunicator {
           std::memcpy(mine.data() + sizeof(Hello) + ((r * kChannels + c) * kMostSlots + i) * sizeof e,
                       e.data(), sizeof e);
         }
-    gather(mine, all);
+    const std::vector<char> all = gather_all<char>(*host_, mine);
     regions_.assign(n, nullptr);
     regions_[own] = region;
     std::string failed;
@@ -405,33 +405,29 @@ class IpcGroup final : public ComposedCommunicator {
     };
     const size_t own_bytes = bytes_until(wanted);
     IpcHandle handle{};
-    std::string failed;
     std::optional<MemoryError> too_little;
     try {
       if (own_bytes != 0)
         own_message_regions_.push_back({static_cast<char*>(m.allocate_shared(own_bytes, handle)), own_bytes});
     } catch (const MemoryError& e) {
       too_little = e;
-      failed = e.what();
     }
-    try {
-      agree(failed);
-    } catch (const CommError&) {
-      if (too_little) throw *too_little;
-      throw;
-    }
+    const bool all_have_room = all_can(!too_little);
+    if (too_little) throw *too_little;
+    if (!all_have_room) throw CommError("{}: another rank has no memory for the messages it expects", name());
     for (size_t r = 0; r < n; ++r)  // all ranks have come: what they were to receive is received
       if (r != own) check_idle(static_cast<int>(r));
     // Of every rank: its region's handle, then wanted.
     const size_t row = sizeof(IpcHandle) + n * sizeof(uint64_t);
-    std::vector<char> mine(row), all(row * n);
+    std::vector<char> mine(row);
     std::memcpy(mine.data(), handle.data(), sizeof handle);
     std::memcpy(mine.data() + sizeof handle, wanted.data(), n * sizeof(uint64_t));
-    gather(mine, all);
+    const std::vector<char> all = gather_all<char>(*host_, mine);
     for (size_t s = 0; s < n; ++s)
       if (wanted[s] != 0)
         in(Channel::kMessages, static_cast<int>(s))
             .use(own_message_regions_.back().data + bytes_until(std::span(wanted).first(s)), wanted[s]);
+    std::string failed;
     try {
       for (size_t r = 0; r < n; ++r) {
         std::vector<uint64_t> theirs(n);
@@ -457,25 +453,18 @@ class IpcGroup final : public ComposedCommunicator {
                  received.count == received.mail->sent.load(std::memory_order_acquire),
              "expect_messages on {} while messages between ranks {} and {} are under way", name(), rank(), peer);
   }
-  void gather(std::span<char> mine, std::span<char> all) {
-    const Tensor in{.data = mine.data(),
-                    .dtype = DType::kU8,
-                    .shape = {static_cast<int64_t>(mine.size())},
-                    .device = {}};
-    const Tensor out{.data = all.data(),
-                     .dtype = DType::kU8,
-                     .shape = {static_cast<int64_t>(all.size())},
-                     .device = {}};
-    const std::vector<int64_t> counts(ranks(), static_cast<int64_t>(mine.size()));
-    host_->all_gather(in, out, counts, {});
+  // Whether every rank can go on.
+  [[nodiscard]] bool all_can(bool can) {
+    int64_t flag = can ? 0 : 1;
+    host_->all_reduce({.data = &flag, .dtype = DType::kI64, .shape = {1}, .device = {}},
+                      ReduceOp::kMax, {});
+    return flag == 0;
   }
   // One rank's failure is everybody's, so that none waits for it later.
   void agree(const std::string& failed) {
-    int64_t flag = failed.empty() ? 0 : 1;
-    host_->all_reduce({.data = &flag, .dtype = DType::kI64, .shape = {1}, .device = {}},
-                      ReduceOp::kMax, {});
+    const bool all = all_can(failed.empty());
     if (!failed.empty()) throw CommError("{}: {}", name(), failed);
-    if (flag != 0) throw CommError("{}: another rank could not open its peers' memory", name());
+    if (!all) throw CommError("{}: another rank could not open its peers' memory", name());
   }
   void map_control() {
     IpcHandle handle{};
@@ -502,11 +491,9 @@ class IpcGroup final : public ComposedCommunicator {
   }
   // Kernels that wait for each other need a GPU each.
   void choose_kernels() {
-    const size_t n = ranks();
     IpcHandle device{};
     hub_->memory->device_id().copy(device.data(), device.size() - 1);
-    std::vector<IpcHandle> devices(n);
-    gather({device.data(), device.size()}, {devices[0].data(), n * sizeof(IpcHandle)});
+    std::vector<IpcHandle> devices = gather_all<IpcHandle>(*host_, {&device, 1});
     std::sort(devices.begin(), devices.end());
     const bool distinct = std::adjacent_find(devices.begin(), devices.end()) == devices.end();
     kernel_bytes_ = options_.kernels && distinct ? hub_->memory->kernel_bytes(size()) : 0;

@@ -174,12 +174,12 @@ class NcclGroup final : public Communicator {
     check_open("expect_messages");
     if (size() == 1) return 0;
     const auto n = static_cast<size_t>(size());
-    std::vector<char> mine(n), all(n * n);  // [receiver][sender]
+    std::vector<char> mine(n);  // by sender
     for (const ExpectedMessage& e : from) {
       check_peer(*this, "expect_messages", e.peer);
       mine[static_cast<size_t>(e.peer)] = 1;
     }
-    gather_on_host<char>(mine, all);
+    const std::vector<char> all = gather_all<char>(*host_, mine);  // [receiver][sender]
     connect_pairs([&](size_t a, size_t b) { return all[b * n + a] != 0; });
     return 0;  // what NCCL allocates it does not say; see parallel/spec/communicator_memory.h
   }
@@ -208,7 +208,7 @@ class NcclGroup final : public Communicator {
       if (!open) api.group_begin();
       open = true;
       Channel* c = channels_.empty() ? nullptr : &channel(is_send, t.peer);
-      if (c != nullptr && !c->connected) c = nullptr;
+      if (c != nullptr && c->comm == nullptr) c = nullptr;
       if (c != nullptr && std::find(used.begin(), used.end(), c) == used.end()) {
         memory_.wait(c->stream, begin_);
         used.push_back(c);
@@ -324,7 +324,6 @@ class NcclGroup final : public Communicator {
   struct Channel {
     NcclApi::Comm comm = nullptr;
     Stream stream;
-    bool connected = false;
   };
 
   [[nodiscard]] Channel& channel(bool is_send, int peer) {
@@ -509,20 +508,11 @@ class NcclGroup final : public Communicator {
     return comm;
   }
   void connect() {
-    std::vector<NcclApi::Id> mine(1), all(static_cast<size_t>(size()));
-    if (rank() == 0) mine[0] = hub_->api.unique_id();
-    gather_on_host<NcclApi::Id>(mine, all);
-    comm_ = make_comm(all[0], size(), rank());
+    NcclApi::Id id{};
+    if (rank() == 0) id = hub_->api.unique_id();
+    comm_ = make_comm(gather_all<NcclApi::Id>(*host_, {&id, 1})[0], size(), rank());
     side_ = memory_.create_stream();
     if (options_.messages) connect_pairs([](size_t, size_t) { return true; });
-  }
-  template <class T>
-  void gather_on_host(std::vector<T>& mine, std::vector<T>& all) {
-    const auto bytes = static_cast<int64_t>(mine.size() * sizeof(T));
-    host_->all_gather(
-        {.data = mine.data(), .dtype = DType::kU8, .shape = {bytes}, .device = {}},
-        {.data = all.data(), .dtype = DType::kU8, .shape = {bytes * size()}, .device = {}},
-        std::vector<int64_t>(static_cast<size_t>(size()), bytes), {});
   }
   // A communicator of its own for messages from a to b, for all pairs that are wanted(a, b) and have none. The same answers on
   // all ranks.
@@ -530,37 +520,37 @@ class NcclGroup final : public Communicator {
   void connect_pairs(const Wanted& wanted) {
     const auto n = static_cast<size_t>(size()), own = static_cast<size_t>(rank());
     channels_.resize(2 * n);
-    // Every rank goes through its pairs in the same order, and both ends of a pair have a channel or neither has.
-    const auto each_new_pair = [&](auto&& use) {
-      for (size_t a = 0; a < n; ++a)
-        for (size_t b = 0; b < n; ++b) {
-          if (a == b || (a != own && b != own) || !wanted(a, b)) continue;
-          Channel& c = channel(a == own, static_cast<int>(a == own ? b : a));
-          if (!c.connected) use(a, b, c);
-        }
+    // This rank's, in the order that all ranks take; both ends of a pair have a channel or neither has.
+    struct Pair {
+      size_t from, to;
+      Channel* channel;
     };
-    std::vector<NcclApi::Id> mine(n), all(n * n);  // [sender][receiver]
-    each_new_pair([&](size_t a, size_t b, Channel&) {
-      if (a == own) mine[b] = hub_->api.unique_id();
-    });
-    gather_on_host<NcclApi::Id>(mine, all);
-    each_new_pair([&](size_t a, size_t b, Channel& c) {
-      c.comm = make_comm(all[a * n + b], 2, a == own ? 0 : 1);
-      c.stream = memory_.create_stream();
-    });
+    std::vector<Pair> pairs;
+    std::vector<NcclApi::Id> mine(n);  // by receiver
+    for (size_t a = 0; a < n; ++a)
+      for (size_t b = 0; b < n; ++b) {
+        if (a == b || (a != own && b != own) || !wanted(a, b)) continue;
+        Channel& c = channel(a == own, static_cast<int>(a == own ? b : a));
+        if (c.comm != nullptr) continue;
+        pairs.push_back({a, b, &c});
+        if (a == own) mine[b] = hub_->api.unique_id();
+      }
+    const std::vector<NcclApi::Id> all = gather_all<NcclApi::Id>(*host_, mine);  // [sender][receiver]
+    for (const Pair& p : pairs) {
+      p.channel->comm = make_comm(all[p.from * n + p.to], 2, p.from == own ? 0 : 1);
+      p.channel->stream = memory_.create_stream();
+    }
     // The first message of a pair makes the connection, for which both must come: here, once and
     // for all.
     char* word = scratch(256 * channels_.size());
-    each_new_pair([&](size_t a, size_t, Channel& c) {
-      char* p = word + 256 * (&c - channels_.data());
-      const NcclStatus s = a == own ? hub_->api.send(c.comm, p, 4, 1, c.stream) : hub_->api.recv(c.comm, p, 4, 0, c.stream);
+    for (const Pair& p : pairs) {
+      char* at = word + 256 * (p.channel - channels_.data());
+      const NcclStatus s = p.from == own ? hub_->api.send(p.channel->comm, at, 4, 1, p.channel->stream)
+                                         : hub_->api.recv(p.channel->comm, at, 4, 0, p.channel->stream);
       if (s.state == State::kFailed) fail("start", s.text);
-      settle("start", c.comm);
-    });
-    each_new_pair([&](size_t, size_t, Channel& c) {
-      memory_.synchronize(c.stream);
-      c.connected = true;
-    });
+      settle("start", p.channel->comm);
+    }
+    for (const Pair& p : pairs) memory_.synchronize(p.channel->stream);
   }
 
   std::unique_ptr<Communicator> host_;

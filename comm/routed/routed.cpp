@@ -84,7 +84,7 @@ struct Router::State {
         // Only pipelines send messages, and say which: a pair takes too much memory to prepare all.
         return make_nccl(std::move(own), need_nccl(), {.name = own->name(), .messages = false});
       case CommBackend::kIpc: {
-        // 64 MiB of slots a rank for collectives and messages that nobody said to expect (groups of up to eight).
+        // At most 80 MiB of slots a rank in groups of up to eight, for collectives and messages that nobody said to expect.
         const size_t few = group_host.size() <= 2 ? 4 : group_host.size() <= 4 ? 2 : 1;
         const size_t mib = on_gpu() ? size_t{1} << 20 : size_t{128} << 10;
         return make_ipc(std::move(own), need_ipc(),
@@ -303,14 +303,7 @@ Router::Router(Communicator& host, CommChoice choice, Device device, StopCheck s
       if (!without_nccl.empty() && host.rank() == 0) log::warn("{}", without_nccl);
     }
   }
-  state_->places.resize(n);
-  const auto bytes = static_cast<int64_t>(sizeof(Place));
-  host.all_gather({.data = &own, .dtype = DType::kU8, .shape = {bytes}, .device = {}},
-                  {.data = state_->places.data(),
-                   .dtype = DType::kU8,
-                   .shape = {bytes * host.size()},
-                   .device = {}},
-                  std::vector<int64_t>(n, bytes), {});
+  state_->places = gather_all<Place>(host, {&own, 1});
   world_ = std::make_unique<World>(state_);
   if (n > 1 && state_->on_gpu()) {
     // A stream whose work waits for a rank that died never ends by itself.

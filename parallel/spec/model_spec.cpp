@@ -373,7 +373,7 @@ RankPlan::Bytes RankPlan::bytes() const {
   }
   b.scratch = laid_out_bytes(scratch);
   b.messages = static_cast<int64_t>(messages.peers.size()) * messages.slots *
-               std::min((messages.bytes + 255) / 256 * 256, static_cast<int64_t>(kMostMessageSlotBytes));
+               std::min((messages.bytes + kPlanAlign - 1) / kPlanAlign * kPlanAlign, static_cast<int64_t>(kMostMessageSlotBytes));
   return b;
 }
 

@@ -18,6 +18,8 @@ struct SamplingParams {
   uint64_t seed = 0;
 
   [[nodiscard]] bool greedy() const { return temperature == 0; }
+  /// The largest logit decides as it is: no draw, no penalty.
+  [[nodiscard]] bool plain() const { return greedy() && repetition_penalty == 1; }
 };
 
 struct Request {

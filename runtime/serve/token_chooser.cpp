@@ -16,7 +16,7 @@ Tensor front(Tensor t, Shape shape) {
   return t;
 }
 
-bool plain(const RowToChoose& r) { return r.params->greedy() && r.params->repetition_penalty == 1; }
+bool plain(const RowToChoose& r) { return r.params->plain(); }
 
 }  // namespace
 

@@ -73,7 +73,7 @@ InferenceSession::InferenceSession(const RankContext& ctx)
     file = serve::parse_generation_config(file_text(dir / "generation_config.json"),
                                           (dir / "generation_config.json").string());
   sampling_ = serve::resolve_sampling(file, wishes_of(ctx.config), &sampling_shown_);
-  if (!sampling_.greedy() || sampling_.repetition_penalty != 1) {
+  if (!sampling_.plain()) {
     constexpr const char* kGreedy = "--temperature 0 --repetition-penalty 1 works";
     if (source_.config.vocab > kernels::kMaxSampleVocab)
       throw UsageError("sampling needs a vocabulary of at most {} tokens, {} has {}; {}", kernels::kMaxSampleVocab, dir.string(),

@@ -549,7 +549,7 @@ void expected_messages(Communicator& c) {
     for (const int p : {previous, n % 2 == 0 ? (c.rank() + n / 2) % n : previous})
       if (std::find(peers.begin(), peers.end(), p) == peers.end()) peers.push_back(p);
     constexpr int kMessages = 9;
-    std::vector<std::vector<Host>> in, out;
+    std::vector<std::vector<Host>> out;
     std::vector<std::unique_ptr<Pending>> sends;
     const auto length = [&](int i) { return i == 4 ? 2 * most + 3 : most * (i % 3 + 1) / 3; };
     const auto purpose = [&](int i) { return fmt::format("expected {} {}", round, i); };
