@@ -68,21 +68,19 @@ constexpr int64_t kProcessBytes = int64_t{64} << 20;
 constexpr int64_t kGpuProcessBytes = int64_t{1100} << 20;
 
 /// What the communicators of a rank alone on its GPU take, as the plan counts it; ranks that share one have no NCCL.
-static int64_t communicator_bytes(const JobConfig& cfg, bool one_host) {
+static int64_t communicator_bytes(const JobConfig& cfg, const EngineOptions& o) {
   if (cfg.comm != "auto" && cfg.comm != "nccl") return 0;
-  const bool messages = cfg.comm == "nccl" || !one_host;
+  const bool messages = o.needs.message_slots == 0;  // then NCCL carries them
   const int64_t groups = int64_t{cfg.pp > 1} + int64_t{cfg.dp > 1} + int64_t{cfg.tp > 1};
   return groups * parallel::kNcclCommunicatorBytes + (cfg.dp > 1 ? parallel::kExchangeBytes : 0) +
          (messages ? parallel::message_directions(cfg.pp) * parallel::kNcclMessageBytes : 0);
 }
 
-std::vector<parallel::MemoryDomain> memory_domains(const RankContext& ctx, const Device& device) {
+std::vector<parallel::MemoryDomain> memory_domains(const RankContext& ctx, const Device& device, const EngineOptions& options) {
   const bool gpu = device.kind == DeviceKind::kCuda;
   const int64_t capacity = static_cast<int64_t>(gpu ? cuda::api().device_info(device).free_bytes : available_host_bytes());
   const std::vector<int64_t> devices = device_of_rank(ctx.world, device);
-  const auto found = gather(ctx.world, std::array<int64_t, 2>{gpu, capacity});
-  const std::vector<int64_t> hosts = host_of_rank(ctx.world);
-  const bool one_host = std::ranges::count(hosts, hosts.front()) == ctx.world.size();
+  const auto found = gather(ctx.world, std::array<int64_t, 3>{gpu, capacity, gpu ? communicator_bytes(ctx.config, options) : 0});
   std::map<int64_t, size_t> index;
   std::vector<parallel::MemoryDomain> out;
   for (int r = 0; r < ctx.world.size(); ++r) {
@@ -97,7 +95,7 @@ std::vector<parallel::MemoryDomain> memory_domains(const RankContext& ctx, const
   }
   for (parallel::MemoryDomain& d : out) {
     int64_t each = gpu ? kGpuProcessBytes : kProcessBytes;
-    if (gpu && d.ranks.size() == 1) each += communicator_bytes(ctx.config, one_host);
+    if (d.ranks.size() == 1) each += found[static_cast<size_t>(d.ranks.front())][2];
     d.capacity_bytes = std::max<int64_t>(0, d.capacity_bytes - each * static_cast<int64_t>(d.ranks.size()));
   }
   return out;
@@ -126,7 +124,7 @@ parallel::JobShape job_shape(const JobConfig& cfg, const EngineOptions& o) {
 void choose_recompute(const RankContext& ctx, const parallel::ModelConfig& config, EngineOptions* options) {
   const parallel::JobShape job = job_shape(ctx.config, *options);
   const parallel::ModelSpec spec(config, job.mesh.tp, job.stages());
-  const auto chosen = parallel::choose_recompute(spec, job, parallel::schedule_of(job), memory_domains(ctx, options->device));
+  const auto chosen = parallel::choose_recompute(spec, job, parallel::schedule_of(job), memory_domains(ctx, options->device, *options));
   options->stage_recompute = chosen.value_or(std::vector(static_cast<size_t>(job.mesh.pp), parallel::Recompute::kFull));
 }
 
@@ -162,10 +160,10 @@ std::vector<parallel::Remedy> remedies_for(const JobConfig& cfg, const parallel:
 }  // namespace
 
 void check_memory(const RankContext& ctx, const parallel::ModelConfig& config, const EngineOptions& options) {
-  const std::vector<parallel::MemoryDomain> domains = memory_domains(ctx, options.device);
+  const std::vector<parallel::MemoryDomain> domains = memory_domains(ctx, options.device, options);
   const parallel::JobShape job = job_shape(ctx.config, options);
   // Beside a GPU, what --offload pins lies on the host.
-  const std::vector<parallel::MemoryDomain> hosts = job.gpu ? memory_domains(ctx, Device{}) : std::vector<parallel::MemoryDomain>{};
+  const std::vector<parallel::MemoryDomain> hosts = job.gpu ? memory_domains(ctx, Device{}, options) : std::vector<parallel::MemoryDomain>{};
   // The very plans that the ranks will allocate.
   const parallel::RankPlan::Bytes mine = plan_for(config, options, ctx.world.rank()).bytes();
   std::vector<int64_t> planned, pinned;

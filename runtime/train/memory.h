@@ -10,10 +10,9 @@
 
 namespace r1::train {
 
-/// Memory that ranks share, as they found it: a host's for CPU ranks, less what processes take beside their plans, or a GPU's free
-/// memory. The same list on every
-/// rank. Collective over the world.
-[[nodiscard]] std::vector<parallel::MemoryDomain> memory_domains(const RankContext& ctx, const Device& device);
+/// Memory that ranks share, as they found it: a host's for CPU ranks, or a GPU's free memory, less what processes take beside
+/// their plans. The same list on every rank. Collective over the world.
+[[nodiscard]] std::vector<parallel::MemoryDomain> memory_domains(const RankContext& ctx, const Device& device, const EngineOptions& options);
 
 /// The job as the plan sees it.
 [[nodiscard]] parallel::JobShape job_shape(const JobConfig& cfg, const EngineOptions& options);
