@@ -268,7 +268,12 @@ class Router::World final : public Communicator {
   [[nodiscard]] Communicator& host() const { return *state_->host; }
 
   std::unique_ptr<Communicator> route(std::unique_ptr<Communicator> group) {
-    if (group->size() == 1) return group;
+    if (group->size() == 1) {
+      // Not the host communicator: it would stage a GPU's tensor to copy it, and wait for the stream.
+      const std::string name = group->name();
+      group->close();
+      return make_self(name);
+    }
     const std::vector<int> ranks = members(*group, host().rank());
     const CommRoute r = choose_comm(state_->choice, state_->place_of(ranks), group->name());
     state_->groups.push_back({group->name(), r});

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <string>
+#include <typeinfo>
 
 #include "comm/local/local.h"
 #include "conformance.h"
@@ -20,6 +21,10 @@ TEST(Router, CpuGroupsStayOnTheHostCommunicatorByDefault) {
     R1_CHECK(pair->size() == 2 && pair->name() == router.groups()[0].name, "{}", pair->name());
     const auto alone = router.world().split(world.rank(), 0, "alone");
     R1_CHECK(router.groups().size() == 1, "a group of one is listed");
+    // Whatever carries the world: a GPU's tensors must not be staged to be copied.
+    const auto self = make_self();
+    const Communicator &one = *alone, &other = *self;
+    R1_CHECK(typeid(one) == typeid(other) && one.name() == fmt::format("alone[{}]", world.rank()), "{}", one.name());
     alone->close();
     pair->close();
   });
