@@ -3,12 +3,13 @@
 //
 //   mpirun -np 2 bench_gpu_collectives [--comm nccl,nccl-threads,ipc,ipc-copies,mpi] [--op
 //   all_reduce,...] [--min BYTES] [--max BYTES]
-//                                      [--dtype fp32|bf16] [--seconds S]
+//                                      [--dtype fp32|bf16] [--seconds S] [--graphs]
 //
 // Rank r works on GPU r modulo their number. Sizes are those of nccl-tests: all_reduce and
 // send_recv of the tensor, all_gather of the output, reduce_scatter of the input. Calls are
 // enqueued back to back on one stream and the stream is awaited once; time is that of the slowest
-// rank for one call, the median of five such runs. algbw = size / time; busbw = algbw times 2
+// rank for one call, the median of five such runs. With --graphs the kernels of "ipc" are captured
+// and launched together: what the host takes to enqueue them is not measured. algbw = size / time; busbw = algbw times 2
 // (n-1)/n for all_reduce, (n-1)/n for all_gather and reduce_scatter, 1 for send_recv (each rank to
 // the next). "ipc" uses one-kernel collectives where every rank has a GPU of its own, "ipc-copies"
 // never; with several ranks on one GPU the time is that of the GPU's time slices.
@@ -40,6 +41,7 @@ struct Bench {
   DType dtype;
   Buffer a, b;
   double seconds;
+  bool graphs;
 };
 
 Tensor view(const Buffer& buffer, DType dtype, int64_t n) {
@@ -73,14 +75,23 @@ double slowest(Communicator& g, double seconds) {
 // Seconds of one call: median, least and most of five runs.
 std::vector<double> measure(Bench& x, Communicator& g, const std::string& op, int64_t n) {
   DeviceBackend& backend = backend_of(x.device.kind);
+  const bool graphs = x.graphs && has_peer_kernels(g) && op != "send_recv";
   const auto run = [&](int iterations) {
+    Graph graph;
+    if (graphs) backend.begin_capture(x.stream);
+    if (graphs)
+      for (int i = 0; i < iterations; ++i) call(x, g, op, n);
+    if (graphs) graph = backend.end_capture(x.stream);
     backend.synchronize(x.stream);
     x.group.barrier();
     const auto begin = Clock::now();
-    for (int i = 0; i < iterations; ++i) call(x, g, op, n);
+    if (graphs) backend.launch(graph, x.stream);
+    else
+      for (int i = 0; i < iterations; ++i) call(x, g, op, n);
     backend.synchronize(x.stream);
-    return slowest(x.group,
-                   std::chrono::duration<double>(Clock::now() - begin).count() / iterations);
+    const double seconds = std::chrono::duration<double>(Clock::now() - begin).count() / iterations;
+    if (graphs) backend.destroy_graph(graph);
+    return slowest(x.group, seconds);
   };
   run(3);
   const double guess = run(3);
@@ -111,6 +122,7 @@ int run(MpiWorld& mpi, int argc, char** argv) {
   std::string kinds, ops, dtype;
   int64_t least = 0, most = 0;
   double seconds = 0;
+  bool graphs = false;
   po::options_description options("bench_gpu_collectives");
   options.add_options()("help", "this text")("comm", po::value(&kinds)->default_value("nccl,ipc"),
                                              "backends")(
@@ -118,7 +130,8 @@ int run(MpiWorld& mpi, int argc, char** argv) {
       "operations")("min", po::value(&least)->default_value(8192), "smallest size in bytes")(
       "max", po::value(&most)->default_value(int64_t{1} << 30), "largest size in bytes")(
       "dtype", po::value(&dtype)->default_value("fp32"), "fp32 or bf16")(
-      "seconds", po::value(&seconds)->default_value(0.25), "time a measurement may take");
+      "seconds", po::value(&seconds)->default_value(0.25), "time a measurement may take")(
+      "graphs", po::bool_switch(&graphs), "launch the kernels of ipc as one graph");
   po::variables_map given;
   po::store(po::parse_command_line(argc, argv, options), given);
   po::notify(given);
@@ -140,7 +153,8 @@ int run(MpiWorld& mpi, int argc, char** argv) {
               .dtype = dtype == "bf16" ? DType::kBF16 : DType::kF32,
               .a = {device, static_cast<size_t>(most)},
               .b = {device, static_cast<size_t>(most)},
-              .seconds = seconds};
+              .seconds = seconds,
+              .graphs = graphs};
   backend.fill_zero(bench.a.data(), bench.a.bytes(), bench.stream);
   const std::shared_ptr<IpcMemory> memory = make_cuda_memory(device);
   if (world->rank() == 0)

@@ -2,43 +2,48 @@
 //
 // Each rank owns an area that the others write into:
 //
-//   control   sequence number of the one-shot calls; step of each block
+//   control   of each block: its one-shot calls and its steps so far
 //   flags     [block][phase][source rank]: the step up to which that rank has written
-//   one-shot  [parity][source rank][2 x kOneShotBytes]: data interleaved with the call's number
+//   one-shot  [parity][source rank][block][word]: data interleaved with the call's number
 //   pieces    [block][phase][parity][source rank][piece]
 //
-// One-shot all-reduce (up to one_shot_limit): every rank writes its whole tensor to every other, 4
-// bytes of data and 4 of sequence number at a time (the "LL" protocol of NCCL: 8-byte halves of a
-// 16-byte store arrive whole), so that data is its own flag; each then sums all n tensors in rank
-// order. Bytes written: 2 (n-1) x size, one link latency. Two buffers suffice: a rank that begins
-// call s has every peer's data of call s-1, which a peer writes after it is through with s-2.
+// Block b of a kernel only meets block b of the others: no wait spans a grid, and what a block counts it keeps to itself.
 //
-// Phases (all-reduce, reduce-scatter, all-gather of any size): block b handles every gridDim-th
-// piece of each part. Phase 0 writes the piece of part j to rank j, which sums in rank order; phase
-// 1 writes the sum (or, gathering, the own part) to all. After each phase a block raises its flag
-// at its peers and waits for theirs: no wait spans the grid. Pieces alternate between two buffers
-// for the same reason as above. Bytes over the link: those of a ring, (n-1)/n x size a phase.
+// One-shot calls (up to one_shot_limit; parts of one size): every rank writes what another wants straight to it, 4 bytes of
+// data and 4 of the call's number at a time (the "LL" protocol of NCCL: 8-byte halves of a 16-byte store arrive whole), so
+// that data is its own flag; each then sums, or puts in place, what came from all. Bytes written: twice the data; one link
+// latency. Two buffers suffice: a block that begins its call s has every peer's data of call s-1, which a peer writes after
+// it is through with s-2.
 //
-// Numbers and steps are kept in device memory: a captured graph replays correctly. They wrap after
-// 2^32 calls; a word that no call has touched since exactly 2^32 calls ago would then pass for new.
+// Phases (any size): block b handles every gridDim-th piece of each part. Phase 0 writes the piece of part j to rank j, which
+// sums in rank order; phase 1 writes the sum (or, gathering, the own part) to all. After each phase a block raises its flag
+// at its peers and waits for theirs. Pieces alternate between two buffers for the same reason as above. Bytes over the link:
+// those of a ring, (n-1)/n x size a phase. Many blocks and long pieces fill the link; raising a piece's flag one piece later,
+// so that nothing waits, does not (benchmarks/NOTES.md).
+//
+// Numbers and steps are kept in device memory: a captured graph replays correctly. They wrap after 2^32 calls; a word that no
+// call has touched since exactly 2^32 calls ago would then pass for new.
 #include <algorithm>
 
 #include "comm/cuda/comm_kernels.h"
 #include "comm/cuda/element.cuh"
+#include "runtime/core/comm_route.h"
 #include "runtime/device/cuda/check.h"
 #include "runtime/device/cuda/context.h"
 
 namespace r1::comm::cuda {
 namespace {
 
-constexpr int kBlocks = 64;
 constexpr int kThreads = 512;
-constexpr size_t kOneShotBytes = size_t{512} << 10;
+constexpr int kOneShotBlocks = 64;
+constexpr int kUnits = 1024;  // of 8 bytes, that a block takes in a one-shot call from each rank
+constexpr int kUnitsAThread = kUnits / kThreads;
+constexpr size_t kOneShotBytes = size_t{8} * kUnits * kOneShotBlocks;
+constexpr int kBlocks = 128;  // of a call in phases
 constexpr size_t kPieceBytes = size_t{128} << 10;  // of all ranks' pieces of a block together
 
 struct Control {
-  uint32_t calls;     // one-shot calls so far
-  uint32_t finished;  // blocks of the present one that are through
+  uint32_t calls[kOneShotBlocks];
   uint32_t steps[kBlocks];
   uint32_t flags[kBlocks][2][kMaxPeers];
 };
@@ -48,26 +53,25 @@ static_assert(sizeof(Control) <= kControlBytes);
 constexpr size_t piece_bytes(int n) { return kPieceBytes / static_cast<size_t>(n) / 256 * 256; }
 constexpr size_t one_shot_bytes(int n) { return 2 * static_cast<size_t>(n) * 2 * kOneShotBytes; }
 
-// Up to here writing everything to everybody beats two phases; what more ranks write shares one
-// link.
+// What a rank may write to each other in one shot: up to here that beats two phases. More ranks share one link.
 constexpr size_t one_shot_limit(int n) {
   return n <= 2 ? kOneShotBytes : (size_t{512} << 10) / static_cast<size_t>(n - 1);
 }
+static_assert(one_shot_limit(2) <= kOneShotBytes && one_shot_limit(3) <= kOneShotBytes);
 
 struct Areas {
   char* p[kMaxPeers];
   int rank, n;
 
   __device__ Control& control(int r) const { return *reinterpret_cast<Control*>(p[r]); }
-  // Where words of rank `source` arrive at rank r.
-  __device__ uint4* words(int r, unsigned parity, int source) const {
-    return reinterpret_cast<uint4*>(p[r] + kControlBytes +
-                                    (static_cast<size_t>(parity) * n + source) * 2 * kOneShotBytes);
+  // Where words of block b of rank `source` arrive at rank r.
+  __device__ uint4* words(int r, unsigned parity, int source, unsigned b) const {
+    const size_t buffer = static_cast<size_t>(parity) * n + source;
+    return reinterpret_cast<uint4*>(p[r] + kControlBytes) + (buffer * kOneShotBlocks + b) * kUnits;
   }
-  __device__ char* piece(int r, int block, int phase, unsigned parity, int source,
-                         size_t bytes) const {
+  __device__ char* piece(int r, int block, int phase, unsigned parity, int source) const {
     const size_t i = ((static_cast<size_t>(block) * 2 + phase) * 2 + parity) * n + source;
-    return p[r] + kControlBytes + static_cast<size_t>(n) * 4 * kOneShotBytes + i * bytes;
+    return p[r] + kControlBytes + static_cast<size_t>(n) * 4 * kOneShotBytes + i * piece_bytes(n);
   }
 };
 
@@ -93,83 +97,113 @@ __device__ __forceinline__ uint32_t read_flag(const uint32_t* p) {
   return v;
 }
 
-template <class T>
-__global__ void __launch_bounds__(kThreads)
-    one_shot_kernel(typename T::Stored* x, int64_t numel, ReduceOp op, Areas areas) {
-  using S = typename T::Stored;
-  constexpr int kElems = 8 / static_cast<int>(sizeof(S));
-  struct alignas(8) Half {
-    S v[kElems];
-  };
-  Control& control = areas.control(areas.rank);
-  const uint32_t call = *static_cast<volatile uint32_t*>(&control.calls) + 1;
-  const unsigned parity = call & 1;
-  const int64_t units = (numel + kElems - 1) / kElems;
-  const int64_t first = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
-  const bool aligned = reinterpret_cast<uintptr_t>(x) % 8 == 0;
-  const auto own = [&](int64_t u) {
-    Half h;
-    const int64_t i = u * kElems;
-    if (aligned && i + kElems <= numel) {
-      const uint2 w = *reinterpret_cast<const uint2*>(x + i);
-      memcpy(&h, &w, 8);
-    } else {
-      memset(&h, 0, 8);
+// 8 bytes of elements.
+template <class S>
+struct alignas(8) Half {
+  static constexpr int kElems = 8 / static_cast<int>(sizeof(S));
+  S v[kElems];
+};
+// Elements of unit u of p, those from `n` on zero.
+template <class S>
+__device__ __forceinline__ Half<S> load_half(const S* p, int64_t u, int64_t n) {
+  constexpr int kElems = Half<S>::kElems;
+  Half<S> h;
+  const int64_t i = u * kElems;
+  if (reinterpret_cast<uintptr_t>(p) % 8 == 0 && i + kElems <= n) {
+    const uint2 w = *reinterpret_cast<const uint2*>(p + i);
+    memcpy(&h, &w, 8);
+  } else {
+    memset(&h, 0, 8);
 #pragma unroll
-      for (int k = 0; k < kElems; ++k)
-        if (i + k < numel) h.v[k] = x[i + k];
-    }
-    return h;
-  };
-  for (int64_t u = first; u < units; u += stride) {
-    const Half h = own(u);
+    for (int k = 0; k < kElems; ++k)
+      if (i + k < n) h.v[k] = p[i + k];
+  }
+  return h;
+}
+template <class S>
+__device__ __forceinline__ void store_half(S* p, int64_t u, int64_t n, const Half<S>& h) {
+  constexpr int kElems = Half<S>::kElems;
+  const int64_t i = u * kElems;
+  if (reinterpret_cast<uintptr_t>(p) % 8 == 0 && i + kElems <= n) {
     uint2 w;
     memcpy(&w, &h, 8);
-    for (int k = 1; k < areas.n; ++k) {
-      const int to = (areas.rank + k) % areas.n;
-      store_words(areas.words(to, parity, areas.rank) + u, make_uint4(w.x, call, w.y, call));
-    }
+    *reinterpret_cast<uint2*>(p + i) = w;
+  } else {
+#pragma unroll
+    for (int k = 0; k < kElems; ++k)
+      if (i + k < n) p[i + k] = h.v[k];
   }
-  for (int64_t u = first; u < units; u += stride) {
-    typename T::Acc acc[kElems];
-    for (int r = 0; r < areas.n; ++r) {
-      Half h;
-      if (r == areas.rank) {
-        h = own(u);
-      } else {
-        const uint4* p = areas.words(areas.rank, parity, r) + u;
-        uint4 w;
-        do w = load_words(p);
-        while (w.y != call || w.w != call);
-        const uint2 data = make_uint2(w.x, w.z);
-        memcpy(&h, &data, 8);
-      }
+}
+
+// `part` elements go to each rank. in: kGather: the own part, the same for all (of an all-reduce: the tensor); else a part for
+// each. out: kReduce: the sum; else a part of each. A block has `span` units of every part.
+template <class T, bool kReduce, bool kGather>
+__global__ void __launch_bounds__(kThreads)
+    one_shot_kernel(const typename T::Stored* in, typename T::Stored* out, int64_t part, int64_t span,
+                    ReduceOp op, Areas areas) {
+  using S = typename T::Stored;
+  using H = Half<S>;
+  uint32_t& calls = areas.control(areas.rank).calls[blockIdx.x];
+  const uint32_t call = *static_cast<volatile uint32_t*>(&calls) + 1;
+  const unsigned parity = call & 1;
+  const auto for_units = [&](auto&& use) {
+    const int64_t units = (part + H::kElems - 1) / H::kElems;
+    const int64_t first = blockIdx.x * span, end = min(first + span, units);
 #pragma unroll
-      for (int k = 0; k < kElems; ++k)
-        acc[k] = r == 0 ? T::load(h.v[k]) : combine<T>(op, acc[k], T::load(h.v[k]));
+    for (int j = 0; j < kUnitsAThread; ++j) {
+      const int local = static_cast<int>(threadIdx.x) + j * kThreads;
+      if (first + local < end) use(j, local, first + local);
     }
-    Half y;
-#pragma unroll
-    for (int k = 0; k < kElems; ++k) y.v[k] = T::store(acc[k]);
-    const int64_t i = u * kElems;
-    if (aligned && i + kElems <= numel) {
+  };
+  const auto part_for = [&](int r) { return kGather ? in : in + r * part; };
+  H own[kUnitsAThread];
+  for_units([&](int j, int, int64_t u) { own[j] = load_half(part_for(areas.rank), u, part); });
+  for (int k = 1; k < areas.n; ++k) {
+    const int to = (areas.rank + k) % areas.n;
+    uint4* words = areas.words(to, parity, areas.rank, blockIdx.x);
+    for_units([&](int j, int local, int64_t u) {
+      const H h = kGather ? own[j] : load_half(part_for(to), u, part);
       uint2 w;
-      memcpy(&w, &y, 8);
-      *reinterpret_cast<uint2*>(x + i) = w;
-    } else {
+      memcpy(&w, &h, 8);
+      store_words(words + local, make_uint4(w.x, call, w.y, call));
+    });
+  }
+  const auto received = [&](int from, int local) {
+    const uint4* p = areas.words(areas.rank, parity, from, blockIdx.x) + local;
+    uint4 w;
+    do w = load_words(p);
+    while (w.y != call || w.w != call);
+    const uint2 data = make_uint2(w.x, w.z);
+    H h;
+    memcpy(&h, &data, 8);
+    return h;
+  };
+  if constexpr (kReduce) {
+    for_units([&](int j, int local, int64_t u) {
+      typename T::Acc acc[H::kElems];
+      for (int r = 0; r < areas.n; ++r) {
+        const H h = r == areas.rank ? own[j] : received(r, local);
 #pragma unroll
-      for (int k = 0; k < kElems; ++k)
-        if (i + k < numel) x[i + k] = y.v[k];
+        for (int k = 0; k < H::kElems; ++k)
+          acc[k] = r == 0 ? T::load(h.v[k]) : combine<T>(op, acc[k], T::load(h.v[k]));
+      }
+      H y;
+#pragma unroll
+      for (int k = 0; k < H::kElems; ++k) y.v[k] = T::store(acc[k]);
+      store_half(out, u, part, y);
+    });
+  } else {
+    for (int k = 0; k < areas.n; ++k) {
+      const int from = (areas.rank + k) % areas.n;
+      S* to = out + from * part;
+      if (k == 0 && to == in) continue;
+      for_units([&](int j, int local, int64_t u) {
+        store_half(to, u, part, k == 0 ? own[j] : received(from, local));
+      });
     }
   }
-  // The last block through counts the call: by then every block has read the number.
-  __syncthreads();
-  if (threadIdx.x == 0 && atomicAdd(&control.finished, 1) == gridDim.x - 1) {
-    control.finished = 0;
-    __threadfence();
-    *static_cast<volatile uint32_t*>(&control.calls) = call;
-  }
+  __syncthreads();  // all threads have read the number
+  if (threadIdx.x == 0) *static_cast<volatile uint32_t*>(&calls) = call;
 }
 
 // Calls store(i, load(i)) for each pack of this thread, four loads under way at once: what is
@@ -217,7 +251,6 @@ __global__ void __launch_bounds__(kThreads)
   using S = typename T::Stored;
   using P = Pack<S>;
   const int b = static_cast<int>(blockIdx.x), rank = areas.rank, n = areas.n;
-  const size_t bytes = piece_bytes(n);
   Control& control = areas.control(rank);
   uint32_t step = control.steps[b];
   const auto length = [&](int r, int64_t at) {
@@ -247,7 +280,7 @@ __global__ void __launch_bounds__(kThreads)
         const S* from = in + parts.begin[to] + at;
         const int64_t elems = length(to, at);
         const bool aligned = is_aligned(from);
-        char* dst = areas.piece(to, b, 0, parity, rank, bytes);
+        char* dst = areas.piece(to, b, 0, parity, rank);
         each_pack(
             elems, [&](int64_t i) { return load_pack(from, i, elems, aligned); },
             [&](int64_t i, const P& x) { put(dst, i, x); });
@@ -265,7 +298,7 @@ __global__ void __launch_bounds__(kThreads)
           if constexpr (kReduce) {
             typename T::Acc acc[P::kElems];
             for (int r = 0; r < n; ++r) {
-              const P x = r == rank ? y : pack(areas.piece(rank, b, 0, parity, r, bytes), i);
+              const P x = r == rank ? y : pack(areas.piece(rank, b, 0, parity, r), i);
 #pragma unroll
               for (int k = 0; k < P::kElems; ++k)
                 acc[k] = r == 0 ? T::load(x.v[k]) : combine<T>(op, acc[k], T::load(x.v[k]));
@@ -280,7 +313,7 @@ __global__ void __launch_bounds__(kThreads)
           if (kGather) {
             for (int k = 1; k < n; ++k) {
               const int to = (rank + k) % n;
-              put(areas.piece(to, b, 1, parity, rank, bytes), i, y);
+              put(areas.piece(to, b, 1, parity, rank), i, y);
             }
           }
         });
@@ -291,7 +324,7 @@ __global__ void __launch_bounds__(kThreads)
         S* to = out + parts.begin[from] + at;
         const int64_t elems = length(from, at);
         const bool aligned = is_aligned(to);
-        const char* src = areas.piece(rank, b, 1, parity, from, bytes);
+        const char* src = areas.piece(rank, b, 1, parity, from);
         each_pack(
             elems, [&](int64_t i) { return pack(src, i); },
             [&](int64_t i, const P& x) { store_pack(to, i, elems, aligned, x); });
@@ -316,31 +349,22 @@ class Kernels final : public PeerKernels {
     for (size_t r = 0; r < areas.size(); ++r) areas_.p[r] = static_cast<char*>(areas[r]);
   }
   void all_reduce(const Tensor& x, ReduceOp op, const Stream& s) override {
-    if (x.bytes() > one_shot_limit(areas_.n)) {
-      // Parts of whole lines, so that packs stay aligned when the tensor is.
-      const int64_t line = 256 / dtype_bytes(x.dtype);
-      const int64_t each = ((x.numel() + areas_.n - 1) / areas_.n + line - 1) / line * line;
-      Parts parts{};
-      for (int r = 0; r < areas_.n; ++r) parts.begin[r + 1] = std::min(x.numel(), each * (r + 1));
-      return phases<true, true>(x, x, op, parts, s);
-    }
-    const r1::cuda::DeviceScope scope(device_);
-    with_element(x.dtype, [&](auto type) {
-      using T = decltype(type);
-      const int64_t units = (static_cast<int64_t>(x.bytes()) + 7) / 8;
-      const auto blocks =
-          static_cast<unsigned>(std::clamp<int64_t>((units + kThreads - 1) / kThreads, 1, kBlocks));
-      one_shot_kernel<T><<<blocks, kThreads, 0, r1::cuda::handle_of(s)>>>(
-          x.ptr<typename T::Stored>(), x.numel(), op, areas_);
-    });
-    CUDA_LAUNCH_CHECK();
+    if (x.bytes() <= one_shot_limit(areas_.n)) return one_shot<true, true>(x, x, op, x.numel(), s);
+    // Parts of whole lines, so that packs stay aligned when the tensor is.
+    const int64_t line = 256 / dtype_bytes(x.dtype);
+    const int64_t each = ((x.numel() + areas_.n - 1) / areas_.n + line - 1) / line * line;
+    Parts parts{};
+    for (int r = 0; r < areas_.n; ++r) parts.begin[r + 1] = std::min(x.numel(), each * (r + 1));
+    phases<true, true>(x, x, op, parts, s);
   }
   void all_gather(const Tensor& in, const Tensor& out, std::span<const int64_t> counts,
                   const Stream& s) override {
+    if (few(counts, in.dtype)) return one_shot<false, true>(in, out, ReduceOp::kSum, counts[0], s);
     phases<false, true>(in, out, ReduceOp::kSum, parts_of(counts), s);
   }
   void reduce_scatter(const Tensor& in, const Tensor& out, std::span<const int64_t> counts,
                       const Stream& s) override {
+    if (few(counts, in.dtype)) return one_shot<true, false>(in, out, ReduceOp::kSum, counts[0], s);
     phases<true, false>(in, out, ReduceOp::kSum, parts_of(counts), s);
   }
 
@@ -349,6 +373,43 @@ class Kernels final : public PeerKernels {
     Parts parts{};
     for (size_t r = 0; r < counts.size(); ++r) parts.begin[r + 1] = parts.begin[r] + counts[r];
     return parts;
+  }
+  // Whether parts go in one shot. Each rank must have data for each: it is also their sign that they may write again.
+  [[nodiscard]] bool few(std::span<const int64_t> counts, DType dtype) const {
+    return counts[0] > 0 && static_cast<size_t>(counts[0] * dtype_bytes(dtype)) <= one_shot_limit(areas_.n) &&
+           std::ranges::all_of(counts, [&](int64_t c) { return c == counts[0]; });
+  }
+  // Calls launch(T{}) for the element type; what is only moved is any type of the same width.
+  template <bool kReduce, class F>
+  static void with_moved(DType dtype, F launch) {
+    if constexpr (kReduce) {
+      with_element(dtype, launch);
+    } else {
+      switch (dtype_bytes(dtype)) {
+        case 1:
+          return launch(Bytes1{});
+        case 2:
+          return launch(BF16{});
+        case 4:
+          return launch(I32{});
+        default:
+          return launch(I64{});
+      }
+    }
+  }
+  template <bool kReduce, bool kGather>
+  void one_shot(const Tensor& in, const Tensor& out, ReduceOp op, int64_t part, const Stream& s) {
+    const int64_t units = (part * dtype_bytes(in.dtype) + 7) / 8;
+    const int64_t blocks = std::clamp<int64_t>((units + kThreads - 1) / kThreads, 1, kOneShotBlocks);
+    const r1::cuda::DeviceScope scope(device_);
+    with_moved<kReduce>(in.dtype, [&](auto type) {
+      using T = decltype(type);
+      using S = typename T::Stored;
+      one_shot_kernel<T, kReduce, kGather>
+          <<<static_cast<unsigned>(blocks), kThreads, 0, r1::cuda::handle_of(s)>>>(
+              in.ptr<S>(), out.ptr<S>(), part, (units + blocks - 1) / blocks, op, areas_);
+    });
+    CUDA_LAUNCH_CHECK();
   }
   template <bool kReduce, bool kGather>
   void phases(const Tensor& in, const Tensor& out, ReduceOp op, Parts parts, const Stream& s) {
@@ -365,32 +426,15 @@ class Kernels final : public PeerKernels {
     parts.pieces = (longest + parts.piece - 1) / parts.piece;
     const auto blocks = static_cast<unsigned>(std::min<int64_t>(parts.pieces, kBlocks));
     const r1::cuda::DeviceScope scope(device_);
-    const auto launch = [&](auto type) {
+    with_moved<kReduce>(in.dtype, [&](auto type) {
       using T = decltype(type);
       using S = typename T::Stored;
       phases_kernel<T, kReduce, kGather><<<blocks, kThreads, 0, r1::cuda::handle_of(s)>>>(
           in.ptr<S>(), out.ptr<S>(), op, parts, areas_);
-    };
-    if constexpr (kReduce) {
-      with_element(in.dtype, launch);
-    } else {  // bytes are moved: any type of the same width
-      switch (elem) {
-        case 1:
-          launch(Bytes1{});
-          break;
-        case 2:
-          launch(BF16{});
-          break;
-        case 4:
-          launch(I32{});
-          break;
-        default:
-          launch(I64{});
-          break;
-      }
-    }
+    });
     CUDA_LAUNCH_CHECK();
   }
+
   int device_;
   Areas areas_{};
 };
@@ -398,8 +442,10 @@ class Kernels final : public PeerKernels {
 }  // namespace
 
 size_t peer_area_bytes(int ranks) {
-  return kControlBytes + one_shot_bytes(ranks) +
-         size_t{kBlocks} * 2 * 2 * static_cast<size_t>(ranks) * piece_bytes(ranks);
+  const size_t bytes = kControlBytes + one_shot_bytes(ranks) +
+                       size_t{kBlocks} * 2 * 2 * static_cast<size_t>(ranks) * piece_bytes(ranks);
+  R1_CHECK(bytes <= ipc_kernel_bytes(ranks), "{} bytes, planned {}", bytes, ipc_kernel_bytes(ranks));
+  return bytes;
 }
 
 std::unique_ptr<PeerKernels> make_peer_kernels(int device, int rank,

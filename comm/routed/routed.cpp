@@ -84,13 +84,11 @@ struct Router::State {
         // Only pipelines send messages, and say which: a pair takes too much memory to prepare all.
         return make_nccl(std::move(own), need_nccl(), {.name = own->name(), .messages = false});
       case CommBackend::kIpc: {
-        // At most 80 MiB of slots a rank in groups of up to eight, for collectives and messages that nobody said to expect.
-        const size_t few = group_host.size() <= 2 ? 4 : group_host.size() <= 4 ? 2 : 1;
-        const size_t mib = on_gpu() ? size_t{1} << 20 : size_t{128} << 10;
+        const size_t slot = ipc_slot_bytes(group_host.size()) / (on_gpu() ? 1 : 8);
         return make_ipc(std::move(own), need_ipc(),
                         {.name = own->name(),
-                         .slot_bytes = few * mib,
-                         .message_slot_bytes = 2 * few * mib,
+                         .slot_bytes = slot,
+                         .message_slot_bytes = 2 * slot,
                          .most_message_slot_bytes = on_gpu() ? kMostMessageSlotBytes : 0});
       }
       case CommBackend::kUcx: {
@@ -124,24 +122,24 @@ class Routed final : public Communicator {
         collectives_(std::move(collectives)),
         messages_(std::move(messages)),
         kind_(kind),
-        small_(messages_ && has_peer_kernels(*messages_)),
+        kernels_(messages_ && has_peer_kernels(*messages_)),
         split_(std::move(split)) {}
 
   int rank() const override { return host_->rank(); }
   int size() const override { return host_->size(); }
   void all_reduce(const Tensor& x, ReduceOp op, const Stream& s) override {
-    of(x, kSmallAllReduce).all_reduce(x, op, s);
+    of(x, kKernelAllReduce).all_reduce(x, op, s);
   }
   void all_gather(const Tensor& in, const Tensor& out, std::span<const int64_t> counts,
                   const Stream& s) override {
-    of(out, kSmallAllGather).all_gather(in, out, counts, s);
+    of(out, kKernelAllGather).all_gather(in, out, counts, s);
   }
   void reduce_scatter(const Tensor& in, const Tensor& out, std::span<const int64_t> counts,
                       const Stream& s) override {
-    of(in, kSmallReduceScatter).reduce_scatter(in, out, counts, s);
+    of(in, kKernelReduceScatter).reduce_scatter(in, out, counts, s);
   }
   void broadcast(const Tensor& x, int root, const Stream& s) override {
-    of(x, kSmallAllGather).broadcast(x, root, s);
+    of(x, kKernelAllGather).broadcast(x, root, s);
   }
   void all_to_all(const Tensor& in, std::span<const int64_t> send_counts, const Tensor& out,
                   std::span<const int64_t> recv_counts, const Stream& s) override {
@@ -178,16 +176,16 @@ class Routed final : public Communicator {
   }
 
  private:
-  // Up to these sizes one kernel a rank is quicker than NCCL (two H100s, bytes of the whole tensor, medians of one run:
-  // all-reduce 8 KiB 6 against 12 us, 16 MiB 70 against 77; all-gather 64 MiB 138 against 161; reduce-scatter 16 MiB 46
-  // against 53).
-  static constexpr size_t kSmallAllReduce = size_t{16} << 20;
-  static constexpr size_t kSmallAllGather = size_t{64} << 20;
-  static constexpr size_t kSmallReduceScatter = size_t{16} << 20;
+  // Up to these sizes, of the whole tensor, one kernel a rank is quicker than NCCL. Between two GPUs at any size: two H200,
+  // 4 KiB to 1 GiB (benchmarks/results). More than two could not be measured: what two reached with half the blocks.
+  static constexpr size_t kKernelAllReduce = size_t{16} << 20;
+  static constexpr size_t kKernelAllGather = size_t{64} << 20;
+  static constexpr size_t kKernelReduceScatter = size_t{16} << 20;
 
-  [[nodiscard]] Communicator& of(const Tensor& x, size_t small_bytes = 0) {
+  [[nodiscard]] Communicator& of(const Tensor& x, size_t kernel_bytes = 0) {
     if (!collectives_ || x.device.kind != kind_) return *host_;
-    return small_ && x.bytes() <= small_bytes ? *messages_ : *collectives_;
+    const bool kernel = kernels_ && kernel_bytes > 0 && (size() == 2 || x.bytes() <= kernel_bytes);
+    return kernel ? *messages_ : *collectives_;
   }
   [[nodiscard]] Communicator& of(std::span<const ShardedTensor> xs) {
     for (const ShardedTensor& x : xs)
@@ -201,7 +199,7 @@ class Routed final : public Communicator {
 
   std::unique_ptr<Communicator> host_, collectives_, messages_;
   DeviceKind kind_;
-  bool small_;  // small collectives go with the messages
+  bool kernels_;  // of `messages_`, beside another communicator for collectives
   std::function<std::unique_ptr<Communicator>(std::unique_ptr<Communicator>)> split_;
 };
 

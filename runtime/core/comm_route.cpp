@@ -33,16 +33,13 @@ CommRoute choose_comm(CommChoice choice, const GroupPlace& place, std::string_vi
   if (place.ranks <= 1) return {};
   const bool gpu = place.most_ranks_a_gpu > 0, shared = place.most_ranks_a_gpu > 1;
   const auto both = [](CommBackend b) { return CommRoute{b, b, b}; };
-  // Kernels that write to all peers, and the slots for them, are for groups within an NVLink
-  // domain's host.
-  constexpr int kMostPeers = 8;
   switch (choice) {
     case CommChoice::kAuto:
       if (!gpu) return both(CommBackend::kMpi);
       if (place.hosts == 1 && (shared || !place.has_nccl)) return both(CommBackend::kIpc);
       if (place.hosts == 1)
         return {CommBackend::kNccl, CommBackend::kIpc,
-                place.ranks <= kMostPeers ? CommBackend::kIpc : CommBackend::kNccl};
+                place.ranks <= kMostKernelPeers ? CommBackend::kIpc : CommBackend::kNccl};
       return both(!shared && place.has_nccl ? CommBackend::kNccl : CommBackend::kUcx);
     case CommChoice::kNccl:
       if (!gpu)

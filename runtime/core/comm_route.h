@@ -42,6 +42,21 @@ inline constexpr size_t kMessageSlots = 4;
 /// The largest message on GPUs that travels in one piece: 8,192 tokens of a hidden size of 8,192 in 16 bits.
 inline constexpr size_t kMostMessageSlotBytes = size_t{128} << 20;
 
+/// A slot of a group through ipc on GPUs. Of each rank there are two for collectives and kMessageSlots, twice as large, for
+/// messages that nobody said to expect: 80 MiB in groups of two, four and eight.
+[[nodiscard]] constexpr size_t ipc_slot_bytes(int ranks) { return size_t{ranks <= 2 ? 4U : ranks <= 4 ? 2U : 1U} << 20; }
+/// Groups of up to so many ranks with a GPU each have kernels that write to all peers.
+inline constexpr int kMostKernelPeers = 8;
+/// What those kernels write in, at each rank (comm/cuda/peer_kernels_cuda.cu).
+[[nodiscard]] constexpr size_t ipc_kernel_bytes(int ranks) {
+  return (size_t{64} << 20) + static_cast<size_t>(ranks) * (size_t{2} << 20) + 16384;
+}
+/// Device memory that a group through ipc takes at each rank.
+[[nodiscard]] constexpr size_t ipc_group_bytes(int ranks, bool kernels) {
+  return static_cast<size_t>(ranks) * (2 + 2 * kMessageSlots) * ipc_slot_bytes(ranks) +
+         (kernels && ranks <= kMostKernelPeers ? ipc_kernel_bytes(ranks) : 0);
+}
+
 /// kAuto on GPUs: one GPU a rank on one host: collectives over NCCL, small ones and messages over
 /// ipc (one kernel a rank; copies that take no multiprocessor); several ranks on a GPU of one host:
 /// ipc; over hosts: NCCL with one GPU a rank, else UCX (through pinned host memory where UCX has no
