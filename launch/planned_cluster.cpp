@@ -7,6 +7,7 @@
 #include <set>
 
 #include "parallel/spec/communicator_memory.h"
+#include "runtime/core/comm_route.h"
 
 namespace r1::launch {
 namespace {
@@ -49,14 +50,18 @@ std::vector<parallel::MemoryItem> PlannedCluster::beside_plan(const parallel::Me
       {"context", "CUDA context, library code, rounding", kGpuBeside - kGemmWorkspace - kGraphs, 1},
       {"workspace", "of cuBLAS", kGemmWorkspace, 1},
       {"graphs", "CUDA graphs of the layers", kGraphs, 1}};
-  if (comm != CommChoice::kAuto && comm != CommChoice::kNccl) return out;
-  std::set<std::string> kinds;  // a rank is in one group of each
+  std::set<std::string> kinds, ipc;  // a rank is in one group of each
   bool messages = false;
+  size_t ipc_bytes = 0;
   for (const PlannedGroup& g : planned_groups(mesh, false, comm, [&](int r) { return spot(mesh, r); })) {
     messages = messages || (g.kind == "pp" && g.route.messages == CommBackend::kNccl);
+    if (g.route.messages == CommBackend::kIpc && ipc.insert(g.kind).second)
+      ipc_bytes += ipc_group_bytes(static_cast<int>(g.ranks.size()), ranks_per_device(mesh) == 1);
     if (g.kind != "replica" && (g.route.collectives == CommBackend::kNccl || g.route.messages == CommBackend::kNccl))
       kinds.insert(g.kind);
   }
+  if (!ipc.empty())
+    out.push_back({"ipc buffers", fmt::format("of {}", fmt::join(ipc, ", ")), static_cast<int64_t>(ipc_bytes), 1});
   if (messages)
     out.push_back({"NCCL messages", "to and from the neighbours of a stage",
                    parallel::kNcclMessageBytes * parallel::message_directions(mesh.pp), 1});

@@ -37,7 +37,7 @@ TEST(Plan, ASearchEndsWithTheFastestThatFits) {
   for (const PlannedRank& k : r.ranks) EXPECT_LE(k.plan.bytes().total(), r.capacity_bytes);
 }
 
-// What a GPU holds beside the plan is shown and taken off what can be used: measured 1.47 to 1.61 GiB on an H200, NCCL apart.
+// What a GPU holds beside the plan is shown and taken off what can be used: measured 1.47 to 1.61 GiB on an H200, communicators apart.
 TEST(Plan, MemoryBesideThePlanIsCounted) {
   const auto beside = [](const PlanReport& r, const std::string& category) {
     int64_t sum = 0;
@@ -53,6 +53,10 @@ TEST(Plan, MemoryBesideThePlanIsCounted) {
   const PlanReport four = plan({"--cluster", "4xA100-80", "--model", "R1-Distill-Qwen-7B", "--batch", "8", "--pp", "2", "--tp", "2"});
   EXPECT_GT(beside(four, "NCCL buffers"), 0);
   EXPECT_EQ(beside(plan({"--cluster", "4xA100-80", "--model", "R1-Distill-Qwen-7B", "--batch", "8", "--pp", "2", "--tp", "2", "--comm", "ipc"}), "NCCL buffers"), 0);
+  // Of tp, pp and their replica; a group over hosts has none.
+  EXPECT_EQ(beside(four, "ipc buffers"), static_cast<int64_t>(2 * ipc_group_bytes(2, true) + ipc_group_bytes(4, true)));
+  const PlanReport apart = plan({"--cluster", "2x1xH200", "--model", "R1-Distill-Qwen-7B", "--batch", "8", "--pp", "2"});
+  EXPECT_EQ(beside(apart, "ipc buffers"), 0);
 }
 
 TEST(Plan, SaysWhatCarriesEachGroup) {
