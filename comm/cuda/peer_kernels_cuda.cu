@@ -143,6 +143,11 @@ __global__ void __launch_bounds__(kThreads)
                     ReduceOp op, Areas areas) {
   using S = typename T::Stored;
   using H = Half<S>;
+#if __CUDA_ARCH__ >= 900
+  // Launched while the kernel before it ends (one_shot): all that it wrote is seen after this. Then the next may be launched.
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
   uint32_t& calls = areas.control(areas.rank).calls[blockIdx.x];
   const uint32_t call = *static_cast<volatile uint32_t*>(&calls) + 1;
   const unsigned parity = call & 1;
@@ -343,7 +348,9 @@ struct Bytes1 {
 
 class Kernels final : public PeerKernels {
  public:
-  Kernels(int device, int rank, const std::vector<void*>& areas) : device_(device) {
+  Kernels(int device, int rank, const std::vector<void*>& areas)
+      : device_(device),
+        early_launch_(r1::cuda::context_of({.device = {DeviceKind::kCuda, device}, .handle = nullptr}).info().major >= 9) {
     areas_.rank = rank;
     areas_.n = static_cast<int>(areas.size());
     for (size_t r = 0; r < areas.size(); ++r) areas_.p[r] = static_cast<char*>(areas[r]);
@@ -405,11 +412,19 @@ class Kernels final : public PeerKernels {
     with_moved<kReduce>(in.dtype, [&](auto type) {
       using T = decltype(type);
       using S = typename T::Stored;
-      one_shot_kernel<T, kReduce, kGather>
-          <<<static_cast<unsigned>(blocks), kThreads, 0, r1::cuda::handle_of(s)>>>(
-              in.ptr<S>(), out.ptr<S>(), part, (units + blocks - 1) / blocks, op, areas_);
+      // The launch itself is a good part of a short kernel's time: it overlaps the end of the kernel before.
+      cudaLaunchAttribute early{};
+      early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+      early.val.programmaticStreamSerializationAllowed = 1;
+      const cudaLaunchConfig_t launch{.gridDim = dim3(static_cast<unsigned>(blocks)),
+                                      .blockDim = dim3(kThreads),
+                                      .dynamicSmemBytes = 0,
+                                      .stream = r1::cuda::handle_of(s),
+                                      .attrs = &early,
+                                      .numAttrs = early_launch_ ? 1U : 0U};
+      CUDA_CHECK(cudaLaunchKernelEx(&launch, one_shot_kernel<T, kReduce, kGather>, in.ptr<const S>(), out.ptr<S>(),
+                                    part, (units + blocks - 1) / blocks, op, areas_));
     });
-    CUDA_LAUNCH_CHECK();
   }
   template <bool kReduce, bool kGather>
   void phases(const Tensor& in, const Tensor& out, ReduceOp op, Parts parts, const Stream& s) {
@@ -436,6 +451,7 @@ class Kernels final : public PeerKernels {
   }
 
   int device_;
+  bool early_launch_;
   Areas areas_{};
 };
 
