@@ -24,13 +24,13 @@ void add(std::vector<PlannedGroup>& out, const std::string& kind, std::vector<in
   const CommRoute route = choose_comm(
       choice, {.ranks = static_cast<int>(ranks.size()), .hosts = static_cast<int>(hosts.size()), .most_ranks_a_gpu = most}, kind);
   const auto same = std::ranges::find_if(out, [&](const PlannedGroup& g) {
-    return g.kind == kind && g.route == route && g.hosts == static_cast<int>(hosts.size());
+    return g.kind == kind && g.route == route && g.hosts == static_cast<int>(hosts.size()) && g.most_ranks_a_gpu == most;
   });
   if (same != out.end()) {
     ++same->count;
     return;
   }
-  out.push_back({.kind = kind, .count = 1, .ranks = std::move(ranks), .hosts = static_cast<int>(hosts.size()), .route = route});
+  out.push_back({.kind = kind, .count = 1, .ranks = std::move(ranks), .hosts = static_cast<int>(hosts.size()), .most_ranks_a_gpu = most, .route = route});
 }
 
 }  // namespace

@@ -16,6 +16,7 @@ struct PlannedGroup {
   int count = 0;               ///< groups
   std::vector<int> ranks;      ///< of the first one
   int hosts = 1;               ///< it spans
+  int most_ranks_a_gpu = 0;    ///< of the group; 0: on CPUs
   CommRoute route;
 };
 

@@ -235,7 +235,7 @@ nlohmann::ordered_json report_json(const PlanReport& r) {
   for (const PlannedGroup& g : r.groups)
     j["groups"].push_back({{"kind", g.kind}, {"count", g.count}, {"ranks", g.ranks}, {"hosts", g.hosts},
                            {"collectives", comm_backend_name(g.route.collectives)}, {"messages", comm_backend_name(g.route.messages)},
-                           {"small_collectives", comm_backend_name(g.route.small_collectives)}});
+                           {"small_collectives", comm_backend_name(g.route.small_collectives)}, {"any_size", g.route.any_size}});
   j["ranks"] = nlohmann::ordered_json::array();
   for (const PlannedRank& k : r.ranks) j["ranks"].push_back(rank_json(r, k));
   nlohmann::ordered_json places = nlohmann::ordered_json::array();

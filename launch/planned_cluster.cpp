@@ -56,7 +56,7 @@ std::vector<parallel::MemoryItem> PlannedCluster::beside_plan(const parallel::Me
   for (const PlannedGroup& g : planned_groups(mesh, false, comm, [&](int r) { return spot(mesh, r); })) {
     messages = messages || (g.kind == "pp" && g.route.messages == CommBackend::kNccl);
     if (g.route.messages == CommBackend::kIpc && ipc.insert(g.kind).second)
-      ipc_bytes += ipc_group_bytes(static_cast<int>(g.ranks.size()), ranks_per_device(mesh) == 1);
+      ipc_bytes += ipc_group_bytes(static_cast<int>(g.ranks.size()), g.most_ranks_a_gpu == 1);
     if (g.kind != "replica" && (g.route.collectives == CommBackend::kNccl || g.route.messages == CommBackend::kNccl))
       kinds.insert(g.kind);
   }

@@ -81,7 +81,10 @@ std::vector<double> measure(Bench& x, Communicator& g, const std::string& op, in
     if (graphs) backend.begin_capture(x.stream);
     if (graphs)
       for (int i = 0; i < iterations; ++i) call(x, g, op, n);
-    if (graphs) graph = backend.end_capture(x.stream);
+    if (graphs) {
+      graph = backend.end_capture(x.stream);
+      backend.launch(graph, x.stream);  // the first launch uploads it
+    }
     backend.synchronize(x.stream);
     x.group.barrier();
     const auto begin = Clock::now();
@@ -176,7 +179,8 @@ int run(MpiWorld& mpi, int argc, char** argv) {
                               : op == "send_recv" ? 1
                                                   : (n - 1) / n;
         if (world->rank() != 0) continue;
-        std::printf("  %-10s %-14s %11ld %10.1f %18s %10.2f %10.2f\n", kind.c_str(), op.c_str(),
+        const bool graph = graphs && has_peer_kernels(*group) && op != "send_recv";
+        std::printf("  %-10s %-14s %11ld %10.1f %18s %10.2f %10.2f\n", (kind + (graph ? "-graph" : "")).c_str(), op.c_str(),
                     bytes, t[2] * 1e6,
                     fmt::format("{:.1f}..{:.1f}", t.front() * 1e6, t.back() * 1e6).c_str(), algbw,
                     algbw * factor);

@@ -12,7 +12,8 @@
 
 namespace r1::comm::cuda {
 
-inline constexpr int kMaxPeers = kMostKernelPeers;  ///< ranks of a group whose kernels write to each other
+inline constexpr int kMaxPeers =
+    kMostKernelPeers;  ///< ranks of a group whose kernels write to each other
 
 /// out[i] = sources[0][i] op sources[1][i] op ... in this order, 16-bit types in fp32 and rounded
 /// once; a NaN in any source makes the maximum NaN. `out` may be one of the sources. At most 64

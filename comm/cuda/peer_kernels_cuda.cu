@@ -7,22 +7,25 @@
 //   one-shot  [parity][source rank][block][word]: data interleaved with the call's number
 //   pieces    [block][phase][parity][source rank][piece]
 //
-// Block b of a kernel only meets block b of the others: no wait spans a grid, and what a block counts it keeps to itself.
+// Block b of a kernel only meets block b of the others: no wait spans a grid, and what a block
+// counts it keeps to itself.
 //
-// One-shot calls (up to one_shot_limit; parts of one size): every rank writes what another wants straight to it, 4 bytes of
-// data and 4 of the call's number at a time (the "LL" protocol of NCCL: 8-byte halves of a 16-byte store arrive whole), so
-// that data is its own flag; each then sums, or puts in place, what came from all. Bytes written: twice the data; one link
-// latency. Two buffers suffice: a block that begins its call s has every peer's data of call s-1, which a peer writes after
-// it is through with s-2.
+// One-shot calls (up to one_shot_limit; parts of one size): every rank writes what another wants
+// straight to it, 4 bytes of data and 4 of the call's number at a time (the "LL" protocol of NCCL:
+// 8-byte halves of a 16-byte store arrive whole), so that data is its own flag; each then sums, or
+// puts in place, what came from all. Bytes written: twice the data; one link latency. Two buffers
+// suffice: a block that begins its call s has every peer's data of call s-1, which a peer writes
+// after it is through with s-2.
 //
-// Phases (any size): block b handles every gridDim-th piece of each part. Phase 0 writes the piece of part j to rank j, which
-// sums in rank order; phase 1 writes the sum (or, gathering, the own part) to all. After each phase a block raises its flag
-// at its peers and waits for theirs. Pieces alternate between two buffers for the same reason as above. Bytes over the link:
-// those of a ring, (n-1)/n x size a phase. Many blocks and long pieces fill the link; raising a piece's flag one piece later,
-// so that nothing waits, does not (benchmarks/NOTES.md).
+// Phases (any size): block b handles every gridDim-th piece of each part. Phase 0 writes the piece
+// of part j to rank j, which sums in rank order; phase 1 writes the sum (or, gathering, the own
+// part) to all. After each phase a block raises its flag at its peers and waits for theirs. Pieces
+// alternate between two buffers for the same reason as above. Bytes over the link: those of a ring,
+// (n-1)/n x size a phase. Many blocks and long pieces fill the link; raising a piece's flag one
+// piece later, so that nothing waits, does not (benchmarks/NOTES.md).
 //
-// Numbers and steps are kept in device memory: a captured graph replays correctly. They wrap after 2^32 calls; a word that no
-// call has touched since exactly 2^32 calls ago would then pass for new.
+// Numbers and steps are kept in device memory: a captured graph replays correctly. They wrap after
+// 2^32 calls; a word that no call has touched since exactly 2^32 calls ago would then pass for new.
 #include <algorithm>
 
 #include "comm/cuda/comm_kernels.h"
@@ -39,7 +42,7 @@ constexpr int kOneShotBlocks = 64;
 constexpr int kUnits = 1024;  // of 8 bytes, that a block takes in a one-shot call from each rank
 constexpr int kUnitsAThread = kUnits / kThreads;
 constexpr size_t kOneShotBytes = size_t{8} * kUnits * kOneShotBlocks;
-constexpr int kBlocks = 128;  // of a call in phases
+constexpr int kBlocks = 128;                       // of a call in phases
 constexpr size_t kPieceBytes = size_t{128} << 10;  // of all ranks' pieces of a block together
 
 struct Control {
@@ -53,11 +56,23 @@ static_assert(sizeof(Control) <= kControlBytes);
 constexpr size_t piece_bytes(int n) { return kPieceBytes / static_cast<size_t>(n) / 256 * 256; }
 constexpr size_t one_shot_bytes(int n) { return 2 * static_cast<size_t>(n) * 2 * kOneShotBytes; }
 
-// What a rank may write to each other in one shot: up to here that beats two phases. More ranks share one link.
+// What a rank may write to each other in one shot: up to here that beats two phases. More ranks
+// share one link.
 constexpr size_t one_shot_limit(int n) {
   return n <= 2 ? kOneShotBytes : (size_t{512} << 10) / static_cast<size_t>(n - 1);
 }
 static_assert(one_shot_limit(2) <= kOneShotBytes && one_shot_limit(3) <= kOneShotBytes);
+
+constexpr size_t area_bytes(int n) {
+  return kControlBytes + one_shot_bytes(n) +
+         size_t{kBlocks} * 2 * 2 * static_cast<size_t>(n) * piece_bytes(n);
+}
+constexpr bool areas_are_planned() {
+  for (int n = 2; n <= kMaxPeers; ++n)
+    if (area_bytes(n) > ipc_kernel_bytes(n)) return false;
+  return true;
+}
+static_assert(areas_are_planned());
 
 struct Areas {
   char* p[kMaxPeers];
@@ -135,16 +150,18 @@ __device__ __forceinline__ void store_half(S* p, int64_t u, int64_t n, const Hal
   }
 }
 
-// `part` elements go to each rank. in: kGather: the own part, the same for all (of an all-reduce: the tensor); else a part for
-// each. out: kReduce: the sum; else a part of each. A block has `span` units of every part.
+// `part` elements go to each rank. in: kGather: the own part, the same for all (of an all-reduce:
+// the tensor); else a part for each. out: kReduce: the sum; else a part of each. A block has `span`
+// units of every part.
 template <class T, bool kReduce, bool kGather>
 __global__ void __launch_bounds__(kThreads)
-    one_shot_kernel(const typename T::Stored* in, typename T::Stored* out, int64_t part, int64_t span,
-                    ReduceOp op, Areas areas) {
+    one_shot_kernel(const typename T::Stored* in, typename T::Stored* out, int64_t part,
+                    int64_t span, ReduceOp op, Areas areas) {
   using S = typename T::Stored;
   using H = Half<S>;
 #if __CUDA_ARCH__ >= 900
-  // Launched while the kernel before it ends (one_shot): all that it wrote is seen after this. Then the next may be launched.
+  // Launched while the kernel before it ends (one_shot): all that it wrote is seen after this. Then
+  // the next may be launched.
   asm volatile("griddepcontrol.wait;" ::: "memory");
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
@@ -349,8 +366,7 @@ struct Bytes1 {
 class Kernels final : public PeerKernels {
  public:
   Kernels(int device, int rank, const std::vector<void*>& areas)
-      : device_(device),
-        early_launch_(r1::cuda::context_of({.device = {DeviceKind::kCuda, device}, .handle = nullptr}).info().major >= 9) {
+      : device_(device), early_launch_(can_launch_early(device)) {
     areas_.rank = rank;
     areas_.n = static_cast<int>(areas.size());
     for (size_t r = 0; r < areas.size(); ++r) areas_.p[r] = static_cast<char*>(areas[r]);
@@ -381,9 +397,18 @@ class Kernels final : public PeerKernels {
     for (size_t r = 0; r < counts.size(); ++r) parts.begin[r + 1] = parts.begin[r] + counts[r];
     return parts;
   }
-  // Whether parts go in one shot. Each rank must have data for each: it is also their sign that they may write again.
+  // Code for older GPUs, compiled anew for this one, does not wait for the kernel before.
+  [[nodiscard]] static bool can_launch_early(int device) {
+    const r1::cuda::DeviceScope scope(device);
+    cudaFuncAttributes code{};
+    CUDA_CHECK(cudaFuncGetAttributes(&code, one_shot_kernel<F32, true, true>));
+    return code.ptxVersion >= 90;
+  }
+  // Whether parts go in one shot. Each rank must have data for each: it is also their sign that
+  // they may write again.
   [[nodiscard]] bool few(std::span<const int64_t> counts, DType dtype) const {
-    return counts[0] > 0 && static_cast<size_t>(counts[0] * dtype_bytes(dtype)) <= one_shot_limit(areas_.n) &&
+    return counts[0] > 0 &&
+           static_cast<size_t>(counts[0] * dtype_bytes(dtype)) <= one_shot_limit(areas_.n) &&
            std::ranges::all_of(counts, [&](int64_t c) { return c == counts[0]; });
   }
   // Calls launch(T{}) for the element type; what is only moved is any type of the same width.
@@ -407,12 +432,14 @@ class Kernels final : public PeerKernels {
   template <bool kReduce, bool kGather>
   void one_shot(const Tensor& in, const Tensor& out, ReduceOp op, int64_t part, const Stream& s) {
     const int64_t units = (part * dtype_bytes(in.dtype) + 7) / 8;
-    const int64_t blocks = std::clamp<int64_t>((units + kThreads - 1) / kThreads, 1, kOneShotBlocks);
+    const int64_t blocks =
+        std::clamp<int64_t>((units + kThreads - 1) / kThreads, 1, kOneShotBlocks);
     const r1::cuda::DeviceScope scope(device_);
     with_moved<kReduce>(in.dtype, [&](auto type) {
       using T = decltype(type);
       using S = typename T::Stored;
-      // The launch itself is a good part of a short kernel's time: it overlaps the end of the kernel before.
+      // The launch itself is a good part of a short kernel's time: it overlaps the end of the
+      // kernel before.
       cudaLaunchAttribute early{};
       early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
       early.val.programmaticStreamSerializationAllowed = 1;
@@ -422,8 +449,9 @@ class Kernels final : public PeerKernels {
                                       .stream = r1::cuda::handle_of(s),
                                       .attrs = &early,
                                       .numAttrs = early_launch_ ? 1U : 0U};
-      CUDA_CHECK(cudaLaunchKernelEx(&launch, one_shot_kernel<T, kReduce, kGather>, in.ptr<const S>(), out.ptr<S>(),
-                                    part, (units + blocks - 1) / blocks, op, areas_));
+      CUDA_CHECK(cudaLaunchKernelEx(&launch, one_shot_kernel<T, kReduce, kGather>,
+                                    in.ptr<const S>(), out.ptr<S>(), part,
+                                    (units + blocks - 1) / blocks, op, areas_));
     });
   }
   template <bool kReduce, bool kGather>
@@ -457,12 +485,7 @@ class Kernels final : public PeerKernels {
 
 }  // namespace
 
-size_t peer_area_bytes(int ranks) {
-  const size_t bytes = kControlBytes + one_shot_bytes(ranks) +
-                       size_t{kBlocks} * 2 * 2 * static_cast<size_t>(ranks) * piece_bytes(ranks);
-  R1_CHECK(bytes <= ipc_kernel_bytes(ranks), "{} bytes, planned {}", bytes, ipc_kernel_bytes(ranks));
-  return bytes;
-}
+size_t peer_area_bytes(int ranks) { return area_bytes(ranks); }
 
 std::unique_ptr<PeerKernels> make_peer_kernels(int device, int rank,
                                                const std::vector<void*>& areas) {

@@ -21,7 +21,7 @@ struct IpcOptions {
   /// Up to this size the slots of a pair grow to what expect_messages names; 0: they never do. A message that takes
   /// several pieces waits for the sender's host to come by again, which may be a whole forward later.
   size_t most_message_slot_bytes = 0;
-  /// Small and mid-sized collectives in one kernel, where every rank has a GPU of its own.
+  /// Collectives in one kernel a rank, where every rank has a GPU of its own.
   bool kernels = true;
 };
 

@@ -116,13 +116,14 @@ class Routed final : public Communicator {
   template <class Wrap>
   Routed(std::unique_ptr<Communicator> host, DeviceKind kind,
          std::unique_ptr<Communicator> collectives, std::unique_ptr<Communicator> messages,
-         Wrap split)
+         bool any_size, Wrap split)
       : Communicator(host->name()),
         host_(std::move(host)),
         collectives_(std::move(collectives)),
         messages_(std::move(messages)),
         kind_(kind),
         kernels_(messages_ && has_peer_kernels(*messages_)),
+        any_size_(any_size),
         split_(std::move(split)) {}
 
   int rank() const override { return host_->rank(); }
@@ -176,15 +177,16 @@ class Routed final : public Communicator {
   }
 
  private:
-  // Up to these sizes, of the whole tensor, one kernel a rank is quicker than NCCL. Between two GPUs at any size: two H200,
-  // 4 KiB to 1 GiB (benchmarks/results). More than two could not be measured: what two reached with half the blocks.
+  // Up to these sizes, of the whole tensor, one kernel a rank is quicker than NCCL. Between two GPUs at any size: 8 KiB to
+  // 1 GiB over NVLink (benchmarks/results/2026-11-30-h200x2-layout-grid.md); more could not be measured: what two H100
+  // reached with half the blocks.
   static constexpr size_t kKernelAllReduce = size_t{16} << 20;
   static constexpr size_t kKernelAllGather = size_t{64} << 20;
   static constexpr size_t kKernelReduceScatter = size_t{16} << 20;
 
   [[nodiscard]] Communicator& of(const Tensor& x, size_t kernel_bytes = 0) {
     if (!collectives_ || x.device.kind != kind_) return *host_;
-    const bool kernel = kernels_ && kernel_bytes > 0 && (size() == 2 || x.bytes() <= kernel_bytes);
+    const bool kernel = kernels_ && kernel_bytes > 0 && (any_size_ || x.bytes() <= kernel_bytes);
     return kernel ? *messages_ : *collectives_;
   }
   [[nodiscard]] Communicator& of(std::span<const ShardedTensor> xs) {
@@ -200,6 +202,7 @@ class Routed final : public Communicator {
   std::unique_ptr<Communicator> host_, collectives_, messages_;
   DeviceKind kind_;
   bool kernels_;  // of `messages_`, beside another communicator for collectives
+  bool any_size_;
   std::function<std::unique_ptr<Communicator>(std::unique_ptr<Communicator>)> split_;
 };
 
@@ -280,7 +283,7 @@ class Router::World final : public Communicator {
     auto collectives = state_->make(r.collectives, *group);
     auto messages = one ? nullptr : state_->make(r.messages, *group);
     return std::make_unique<Routed>(
-        std::move(group), state_->device.kind, std::move(collectives), std::move(messages),
+        std::move(group), state_->device.kind, std::move(collectives), std::move(messages), r.any_size,
         [this](std::unique_ptr<Communicator> g) { return route(std::move(g)); });
   }
 

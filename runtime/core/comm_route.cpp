@@ -39,7 +39,8 @@ CommRoute choose_comm(CommChoice choice, const GroupPlace& place, std::string_vi
       if (place.hosts == 1 && (shared || !place.has_nccl)) return both(CommBackend::kIpc);
       if (place.hosts == 1)
         return {CommBackend::kNccl, CommBackend::kIpc,
-                place.ranks <= kMostKernelPeers ? CommBackend::kIpc : CommBackend::kNccl};
+                place.ranks <= kMostKernelPeers ? CommBackend::kIpc : CommBackend::kNccl,
+                place.ranks == 2};
       return both(!shared && place.has_nccl ? CommBackend::kNccl : CommBackend::kUcx);
     case CommChoice::kNccl:
       if (!gpu)
@@ -66,6 +67,9 @@ CommRoute choose_comm(CommChoice choice, const GroupPlace& place, std::string_vi
 }
 
 std::string describe(const CommRoute& route) {
+  if (route.any_size)
+    return fmt::format("{}, collectives beside computation {}", comm_backend_name(route.messages),
+                       comm_backend_name(route.collectives));
   std::string text(comm_backend_name(route.collectives));
   const bool small = route.small_collectives != route.collectives,
              messages = route.messages != route.collectives;

@@ -27,8 +27,9 @@ struct CommRoute {
   CommBackend collectives = CommBackend::kNone;
   CommBackend messages = CommBackend::kNone;  ///< point to point
   /// Collectives that are quicker so, where this differs: small ones in one kernel a rank through
-  /// ipc.
+  /// ipc; between two ranks all for which the stream waits.
   CommBackend small_collectives = CommBackend::kNone;
+  bool any_size = false;  ///< small_collectives carries those of any size
   friend bool operator==(const CommRoute&, const CommRoute&) = default;
 };
 
@@ -57,15 +58,15 @@ inline constexpr int kMostKernelPeers = 8;
          (kernels && ranks <= kMostKernelPeers ? ipc_kernel_bytes(ranks) : 0);
 }
 
-/// kAuto on GPUs: one GPU a rank on one host: collectives over NCCL, small ones and messages over
-/// ipc (one kernel a rank; copies that take no multiprocessor); several ranks on a GPU of one host:
+/// kAuto on GPUs: one GPU a rank on one host: collectives over NCCL, small ones (between two ranks all that the stream
+/// waits for) and messages over ipc (one kernel a rank; copies that take no multiprocessor); several ranks on a GPU of one host:
 /// ipc; over hosts: NCCL with one GPU a rank, else UCX (through pinned host memory where UCX has no
 /// CUDA). On CPUs: mpi. Throws UsageError where the choice cannot work: nccl with several ranks a
 /// GPU, ipc over hosts, either on CPUs (ipc works there).
 [[nodiscard]] CommRoute choose_comm(CommChoice choice, const GroupPlace& place,
                                     std::string_view group);
 
-/// "nccl", or "nccl, small collectives and messages ipc" when they differ.
+/// "nccl"; when they differ "nccl, small collectives and messages ipc", or "ipc, collectives beside computation nccl".
 [[nodiscard]] std::string describe(const CommRoute& route);
 
 }  // namespace r1

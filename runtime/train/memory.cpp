@@ -67,14 +67,15 @@ constexpr int64_t kProcessBytes = int64_t{64} << 20;
 /// what allocations are rounded up to. Of the 1.47 to 1.61 GiB in launch/planned_cluster.cpp the context takes about half a GiB.
 constexpr int64_t kGpuProcessBytes = int64_t{1100} << 20;
 
-/// About what the communicators of a rank alone on its GPU take, of `here` on its host, as the plan counts it.
-static int64_t communicator_bytes(const EngineOptions& o, int64_t here) {
+/// About what the communicators of a rank with a GPU take, as the plan counts it: of `here` ranks on its host, alone on the GPU
+/// or not (then there is no NCCL, and few groups have kernels).
+static int64_t communicator_bytes(const EngineOptions& o, int64_t here, bool alone) {
   const parallel::MeshShape& m = o.mesh;
   int64_t bytes = 0;
   if (messages_through_ipc(o.comm))
     for (const int ranks : {m.tp, m.pp, m.dp, m.pp * m.tp})
-      if (ranks > 1 && ranks <= here) bytes += static_cast<int64_t>(ipc_group_bytes(ranks, true));
-  if (o.comm != CommChoice::kAuto && o.comm != CommChoice::kNccl) return bytes;
+      if (ranks > 1 && ranks <= here) bytes += static_cast<int64_t>(ipc_group_bytes(ranks, alone));
+  if (!alone || (o.comm != CommChoice::kAuto && o.comm != CommChoice::kNccl)) return bytes;
   const bool messages = o.needs.message_slots == 0;  // then NCCL carries them
   const int64_t groups = int64_t{m.pp > 1} + int64_t{m.dp > 1} + int64_t{m.tp > 1};
   return bytes + groups * parallel::kNcclCommunicatorBytes + (m.dp > 1 ? parallel::kExchangeBytes : 0) +
@@ -85,8 +86,10 @@ std::vector<parallel::MemoryDomain> memory_domains(const RankContext& ctx, const
   const bool gpu = device.kind == DeviceKind::kCuda;
   const int64_t capacity = static_cast<int64_t>(gpu ? cuda::api().device_info(device).free_bytes : available_host_bytes());
   const std::vector<int64_t> devices = device_of_rank(ctx.world, device), hosts = host_of_rank(ctx.world);
-  const int64_t here = std::ranges::count(hosts, hosts[static_cast<size_t>(ctx.world.rank())]);
-  const auto found = gather(ctx.world, std::array<int64_t, 3>{gpu, capacity, gpu ? communicator_bytes(options, here) : 0});
+  const auto own = static_cast<size_t>(ctx.world.rank());
+  const bool alone = std::ranges::count(devices, devices[own]) == 1;
+  const int64_t communicators = gpu ? communicator_bytes(options, std::ranges::count(hosts, hosts[own]), alone) : 0;
+  const auto found = gather(ctx.world, std::array<int64_t, 3>{gpu, capacity, communicators});
   std::map<int64_t, size_t> index;
   std::vector<parallel::MemoryDomain> out;
   for (int r = 0; r < ctx.world.size(); ++r) {
@@ -100,8 +103,7 @@ std::vector<parallel::MemoryDomain> memory_domains(const RankContext& ctx, const
     domain.ranks.push_back(r);
   }
   for (parallel::MemoryDomain& d : out) {
-    int64_t each = gpu ? kGpuProcessBytes : kProcessBytes;
-    if (d.ranks.size() == 1) each += found[static_cast<size_t>(d.ranks.front())][2];
+    const int64_t each = (gpu ? kGpuProcessBytes : kProcessBytes) + found[static_cast<size_t>(d.ranks.front())][2];
     d.capacity_bytes = std::max<int64_t>(0, d.capacity_bytes - each * static_cast<int64_t>(d.ranks.size()));
   }
   return out;

@@ -212,7 +212,7 @@ void check_sum(const char* what, const Tensor& result, std::span<const Host> ran
 }
 
 // Counts that differ between ranks, some of them 0: `shape` chooses the pattern.
-constexpr int kCountShapes = 5;
+constexpr int kCountShapes = 6;
 std::vector<int64_t> counts_of(int ranks, int shape) {
   std::vector<int64_t> counts(static_cast<size_t>(ranks), 0);
   for (int r = 0; r < ranks; ++r) {
@@ -232,6 +232,9 @@ std::vector<int64_t> counts_of(int ranks, int shape) {
       case 4:
         n = 1201 + 257 * ((r * 5) % ranks);
         break;  // uneven, beyond eager limits
+      case 5:
+        n = 9001;
+        break;  // even, more than a block's share
     }
   }
   return counts;

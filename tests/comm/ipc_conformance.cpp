@@ -3,14 +3,19 @@
 //   through the adaptor ipc_conformance cuda [--no-kernels] [--slot BYTES] [CASE...]   CUDA IPC:
 //   rank r on GPU r modulo their number
 #include <algorithm>
+#include <bit>
 #include <cstdlib>
+#include <cstring>
+#include <random>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "comm/ipc/ipc.h"
 #include "gpu.h"
 #include "on_device.h"
 #include "rank_main.h"
+#include "runtime/device/device.h"
 
 namespace r1::comm {
 namespace {
@@ -47,6 +52,121 @@ void whole_messages(Communicator& world, Communicator& ipc, size_t most) {
   R1_CHECK(more == (world.rank() == last ? static_cast<int64_t>(kMessageSlots * most) : 0), "{} bytes of room", more);
 }
 
+// A call of the kernels: what it takes and gives lies `offset` elements into memory of its own.
+struct KernelCall {
+  enum Kind { kReduce, kGather, kScatter } kind;
+  DType dtype;
+  int64_t part, offset;
+};
+constexpr int64_t kCalls = 180;
+KernelCall kernel_call(int64_t i) {  // the same on all ranks
+  std::mt19937 random(static_cast<uint32_t>(i));
+  const auto one_of = [&](auto... v) {
+    const std::common_type_t<decltype(v)...> all[] = {v...};
+    return all[random() % sizeof...(v)];
+  };
+  KernelCall c{};
+  c.kind = one_of(KernelCall::kReduce, KernelCall::kGather, KernelCall::kScatter);
+  c.dtype = one_of(DType::kF32, DType::kBF16, DType::kI32, DType::kI64, c.kind == KernelCall::kGather ? DType::kU8 : DType::kF64);
+  const int64_t elem = dtype_bytes(c.dtype), shot = (int64_t{512} << 10) / elem;  // what two ranks give each other in one shot
+  c.part = one_of(int64_t{1}, int64_t{7}, int64_t{1000}, int64_t{4099}, int64_t{9001}, shot / 2 + 3, shot - 1, shot, shot + 1, 3 * shot + 5);
+  c.offset = one_of(int64_t{0}, int64_t{0}, int64_t{1}, int64_t{16 / elem - 1});
+  return c;
+}
+// Small whole numbers: sums of eight are exact in any type.
+int value_of(int64_t call, int rank, int64_t element) { return static_cast<int>((31 * call + 7 * rank + element) % 13); }
+void put_value(char* p, DType dtype, int v) {
+  const auto write = [p](auto x) { std::memcpy(p, &x, sizeof x); };
+  switch (dtype) {
+    case DType::kU8: return write(static_cast<uint8_t>(v));
+    case DType::kBF16: return write(static_cast<uint16_t>(std::bit_cast<uint32_t>(static_cast<float>(v)) >> 16));
+    case DType::kF32: return write(static_cast<float>(v));
+    case DType::kF64: return write(static_cast<double>(v));
+    case DType::kI32: return write(int32_t{v});
+    default: return write(int64_t{v});
+  }
+}
+
+// Calls of all kinds and sizes one behind the other, of which only the last is awaited; then the same captured, and launched
+// several times.
+void kernels_back_to_back(Communicator& world, Communicator& ipc, Device device) {
+  DeviceBackend& backend = backend_of(device.kind);
+  const Stream s = backend.create_stream(device);
+  const int n = ipc.size(), rank = ipc.rank();
+  struct Memory {
+    Buffer in, out;
+    std::vector<char> given, wanted;
+  };
+  std::vector<Memory> memory(kCalls);
+  const auto tensor = [&](const KernelCall& c, const Buffer& b, int64_t elems) {
+    return Tensor{.data = static_cast<char*>(b.data()) + c.offset * dtype_bytes(c.dtype), .dtype = c.dtype, .shape = {elems}, .device = device};
+  };
+  for (int64_t i = 0; i < kCalls; ++i) {
+    const KernelCall c = kernel_call(i);
+    const int64_t elem = dtype_bytes(c.dtype);
+    const bool scatter = c.kind == KernelCall::kScatter, gather = c.kind == KernelCall::kGather;
+    const int64_t taken = scatter ? n * c.part : c.part, given = gather ? n * c.part : c.part;
+    Memory& m = memory[static_cast<size_t>(i)];
+    m.in = Buffer(device, static_cast<size_t>((c.offset + taken) * elem));
+    m.out = Buffer(device, static_cast<size_t>((c.offset + given) * elem));
+    m.given.resize(static_cast<size_t>(taken * elem));
+    m.wanted.resize(static_cast<size_t>(given * elem));
+    for (int64_t e = 0; e < taken; ++e) put_value(&m.given[static_cast<size_t>(e * elem)], c.dtype, value_of(i, rank, e));
+    for (int64_t e = 0; e < given; ++e) {
+      int v = 0;
+      if (gather) v = value_of(i, static_cast<int>(e / c.part), e % c.part);
+      else
+        for (int r = 0; r < n; ++r) v += value_of(i, r, scatter ? rank * c.part + e : e);
+      put_value(&m.wanted[static_cast<size_t>(e * elem)], c.dtype, v);
+    }
+  }
+  const auto upload = [&] {
+    for (int64_t i = 0; i < kCalls; ++i) {
+      const KernelCall c = kernel_call(i);
+      const Memory& m = memory[static_cast<size_t>(i)];
+      const Tensor in = tensor(c, c.kind == KernelCall::kReduce ? m.out : m.in, static_cast<int64_t>(m.given.size()) / dtype_bytes(c.dtype));
+      backend.copy(in.data, m.given.data(), m.given.size(), s);
+    }
+    backend.synchronize(s);
+    world.barrier();
+  };
+  const auto call = [&] {
+    for (int64_t i = 0; i < kCalls; ++i) {
+      const KernelCall c = kernel_call(i);
+      const Memory& m = memory[static_cast<size_t>(i)];
+      const std::vector<int64_t> counts(static_cast<size_t>(n), c.part);
+      if (c.kind == KernelCall::kReduce) ipc.all_reduce(tensor(c, m.out, c.part), ReduceOp::kSum, s);
+      else if (c.kind == KernelCall::kGather) ipc.all_gather(tensor(c, m.in, c.part), tensor(c, m.out, n * c.part), counts, s);
+      else ipc.reduce_scatter(tensor(c, m.in, n * c.part), tensor(c, m.out, c.part), counts, s);
+    }
+  };
+  const auto check = [&](const std::string& what) {
+    for (int64_t i = 0; i < kCalls; ++i) {
+      const KernelCall c = kernel_call(i);
+      const Memory& m = memory[static_cast<size_t>(i)];
+      std::vector<char> got(m.wanted.size());
+      backend.copy(got.data(), tensor(c, m.out, 1).data, got.size(), s);
+      backend.synchronize(s);
+      const auto at = std::mismatch(got.begin(), got.end(), m.wanted.begin()).first - got.begin();
+      R1_CHECK(at == static_cast<int64_t>(got.size()), "{}: call {} ({}, {} of {}, offset {}): element {} differs", what, i,
+               static_cast<int>(c.kind), c.part, dtype_name(c.dtype), c.offset, at / dtype_bytes(c.dtype));
+    }
+  };
+  upload();
+  call();
+  check("one call behind the other");
+  backend.begin_capture(s);
+  call();
+  const Graph graph = backend.end_capture(s);
+  for (int replay = 0; replay < 3; ++replay) {
+    upload();
+    backend.launch(graph, s);
+    check(fmt::format("launch {} of the graph", replay));
+  }
+  backend.destroy_graph(graph);
+  backend.destroy_stream(s);
+}
+
 }  // namespace
 }  // namespace r1::comm
 
@@ -78,7 +198,11 @@ int main(int argc, char** argv) {
     const auto ipc =
         make_ipc(world.split(0, world.rank(), "ipc"), make_ipc_hub(memory, stop), options);
     const auto device_view = where == "cpu" ? nullptr : test::on_device(*ipc, device);
-    const size_t passed = test::run_conformance(device_view ? *device_view : *ipc, args);
+    size_t passed = test::run_conformance(device_view ? *device_view : *ipc, args);
+    if (has_peer_kernels(*ipc) && args.empty()) {
+      kernels_back_to_back(world, *ipc, device);
+      ++passed;
+    }
     ipc->close();
     if (where == "cpu" && world.size() > 1 && args.empty()) {
       const auto group = make_ipc(world.split(0, world.rank(), "whole"), make_ipc_hub(memory, stop), options);

@@ -55,6 +55,9 @@ TEST(Plan, MemoryBesideThePlanIsCounted) {
   EXPECT_EQ(beside(plan({"--cluster", "4xA100-80", "--model", "R1-Distill-Qwen-7B", "--batch", "8", "--pp", "2", "--tp", "2", "--comm", "ipc"}), "NCCL buffers"), 0);
   // Of tp, pp and their replica; a group over hosts has none.
   EXPECT_EQ(beside(four, "ipc buffers"), static_cast<int64_t>(2 * ipc_group_bytes(2, true) + ipc_group_bytes(4, true)));
+  // Four ranks on two GPUs: tp and replica have both, the ranks of dp share one and have no kernels.
+  EXPECT_EQ(beside(plan({"--cluster", "2xH200", "--model", "R1-Distill-Qwen-7B", "--batch", "8", "--dp", "2", "--tp", "2"}), "ipc buffers"),
+            static_cast<int64_t>(2 * ipc_group_bytes(2, true) + ipc_group_bytes(2, false)));
   const PlanReport apart = plan({"--cluster", "2x1xH200", "--model", "R1-Distill-Qwen-7B", "--batch", "8", "--pp", "2"});
   EXPECT_EQ(beside(apart, "ipc buffers"), 0);
 }

@@ -22,6 +22,9 @@ TEST(CommRoute, AutoFollowsThePlace) {
       {"a GPU each, one host",
        {.ranks = 8, .hosts = 1, .most_ranks_a_gpu = 1},
        {B::kNccl, B::kIpc, B::kIpc}},
+      {"a pair of GPUs",
+       {.ranks = 2, .hosts = 1, .most_ranks_a_gpu = 1},
+       {B::kNccl, B::kIpc, B::kIpc, true}},
       {"too many for one kernel",
        {.ranks = 16, .hosts = 1, .most_ranks_a_gpu = 1},
        {B::kNccl, B::kIpc, B::kNccl}},
@@ -80,6 +83,7 @@ TEST(CommRoute, NamesRoundTrip) {
   }
   EXPECT_THROW((void)parse_comm_choice("gloo"), UsageError);
   EXPECT_EQ(describe({B::kNccl, B::kIpc, B::kIpc}), "nccl, small collectives and messages ipc");
+  EXPECT_EQ(describe({B::kNccl, B::kIpc, B::kIpc, true}), "ipc, collectives beside computation nccl");
   EXPECT_EQ(describe({B::kNccl, B::kIpc, B::kNccl}), "nccl, messages ipc");
   EXPECT_EQ(describe({B::kIpc, B::kIpc, B::kIpc}), "ipc");
 }
