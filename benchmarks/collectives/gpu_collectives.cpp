@@ -72,16 +72,22 @@ double slowest(Communicator& g, double seconds) {
   return seconds;
 }
 
+bool in_a_graph(const Bench& x, const Communicator& g, const std::string& op) {
+  return x.graphs && has_peer_kernels(g) && op != "send_recv";
+}
+
 // Seconds of one call: median, least and most of five runs.
 std::vector<double> measure(Bench& x, Communicator& g, const std::string& op, int64_t n) {
   DeviceBackend& backend = backend_of(x.device.kind);
-  const bool graphs = x.graphs && has_peer_kernels(g) && op != "send_recv";
+  const bool graphs = in_a_graph(x, g, op);
   const auto run = [&](int iterations) {
-    Graph graph;
-    if (graphs) backend.begin_capture(x.stream);
-    if (graphs)
+    const auto calls = [&] {
       for (int i = 0; i < iterations; ++i) call(x, g, op, n);
+    };
+    Graph graph;
     if (graphs) {
+      backend.begin_capture(x.stream);
+      calls();
       graph = backend.end_capture(x.stream);
       backend.launch(graph, x.stream);  // the first launch uploads it
     }
@@ -89,8 +95,7 @@ std::vector<double> measure(Bench& x, Communicator& g, const std::string& op, in
     x.group.barrier();
     const auto begin = Clock::now();
     if (graphs) backend.launch(graph, x.stream);
-    else
-      for (int i = 0; i < iterations; ++i) call(x, g, op, n);
+    else calls();
     backend.synchronize(x.stream);
     const double seconds = std::chrono::duration<double>(Clock::now() - begin).count() / iterations;
     if (graphs) backend.destroy_graph(graph);
@@ -179,9 +184,9 @@ int run(MpiWorld& mpi, int argc, char** argv) {
                               : op == "send_recv" ? 1
                                                   : (n - 1) / n;
         if (world->rank() != 0) continue;
-        const bool graph = graphs && has_peer_kernels(*group) && op != "send_recv";
-        std::printf("  %-10s %-14s %11ld %10.1f %18s %10.2f %10.2f\n", (kind + (graph ? "-graph" : "")).c_str(), op.c_str(),
-                    bytes, t[2] * 1e6,
+        const std::string how = in_a_graph(bench, *group, op) ? "-graph" : "";
+        std::printf("  %-10s %-14s %11ld %10.1f %18s %10.2f %10.2f\n", (kind + how).c_str(), op.c_str(), bytes,
+                    t[2] * 1e6,
                     fmt::format("{:.1f}..{:.1f}", t.front() * 1e6, t.back() * 1e6).c_str(), algbw,
                     algbw * factor);
         std::fflush(stdout);

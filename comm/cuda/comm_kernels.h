@@ -21,8 +21,8 @@ inline constexpr int kMaxPeers =
 void reduce_in_order(DType dtype, ReduceOp op, std::span<const void* const> sources, void* out,
                      int64_t numel, cudaStream_t stream);
 
-/// Bytes of each rank's area, zeroed before the first use (peer_kernels_cuda.cu describes it).
-[[nodiscard]] size_t peer_area_bytes(int ranks);
+/// areas[r]: ipc_kernel_bytes(ranks) at rank r, zeroed before the first use (peer_kernels_cuda.cu
+/// describes them).
 [[nodiscard]] std::unique_ptr<PeerKernels> make_peer_kernels(int device, int rank,
                                                              const std::vector<void*>& areas);
 

@@ -82,43 +82,49 @@ void with_element(DType dtype, F f) {
   R1_CHECK(false, "no reduction of {} is defined", dtype_name(dtype));
 }
 
-/// 16 bytes of elements.
-template <class S>
-struct alignas(16) Pack {
-  static constexpr int kElems = 16 / sizeof(S);
+/// 16 or 8 bytes of elements.
+template <class S, int kBytes = 16>
+struct alignas(kBytes) Pack {
+  static_assert(kBytes == 16 || kBytes == 8);
+  using Word = std::conditional_t<kBytes == 16, uint4, uint2>;  ///< one access
+  static constexpr int kElems = kBytes / static_cast<int>(sizeof(S));
   S v[kElems];
 };
 
-/// Elements [i, i + kElems) of p, those from `n` on zero; one access where p is 16-byte aligned.
-template <class S>
-__device__ __forceinline__ Pack<S> load_pack(const S* p, int64_t i, int64_t n, bool aligned) {
-  Pack<S> out;
-  if (aligned && i + Pack<S>::kElems <= n) {
-    const uint4 w = *reinterpret_cast<const uint4*>(p + i);
-    memcpy(&out, &w, 16);
+/// Elements [i, i + kElems) of p, those from `n` on zero; one access where p is_aligned.
+template <class S, int kBytes = 16>
+__device__ __forceinline__ Pack<S, kBytes> load_pack(const S* p, int64_t i, int64_t n,
+                                                     bool aligned) {
+  using P = Pack<S, kBytes>;
+  P out;
+  if (aligned && i + P::kElems <= n) {
+    const auto w = *reinterpret_cast<const typename P::Word*>(p + i);
+    memcpy(&out, &w, kBytes);
   } else {
-    memset(&out, 0, 16);
+    memset(&out, 0, kBytes);
 #pragma unroll
-    for (int k = 0; k < Pack<S>::kElems; ++k)
+    for (int k = 0; k < P::kElems; ++k)
       if (i + k < n) out.v[k] = p[i + k];
   }
   return out;
 }
-template <class S>
+template <class S, int kBytes>
 __device__ __forceinline__ void store_pack(S* p, int64_t i, int64_t n, bool aligned,
-                                           const Pack<S>& x) {
-  if (aligned && i + Pack<S>::kElems <= n) {
-    uint4 w;
-    memcpy(&w, &x, 16);
-    *reinterpret_cast<uint4*>(p + i) = w;
+                                           const Pack<S, kBytes>& x) {
+  using P = Pack<S, kBytes>;
+  if (aligned && i + P::kElems <= n) {
+    typename P::Word w;
+    memcpy(&w, &x, kBytes);
+    *reinterpret_cast<typename P::Word*>(p + i) = w;
   } else {
 #pragma unroll
-    for (int k = 0; k < Pack<S>::kElems; ++k)
+    for (int k = 0; k < P::kElems; ++k)
       if (i + k < n) p[i + k] = x.v[k];
   }
 }
-__device__ __forceinline__ bool is_aligned(const void* p) {
-  return reinterpret_cast<uintptr_t>(p) % 16 == 0;
+/// For packs of so many bytes.
+__device__ __forceinline__ bool is_aligned(const void* p, int bytes = 16) {
+  return reinterpret_cast<uintptr_t>(p) % bytes == 0;
 }
 
 }  // namespace r1::comm::cuda

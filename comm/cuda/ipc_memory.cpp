@@ -105,7 +105,7 @@ class CudaIpcMemory final : public IpcMemory {
   void destroy_stream(const Stream& s) noexcept override { backend_.destroy_stream(s); }
 
   size_t kernel_bytes(int ranks) const override {
-    return ranks <= cuda::kMaxPeers ? cuda::peer_area_bytes(ranks) : 0;
+    return ranks <= cuda::kMaxPeers ? ipc_kernel_bytes(ranks) : 0;
   }
   std::unique_ptr<PeerKernels> make_kernels(int rank, const std::vector<void*>& areas) override {
     return cuda::make_peer_kernels(device_.index, rank, areas);

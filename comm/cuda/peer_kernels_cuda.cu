@@ -67,12 +67,12 @@ constexpr size_t area_bytes(int n) {
   return kControlBytes + one_shot_bytes(n) +
          size_t{kBlocks} * 2 * 2 * static_cast<size_t>(n) * piece_bytes(n);
 }
-constexpr bool areas_are_planned() {
+constexpr bool areas_fit() {
   for (int n = 2; n <= kMaxPeers; ++n)
     if (area_bytes(n) > ipc_kernel_bytes(n)) return false;
   return true;
 }
-static_assert(areas_are_planned());
+static_assert(areas_fit(), "ipc_kernel_bytes is what is allocated");
 
 struct Areas {
   char* p[kMaxPeers];
@@ -112,44 +112,6 @@ __device__ __forceinline__ uint32_t read_flag(const uint32_t* p) {
   return v;
 }
 
-// 8 bytes of elements.
-template <class S>
-struct alignas(8) Half {
-  static constexpr int kElems = 8 / static_cast<int>(sizeof(S));
-  S v[kElems];
-};
-// Elements of unit u of p, those from `n` on zero.
-template <class S>
-__device__ __forceinline__ Half<S> load_half(const S* p, int64_t u, int64_t n) {
-  constexpr int kElems = Half<S>::kElems;
-  Half<S> h;
-  const int64_t i = u * kElems;
-  if (reinterpret_cast<uintptr_t>(p) % 8 == 0 && i + kElems <= n) {
-    const uint2 w = *reinterpret_cast<const uint2*>(p + i);
-    memcpy(&h, &w, 8);
-  } else {
-    memset(&h, 0, 8);
-#pragma unroll
-    for (int k = 0; k < kElems; ++k)
-      if (i + k < n) h.v[k] = p[i + k];
-  }
-  return h;
-}
-template <class S>
-__device__ __forceinline__ void store_half(S* p, int64_t u, int64_t n, const Half<S>& h) {
-  constexpr int kElems = Half<S>::kElems;
-  const int64_t i = u * kElems;
-  if (reinterpret_cast<uintptr_t>(p) % 8 == 0 && i + kElems <= n) {
-    uint2 w;
-    memcpy(&w, &h, 8);
-    *reinterpret_cast<uint2*>(p + i) = w;
-  } else {
-#pragma unroll
-    for (int k = 0; k < kElems; ++k)
-      if (i + k < n) p[i + k] = h.v[k];
-  }
-}
-
 // `part` elements go to each rank. in: kGather: the own part, the same for all (of an all-reduce:
 // the tensor); else a part for each. out: kReduce: the sum; else a part of each. A block has `span`
 // units of every part.
@@ -158,7 +120,8 @@ __global__ void __launch_bounds__(kThreads)
     one_shot_kernel(const typename T::Stored* in, typename T::Stored* out, int64_t part,
                     int64_t span, ReduceOp op, Areas areas) {
   using S = typename T::Stored;
-  using H = Half<S>;
+  constexpr int kBytes = 8;  // of data in a word
+  using H = Pack<S, kBytes>;
 #if __CUDA_ARCH__ >= 900
   // Launched while the kernel before it ends (one_shot): all that it wrote is seen after this. Then
   // the next may be launched.
@@ -178,15 +141,21 @@ __global__ void __launch_bounds__(kThreads)
     }
   };
   const auto part_for = [&](int r) { return kGather ? in : in + r * part; };
+  const auto load = [&](const S* p, int64_t u) {
+    return load_pack<S, kBytes>(p, u * H::kElems, part, is_aligned(p, kBytes));
+  };
+  const auto store = [&](S* p, int64_t u, const H& h) {
+    store_pack(p, u * H::kElems, part, is_aligned(p, kBytes), h);
+  };
   H own[kUnitsAThread];
-  for_units([&](int j, int, int64_t u) { own[j] = load_half(part_for(areas.rank), u, part); });
+  for_units([&](int j, int, int64_t u) { own[j] = load(part_for(areas.rank), u); });
   for (int k = 1; k < areas.n; ++k) {
     const int to = (areas.rank + k) % areas.n;
     uint4* words = areas.words(to, parity, areas.rank, blockIdx.x);
     for_units([&](int j, int local, int64_t u) {
-      const H h = kGather ? own[j] : load_half(part_for(to), u, part);
+      const H h = kGather ? own[j] : load(part_for(to), u);
       uint2 w;
-      memcpy(&w, &h, 8);
+      memcpy(&w, &h, kBytes);
       store_words(words + local, make_uint4(w.x, call, w.y, call));
     });
   }
@@ -197,7 +166,7 @@ __global__ void __launch_bounds__(kThreads)
     while (w.y != call || w.w != call);
     const uint2 data = make_uint2(w.x, w.z);
     H h;
-    memcpy(&h, &data, 8);
+    memcpy(&h, &data, kBytes);
     return h;
   };
   if constexpr (kReduce) {
@@ -212,7 +181,7 @@ __global__ void __launch_bounds__(kThreads)
       H y;
 #pragma unroll
       for (int k = 0; k < H::kElems; ++k) y.v[k] = T::store(acc[k]);
-      store_half(out, u, part, y);
+      store(out, u, y);
     });
   } else {
     for (int k = 0; k < areas.n; ++k) {
@@ -220,7 +189,7 @@ __global__ void __launch_bounds__(kThreads)
       S* to = out + from * part;
       if (k == 0 && to == in) continue;
       for_units([&](int j, int local, int64_t u) {
-        store_half(to, u, part, k == 0 ? own[j] : received(from, local));
+        store(to, u, k == 0 ? own[j] : received(from, local));
       });
     }
   }
@@ -484,8 +453,6 @@ class Kernels final : public PeerKernels {
 };
 
 }  // namespace
-
-size_t peer_area_bytes(int ranks) { return area_bytes(ranks); }
 
 std::unique_ptr<PeerKernels> make_peer_kernels(int device, int rank,
                                                const std::vector<void*>& areas) {

@@ -15,10 +15,10 @@ namespace r1::comm {
 namespace {
 
 constexpr size_t kChannels = 2;
-// Of a channel. A part of a collective is one of several pieces that both ends are at: one slot is filled while the other is
-// emptied. A message is sent long before it is wanted.
+// Of a channel. A part of a collective is one of several pieces that both ends are at. A message is sent long before it is
+// wanted.
 constexpr size_t slots_in(size_t channel) {
-  return channel == static_cast<size_t>(Channel::kMessages) ? kMessageSlots : 2;
+  return channel == static_cast<size_t>(Channel::kMessages) ? kMessageSlots : kCollectiveSlots;
 }
 constexpr size_t kMostSlots = kMessageSlots;
 static_assert(slots_in(0) <= kMostSlots && slots_in(1) <= kMostSlots);

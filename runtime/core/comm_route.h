@@ -43,8 +43,10 @@ inline constexpr size_t kMessageSlots = 4;
 /// The largest message on GPUs that travels in one piece: 8,192 tokens of a hidden size of 8,192 in 16 bits.
 inline constexpr size_t kMostMessageSlotBytes = size_t{128} << 20;
 
-/// A slot of a group through ipc on GPUs. Of each rank there are two for collectives and kMessageSlots, twice as large, for
-/// messages that nobody said to expect: 80 MiB in groups of two, four and eight.
+/// Pieces of a collective that may be under way from one rank to another: one slot is filled while the other is emptied.
+inline constexpr size_t kCollectiveSlots = 2;
+/// A slot for collectives of a group through ipc on GPUs; those for messages that nobody said to expect are twice as large. All
+/// slots of all ranks: 80 MiB in groups of two, four and eight.
 [[nodiscard]] constexpr size_t ipc_slot_bytes(int ranks) { return size_t{ranks <= 2 ? 4U : ranks <= 4 ? 2U : 1U} << 20; }
 /// Groups of up to so many ranks with a GPU each have kernels that write to all peers.
 inline constexpr int kMostKernelPeers = 8;
@@ -54,7 +56,7 @@ inline constexpr int kMostKernelPeers = 8;
 }
 /// Device memory that a group through ipc takes at each rank.
 [[nodiscard]] constexpr size_t ipc_group_bytes(int ranks, bool kernels) {
-  return static_cast<size_t>(ranks) * (2 + 2 * kMessageSlots) * ipc_slot_bytes(ranks) +
+  return static_cast<size_t>(ranks) * (kCollectiveSlots + 2 * kMessageSlots) * ipc_slot_bytes(ranks) +
          (kernels && ranks <= kMostKernelPeers ? ipc_kernel_bytes(ranks) : 0);
 }
 

@@ -9,6 +9,33 @@
 #include "runtime/core/rng.h"
 
 namespace r1::comm::test {
+
+void set_element(const Tensor& t, int64_t i, double v) {
+  switch (t.dtype) {
+    case DType::kF32:
+      t.ptr<float>()[i] = static_cast<float>(v);
+      break;
+    case DType::kBF16:
+      t.ptr<uint16_t>()[i] = float_to_bf16(static_cast<float>(v));
+      break;
+    case DType::kF16:
+      t.ptr<uint16_t>()[i] = float_to_f16(static_cast<float>(v));
+      break;
+    case DType::kF64:
+      t.ptr<double>()[i] = v;
+      break;
+    case DType::kI32:
+      t.ptr<int32_t>()[i] = static_cast<int32_t>(v);
+      break;
+    case DType::kI64:
+      t.ptr<int64_t>()[i] = static_cast<int64_t>(v);
+      break;
+    case DType::kU8:
+      t.ptr<uint8_t>()[i] = static_cast<uint8_t>(v);
+      break;
+  }
+}
+
 namespace {
 
 bool g_ordered_sums = true;  // a property of the backend that the program tests
@@ -97,31 +124,6 @@ double get(const Tensor& t, int64_t i) {
   }
   return 0;
 }
-void set(const Tensor& t, int64_t i, double v) {
-  switch (t.dtype) {
-    case DType::kF32:
-      t.ptr<float>()[i] = static_cast<float>(v);
-      break;
-    case DType::kBF16:
-      t.ptr<uint16_t>()[i] = float_to_bf16(static_cast<float>(v));
-      break;
-    case DType::kF16:
-      t.ptr<uint16_t>()[i] = float_to_f16(static_cast<float>(v));
-      break;
-    case DType::kF64:
-      t.ptr<double>()[i] = v;
-      break;
-    case DType::kI32:
-      t.ptr<int32_t>()[i] = static_cast<int32_t>(v);
-      break;
-    case DType::kI64:
-      t.ptr<int64_t>()[i] = static_cast<int64_t>(v);
-      break;
-    case DType::kU8:
-      t.ptr<uint8_t>()[i] = static_cast<uint8_t>(v);
-      break;
-  }
-}
 bool is_float(DType t) {
   return t == DType::kF32 || t == DType::kBF16 || t == DType::kF16 || t == DType::kF64;
 }
@@ -135,11 +137,11 @@ void fill(const Tensor& t, const std::string& purpose, int rank) {
   for (int64_t i = 0; i < t.numel(); ++i) {
     const uint64_t bits = rng.bits(static_cast<uint64_t>(i));
     if (is_float(t.dtype))
-      set(t, i, (static_cast<double>(bits >> 11) * 0x1p-53 - 0.5) * kDecades[bits & 7]);
+      set_element(t, i, (static_cast<double>(bits >> 11) * 0x1p-53 - 0.5) * kDecades[bits & 7]);
     else if (t.dtype == DType::kU8)
-      set(t, i, static_cast<double>(bits & 255));
+      set_element(t, i, static_cast<double>(bits & 255));
     else
-      set(t, i, static_cast<double>(bits % 2000001) - 1e6);
+      set_element(t, i, static_cast<double>(bits % 2000001) - 1e6);
   }
 }
 Host filled(DType dtype, int64_t numel, const std::string& purpose, int rank) {
@@ -250,7 +252,7 @@ void identity(Communicator& c) {
   require(!c.name().empty(), "no name");
   // Ranks are distinct: each writes its own place.
   Host own(DType::kI64, 1), all(DType::kI64, c.size());
-  set(own, 0, c.rank());
+  set_element(own, 0, c.rank());
   c.all_gather(own, all, std::vector<int64_t>(static_cast<size_t>(c.size()), 1), {});
   for (int r = 0; r < c.size(); ++r)
     require(get(all, r) == r, "rank {} says it is rank {}", r, get(all, r));
@@ -313,10 +315,10 @@ void all_reduce_special_values(Communicator& c) {
       for (ReduceOp op : {ReduceOp::kSum, ReduceOp::kMax})
         for (int culprit = 0; culprit < c.size(); ++culprit) {
           Host x(dtype, n);
-          for (int64_t i = 0; i < n; ++i) set(x, i, c.rank() - 3.0);
+          for (int64_t i = 0; i < n; ++i) set_element(x, i, c.rank() - 3.0);
           if (c.rank() == culprit) {
-            set(x, 1, std::numeric_limits<double>::quiet_NaN());
-            set(x, n - 1, std::numeric_limits<double>::infinity());
+            set_element(x, 1, std::numeric_limits<double>::quiet_NaN());
+            set_element(x, n - 1, std::numeric_limits<double>::infinity());
           }
           c.all_reduce(x, op, {});
           require(std::isnan(get(x, 1)), "the NaN of rank {} became {}", culprit, get(x, 1));
@@ -633,9 +635,9 @@ void barrier(Communicator& c) {
       return static_cast<double>(std::chrono::steady_clock::now().time_since_epoch().count());
     };
     Host entered(DType::kF64, 1), left(DType::kF64, 1);
-    set(entered, 0, now());
+    set_element(entered, 0, now());
     c.barrier();
-    set(left, 0, -now());
+    set_element(left, 0, -now());
     c.all_reduce(entered, ReduceOp::kMax, {});
     c.all_reduce(left, ReduceOp::kMax, {});
     require(-get(left, 0) >= get(entered, 0),
@@ -681,8 +683,8 @@ void split_reversed_and_nested(Communicator& c) {
   Host a(DType::kI64, 1), b(DType::kI64, 1);
   const int next = (c.rank() + 1) % c.size(), previous = (c.rank() - 1 + c.size()) % c.size();
   Host one(DType::kI64, 1), two(DType::kI64, 1);
-  set(one, 0, 1);
-  set(two, 0, 2);
+  set_element(one, 0, 1);
+  set_element(two, 0, 2);
   const Transfer receive[] = {{Transfer::Kind::kRecv, a, previous}},
                  other[] = {{Transfer::Kind::kRecv, b, previous}};
   const auto first = c.start(receive, {}), second = same->start(other, {});

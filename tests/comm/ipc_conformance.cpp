@@ -3,15 +3,14 @@
 //   through the adaptor ipc_conformance cuda [--no-kernels] [--slot BYTES] [CASE...]   CUDA IPC:
 //   rank r on GPU r modulo their number
 #include <algorithm>
-#include <bit>
 #include <cstdlib>
-#include <cstring>
 #include <random>
 #include <string>
 #include <type_traits>
 #include <vector>
 
 #include "comm/ipc/ipc.h"
+#include "conformance.h"
 #include "gpu.h"
 #include "on_device.h"
 #include "rank_main.h"
@@ -75,17 +74,6 @@ KernelCall kernel_call(int64_t i) {  // the same on all ranks
 }
 // Small whole numbers: sums of eight are exact in any type.
 int value_of(int64_t call, int rank, int64_t element) { return static_cast<int>((31 * call + 7 * rank + element) % 13); }
-void put_value(char* p, DType dtype, int v) {
-  const auto write = [p](auto x) { std::memcpy(p, &x, sizeof x); };
-  switch (dtype) {
-    case DType::kU8: return write(static_cast<uint8_t>(v));
-    case DType::kBF16: return write(static_cast<uint16_t>(std::bit_cast<uint32_t>(static_cast<float>(v)) >> 16));
-    case DType::kF32: return write(static_cast<float>(v));
-    case DType::kF64: return write(static_cast<double>(v));
-    case DType::kI32: return write(int32_t{v});
-    default: return write(int64_t{v});
-  }
-}
 
 // Calls of all kinds and sizes one behind the other, of which only the last is awaited; then the same captured, and launched
 // several times.
@@ -111,13 +99,16 @@ void kernels_back_to_back(Communicator& world, Communicator& ipc, Device device)
     m.out = Buffer(device, static_cast<size_t>((c.offset + given) * elem));
     m.given.resize(static_cast<size_t>(taken * elem));
     m.wanted.resize(static_cast<size_t>(given * elem));
-    for (int64_t e = 0; e < taken; ++e) put_value(&m.given[static_cast<size_t>(e * elem)], c.dtype, value_of(i, rank, e));
+    const auto on_host = [&](std::vector<char>& bytes, int64_t elems) {
+      return Tensor{.data = bytes.data(), .dtype = c.dtype, .shape = {elems}, .device = {}};
+    };
+    for (int64_t e = 0; e < taken; ++e) test::set_element(on_host(m.given, taken), e, value_of(i, rank, e));
     for (int64_t e = 0; e < given; ++e) {
       int v = 0;
       if (gather) v = value_of(i, static_cast<int>(e / c.part), e % c.part);
       else
         for (int r = 0; r < n; ++r) v += value_of(i, r, scatter ? rank * c.part + e : e);
-      put_value(&m.wanted[static_cast<size_t>(e * elem)], c.dtype, v);
+      test::set_element(on_host(m.wanted, given), e, v);
     }
   }
   const auto upload = [&] {
